@@ -1,0 +1,194 @@
+"""Running an env for one episode and collecting what it shows, for the recorder.
+
+The content of an episode is a pure function of (env, its kwargs, policy, seed, number of steps).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from worldscape.data.episode import FRAME_INFOS, MAX_DEPTH, STEP_INFOS
+from worldscape.data.minari_io import find_image_key
+
+if TYPE_CHECKING:
+    from minari.data_collector import EpisodeBuffer
+
+Act: TypeAlias = Callable[[Any, dict[str, Any]], Any]
+"""Called with the latest observation and info; returns the next action."""
+
+Policy: TypeAlias = Callable[[gym.Env, np.random.Generator], Act]
+"""Called with the unwrapped env and a generator after each reset."""
+
+POLICIES = ("explore", "goal", "mixed")
+_POLICY_STREAM = 1
+
+
+def make_env(env_id: str, env_kwargs: dict[str, Any]) -> gym.Env:
+    """Make the env; raises ValueError when it is unknown, refuses its arguments or does not show one image."""
+    if importlib.util.find_spec("ws_gym") is not None:
+        importlib.import_module("ws_gym")
+    try:
+        env = gym.make(env_id, disable_env_checker=True, **env_kwargs)
+    except (gym.error.Error, TypeError) as error:
+        raise ValueError(f"cannot make the env {env_id!r} with {env_kwargs}: {error}") from error
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"cannot make the env {env_id!r}: {error}; install what it needs (for WorldScape-Rooms: "
+            "pip install 'worldscape[sim]')"
+        ) from error
+    try:
+        find_image_key(env.observation_space)
+    except ValueError:
+        env.close()
+        raise
+    return env
+
+
+def load_policy(name: str) -> Policy:
+    """The policy called `name`: explore, goal, mixed, random, or MODULE:FUNC; raises ValueError otherwise."""
+    if name == "random":
+        return _random_policy
+    module_name, _, function = name.partition(":")
+    if name in POLICIES:
+        module_name, function = "worldscape.data.explore", name
+    if not function:
+        raise ValueError(f"unknown policy {name!r}; choose {', '.join(POLICIES)}, random or MODULE:FUNC")
+    try:
+        policy = getattr(importlib.import_module(module_name), function)
+    except (ModuleNotFoundError, AttributeError) as error:
+        raise ValueError(f"cannot load the policy {name!r}: {error}; give MODULE:FUNC that can be imported") from error
+    if not callable(policy):
+        raise ValueError(f"the policy {name!r} is a {type(policy).__name__}; it must be a function of (env, rng)")
+    return policy
+
+
+def _random_policy(env: gym.Env, rng: np.random.Generator) -> Act:
+    env.action_space.seed(int(rng.integers(2**31)))
+    return lambda observation, info: env.action_space.sample()
+
+
+def roll_episode(env: gym.Env, policy: Policy, *, seed: int, num_steps: int, index: int) -> EpisodeBuffer:
+    """Record one episode of at most `num_steps` steps; it ends early when the env does.
+
+    `seed` resets the env and seeds the policy. A cut at `num_steps` is marked as truncation, as Minari does.
+    Raises ValueError when an observation is outside the space or an info key comes and goes.
+    """
+    from minari.data_collector import EpisodeBuffer
+
+    observation, info = env.reset(seed=seed)
+    log = _EpisodeLog(env.observation_space, observation, info)
+    act = policy(env.unwrapped, np.random.default_rng((seed, _POLICY_STREAM)))
+    for step in range(num_steps):
+        action = act(observation, info)
+        if not env.action_space.contains(action):
+            raise ValueError(f"the policy chose {action!r}, which is outside the action space {env.action_space}")
+        observation, reward, terminated, truncated, info = env.step(action)
+        truncated = truncated or (step + 1 == num_steps and not terminated)
+        log.add_step(action, float(reward), terminated, truncated, observation, info)
+        if terminated or truncated:
+            break
+    return EpisodeBuffer(
+        id=index,
+        seed=seed,
+        observations=_stack(env.observation_space, log.observations),
+        actions=_stack(env.action_space, log.actions),
+        rewards=log.rewards,
+        terminations=log.terminations,
+        truncations=log.truncations,
+        infos=log.stacked_infos(),
+    )
+
+
+class _EpisodeLog:
+    """Lists that grow with the episode; which infos are kept is decided by the first step."""
+
+    def __init__(self, space: spaces.Space, observation: Any, info: dict[str, Any]) -> None:
+        self.space = space
+        self.observations = [self._checked(observation)]
+        self.actions: list[Any] = []
+        self.rewards: list[float] = []
+        self.terminations: list[bool] = []
+        self.truncations: list[bool] = []
+        self._reset_info = {key: _as_stored(key, info[key]) for key in (*FRAME_INFOS, *STEP_INFOS) if key in info}
+        self._infos: dict[str, list[np.ndarray]] = {}
+
+    def add_step(
+        self, action: Any, reward: float, terminated: bool, truncated: bool, observation: Any, info: dict[str, Any]
+    ) -> None:
+        self.actions.append(action)
+        self.rewards.append(reward)
+        self.terminations.append(bool(terminated))
+        self.truncations.append(bool(truncated))
+        self.observations.append(self._checked(observation))
+        if len(self.rewards) == 1:
+            self._start_infos(info)
+        self._add_info(info)
+
+    def stacked_infos(self) -> dict[str, Any]:
+        """Infos as Minari writes them: arrays, except that scalars are lists."""
+        stacked = {key: np.stack(values) for key, values in self._infos.items()}
+        return {key: value.tolist() if value.ndim == 1 else value for key, value in stacked.items()}
+
+    def _start_infos(self, info: dict[str, Any]) -> None:
+        for key in FRAME_INFOS:
+            if (key in info) != (key in self._reset_info):
+                where, other = ("step", "reset") if key in info else ("reset", "step")
+                raise ValueError(f"the env's info has {key!r} at {where} but not at {other}; it must be in both")
+            if key in info:
+                self._infos[key] = [self._reset_info[key]]
+        for key in STEP_INFOS:
+            if key in info:
+                self._infos[key] = [np.zeros_like(_as_stored(key, info[key]))]
+
+    def _add_info(self, info: dict[str, Any]) -> None:
+        for key, values in self._infos.items():
+            if key not in info:
+                raise ValueError(f"the env's info lost {key!r} at step {len(self.rewards)}; it must be in every step")
+            value = _as_stored(key, info[key])
+            if value.shape != values[0].shape:
+                raise ValueError(f"info {key!r} changed its shape from {values[0].shape} to {value.shape}")
+            values.append(value)
+
+    def _checked(self, observation: Any) -> Any:
+        if not self.space.contains(observation):
+            kind = f"{observation.dtype} {observation.shape}" if isinstance(observation, np.ndarray) else observation
+            raise ValueError(f"the env returned the observation {kind}, outside its own observation space {self.space}")
+        return _copy(observation)
+
+
+def _copy(observation: Any) -> Any:
+    """Envs may reuse their arrays; what is logged must not change."""
+    if isinstance(observation, dict):
+        return {key: _copy(value) for key, value in observation.items()}
+    if isinstance(observation, tuple):
+        return tuple(_copy(value) for value in observation)
+    return np.array(observation) if isinstance(observation, np.ndarray) else observation
+
+
+_STORED_TYPES = {"depth": np.float16, "collision": np.bool_, "success": np.bool_}
+
+
+def _as_stored(key: str, value: Any) -> np.ndarray:
+    """Info as kept on disk: depth in float16 clipped to `MAX_DEPTH`, flags as bool, the rest in float32."""
+    array = np.asarray(value)
+    if array.dtype == object or np.isnan(array).any():
+        raise ValueError(f"info {key!r} is {value!r}; it must be an array of numbers without NaN")
+    if key == "depth":
+        array = np.clip(array, 0.0, MAX_DEPTH)
+    return array.astype(_STORED_TYPES.get(key, np.float32))
+
+
+def _stack(space: spaces.Space, values: list[Any]) -> Any:
+    """List of samples of `space` -> one sample of lists and arrays, as Minari's buffers hold them."""
+    if isinstance(space, spaces.Dict):
+        return {key: _stack(subspace, [value[key] for value in values]) for key, subspace in space.items()}
+    if isinstance(space, spaces.Tuple):
+        return tuple(_stack(subspace, [value[i] for value in values]) for i, subspace in enumerate(space))
+    return np.stack(values) if isinstance(values[0], np.ndarray) else values
