@@ -1,0 +1,98 @@
+"""Cameras: states, poses, rays. World axes follow OpenCV (x right, y down, z forward; metres), gravity along +y.
+
+A camera state is (x, y, z, yaw, pitch, roll): yaw right, pitch up, roll clockwise, radians; all zero is the identity.
+"""
+
+import math
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+
+def rotation_from_angles(angles: Tensor) -> Tensor:
+    """(yaw, pitch, roll) [..., 3] in radians -> camera-to-world rotation [..., 3, 3]: R = Ry(yaw) Rx(pitch) Rz(roll)."""
+    yaw, pitch, roll = angles.unbind(-1)
+    zero, one = torch.zeros_like(yaw), torch.ones_like(yaw)
+    cy, sy, cp, sp, cr, sr = yaw.cos(), yaw.sin(), pitch.cos(), pitch.sin(), roll.cos(), roll.sin()
+    turn = _matrix(cy, zero, sy, zero, one, zero, -sy, zero, cy)
+    tilt = _matrix(one, zero, zero, zero, cp, -sp, zero, sp, cp)
+    bank = _matrix(cr, -sr, zero, sr, cr, zero, zero, zero, one)
+    return turn @ tilt @ bank
+
+
+def pose_from_state(state: Tensor) -> Tensor:
+    """Camera state [..., 6] -> camera-to-world pose [..., 4, 4]."""
+    pose = torch.zeros(*state.shape[:-1], 4, 4, dtype=state.dtype, device=state.device)
+    pose[..., :3, :3] = rotation_from_angles(state[..., 3:])
+    pose[..., :3, 3] = state[..., :3]
+    pose[..., 3, 3] = 1.0
+    return pose
+
+
+def pose_from_state_numpy(state: np.ndarray) -> np.ndarray:
+    """Camera state [..., 6] -> camera-to-world pose float32 [..., 4, 4]."""
+    return pose_from_state(torch.as_tensor(state, dtype=torch.float32)).numpy()
+
+
+def state_from_pose(pose: Tensor) -> Tensor:
+    """Camera-to-world pose [..., 4, 4] -> camera state [..., 6]; the inverse of `pose_from_state` for |pitch| < 90."""
+    r = pose[..., :3, :3]
+    yaw = torch.atan2(r[..., 0, 2], r[..., 2, 2])
+    pitch = torch.asin((-r[..., 1, 2]).clamp(-1.0, 1.0))
+    roll = torch.atan2(r[..., 1, 0], r[..., 1, 1])
+    return torch.cat([pose[..., :3, 3], torch.stack([yaw, pitch, roll], -1)], -1)
+
+
+def apply_control(state: Tensor, control: Tensor, max_pitch: float) -> Tensor:
+    """Advance camera states [..., 6] by controls [..., 6]: rotate, then walk along the new yaw-levelled axes.
+
+    Control is (right, down, forward) in metres and (yaw, pitch, roll) in radians; pitch stays within +-max_pitch.
+    """
+    angles = state[..., 3:] + control[..., 3:]
+    yaw = torch.remainder(angles[..., 0] + math.pi, 2 * math.pi) - math.pi
+    pitch = angles[..., 1].clamp(-max_pitch, max_pitch)
+    right, down, forward = control[..., 0], control[..., 1], control[..., 2]
+    x = state[..., 0] + forward * yaw.sin() + right * yaw.cos()
+    y = state[..., 1] + down
+    z = state[..., 2] + forward * yaw.cos() - right * yaw.sin()
+    return torch.stack([x, y, z, yaw, pitch, angles[..., 2]], -1)
+
+
+def invert_pose(pose: Tensor) -> Tensor:
+    """Rigid pose [..., 4, 4] -> its inverse [..., 4, 4]."""
+    rotation = pose[..., :3, :3].transpose(-1, -2)
+    inverse = torch.zeros_like(pose)
+    inverse[..., :3, :3] = rotation
+    inverse[..., :3, 3] = -(rotation @ pose[..., :3, 3:]).squeeze(-1)
+    inverse[..., 3, 3] = 1.0
+    return inverse
+
+
+def camera_rays(intrinsics: Tensor, size: int) -> Tensor:
+    """Normalised intrinsics [..., 4] -> ray through each pixel centre in camera axes with z = 1: [..., size, size, 3]."""
+    centres = (torch.arange(size, device=intrinsics.device, dtype=intrinsics.dtype) + 0.5) / size
+    fx, fy, cx, cy = intrinsics.unbind(-1)
+    x = (centres - cx[..., None]) / fx[..., None]
+    y = (centres - cy[..., None]) / fy[..., None]
+    x = x[..., None, :].expand(*x.shape[:-1], size, size)
+    y = y[..., :, None].expand(*y.shape[:-1], size, size)
+    return torch.stack([x, y, torch.ones_like(x)], -1)
+
+
+def plucker_map(pose: Tensor, intrinsics: Tensor, size: int) -> Tensor:
+    """Pose [..., 4, 4] relative to a reference, intrinsics [..., 4] -> Pluecker rays [..., 6, size, size].
+
+    Channels are the unit direction d and the moment o x d (metres), which does not change when o slides along the ray.
+    """
+    rays = camera_rays(intrinsics, size)
+    rotation = pose[..., None, None, :3, :3]
+    direction = torch.nn.functional.normalize((rotation @ rays[..., None]).squeeze(-1), dim=-1)
+    origin = pose[..., None, None, :3, 3].expand_as(direction)
+    moment = torch.cross(origin, direction, dim=-1)
+    return rearrange(torch.cat([direction, moment], -1), "... h w c -> ... c h w")
+
+
+def _matrix(*entries: Tensor) -> Tensor:
+    return rearrange(torch.stack(entries, -1), "... (r c) -> ... r c", r=3)

@@ -1,0 +1,1 @@
+"""Episodes: recording, storing, reading; simulators to record from."""
