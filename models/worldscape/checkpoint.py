@@ -1,0 +1,221 @@
+"""Finished weights on disk and in memory: one safetensors file per part of the model, one config.json with checksums.
+
+Files are float16, models are float32. No pickle anywhere. Loaded models are shared within the process for as long as
+somebody holds them, so treat them as read-only and copy before training or rewriting one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+from weakref import WeakValueDictionary
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from worldscape.world import WorldModel
+
+FORMAT = "worldscape-weights"
+FORMAT_VERSION = 1
+PARTS = ("codec", "transformer", "heads")
+CONFIG_FILE = "config.json"
+DEBUG = "debug"
+SHIPPED = Path(__file__).parent / "weights"
+
+_loaded: WeakValueDictionary[tuple[str, int, str], WorldModel] = WeakValueDictionary()
+_lock = threading.Lock()
+
+
+def save_world(model: WorldModel, directory: str | Path, provenance: Mapping[str, Any]) -> Path:
+    """Write `model` to `directory` as float16, replacing earlier weights there. Returns the directory.
+
+    The new directory is made beside the old one and swapped in by renaming, so a reader never sees a mixture.
+    Raises ValueError when the directory holds other files, or when a weight does not fit into float16.
+    """
+    directory = Path(directory)
+    _refuse_foreign(directory)
+    partial = directory.with_name(f".{directory.name}.partial.{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    files = {}
+    for part, tensors in _halve(model).items():
+        data = dump_tensors(tensors)
+        _write(partial / f"{part}.safetensors", data)
+        files[part] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    header = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": model.config.to_dict()}
+    text = json.dumps({**header, "files": files, "provenance": dict(provenance)}, indent=1)
+    _write(partial / CONFIG_FILE, text.encode())
+    _swap(partial, directory)
+    return directory
+
+
+def load_world(name_or_path: str | Path, device: str | torch.device = "cpu") -> WorldModel:
+    """Weights by name ("nano"), by directory or by run directory -> WorldModel: float32, eval mode, no gradients.
+
+    "debug" is a randomly initialised model of the debug preset, always the same one, without files.
+    Loading the same files for the same device twice gives the same object while the first is alive: do not change it.
+    Raises ValueError for an unknown name and for corrupt, truncated or mismatched files.
+    """
+    path = None if name_or_path == DEBUG else resolve_weights(name_or_path)
+    device = torch.device(device)
+    key = (DEBUG, 0, str(device)) if path is None else (str(path), (path / CONFIG_FILE).stat().st_mtime_ns, str(device))
+    with _lock:
+        model = _loaded.get(key)
+        if model is None:
+            model = _build_debug() if path is None else _read(path)
+            model = model.to(device).requires_grad_(False).eval()
+            _loaded[key] = model
+    return model
+
+
+def resolve_weights(name_or_path: str | Path) -> Path:
+    """The directory of a shipped name, a weights directory or a run (its weights). Raises ValueError when unknown."""
+    given = Path(name_or_path)
+    for candidate in (SHIPPED / given, given, given / "weights"):
+        if (candidate / CONFIG_FILE).is_file():
+            return candidate.resolve()
+    names = ", ".join([DEBUG, *list_weights()])
+    what = "holds no weights" if given.exists() else "is neither a shipped name nor a directory"
+    raise ValueError(f"weights {str(name_or_path)!r}: this {what}; choose {names}, or a directory with {CONFIG_FILE}")
+
+
+def list_weights() -> list[str]:
+    """Names of the weights that ship with the package."""
+    return sorted(config.parent.name for config in SHIPPED.glob(f"*/{CONFIG_FILE}"))
+
+
+def read_provenance(name_or_path: str | Path) -> dict[str, Any]:
+    """Where weights come from: by stage, as train() wrote it. Raises like load_world."""
+    return {} if name_or_path == DEBUG else _read_config(resolve_weights(name_or_path))["provenance"]
+
+
+def weights_id(model: WorldModel) -> str:
+    """Checksum of config and weights, 16 hex digits; the same before saving and after loading."""
+    digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+    for part, tensors in _halve(model).items():
+        for name, tensor in sorted(tensors.items()):
+            digest.update(f"{part}.{name}".encode())
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _halve(model: WorldModel) -> dict[str, dict[str, Tensor]]:
+    """The tensors by part, on the CPU, floating ones as float16. Raises ValueError when one does not fit."""
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
+    for full_name, tensor in model.state_dict().items():
+        part, _, name = full_name.partition(".")
+        assert part in parts, f"{full_name} belongs to none of {', '.join(PARTS)}"
+        half = tensor.detach().to("cpu", torch.float16 if tensor.is_floating_point() else tensor.dtype, copy=True)
+        if not torch.isfinite(half).all():
+            raise ValueError(f"weight {full_name} does not fit into float16 (or is not finite): train with a lower lr")
+        parts[part][name] = half.contiguous()
+    return parts
+
+
+def _refuse_foreign(directory: Path) -> None:
+    own = {CONFIG_FILE, *(f"{part}.safetensors" for part in PARTS)}
+    foreign = sorted(p.name for p in directory.iterdir() if p.name not in own) if directory.is_dir() else []
+    if foreign or directory.is_file():
+        what = f"holds other files ({', '.join(foreign[:3])})" if foreign else "is a file"
+        raise ValueError(f"{directory} {what}: weights replace their whole directory, so give an empty or new one")
+
+
+def _write(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _swap(partial: Path, directory: Path) -> None:
+    """Put `partial` in the place of `directory`; between the two renames the directory is absent for an instant."""
+    if not directory.exists():
+        os.replace(partial, directory)
+        return
+    old = directory.with_name(f".{directory.name}.old.{os.getpid()}")
+    os.replace(directory, old)
+    os.replace(partial, directory)
+    shutil.rmtree(old)
+
+
+def _build_debug() -> WorldModel:
+    from worldscape.config import preset
+    from worldscape.world import WorldModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return WorldModel(preset(DEBUG))
+
+
+def _read(path: Path) -> WorldModel:
+    from worldscape.config import WorldConfig
+    from worldscape.world import WorldModel
+
+    header = _read_config(path)
+    try:
+        config = WorldConfig.from_dict(header["model"])
+    except (ValueError, TypeError, KeyError) as error:
+        _fail(path / CONFIG_FILE, f"has a model config that this version does not read ({error})", error)
+    tensors = {}
+    for part in PARTS:
+        for name, tensor in _read_part(path / f"{part}.safetensors", header["files"].get(part)).items():
+            tensors[f"{part}.{name}"] = tensor.float() if tensor.is_floating_point() else tensor
+    with torch.random.fork_rng(devices=[]):
+        model = WorldModel(config)
+    _check_fit(path, model.state_dict(), tensors)
+    model.load_state_dict(tensors)
+    return model
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    file = path / CONFIG_FILE
+    try:
+        header = json.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        _fail(file, f"is not readable JSON ({error})", error)
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        _fail(file, f"is not a {FORMAT} file")
+    if header.get("format_version") != FORMAT_VERSION:
+        _fail(file, f"has format version {header.get('format_version')!r}, this version reads {FORMAT_VERSION}")
+    for key in ("model", "files", "provenance"):
+        if not isinstance(header.get(key), dict):
+            _fail(file, f"lacks the section {key!r}")
+    return header
+
+
+def _read_part(file: Path, expected: Any) -> dict[str, Tensor]:
+    """The tensors of one part, after size and checksum were compared with config.json."""
+    if not isinstance(expected, dict) or not {"bytes", "sha256"} <= expected.keys():
+        _fail(file.with_name(CONFIG_FILE), f"lists no size and checksum for {file.name}")
+    try:
+        data = file.read_bytes()
+        if len(data) != expected["bytes"]:
+            _fail(file, f"has {len(data)} bytes instead of {expected['bytes']}: it is truncated or another file")
+        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+            _fail(file, f"does not match its checksum in {CONFIG_FILE}: it is corrupt or another file")
+        return load_tensors(data)
+    except (OSError, SafetensorError) as error:
+        _fail(file, f"is not readable ({error})", error)
+
+
+def _check_fit(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:
+    for name in sorted(wanted.keys() | found.keys()):
+        if name not in found or name not in wanted:
+            _fail(path, f"{'lacks' if name not in found else 'has an unknown'} tensor {name!r}")
+        if wanted[name].shape != found[name].shape:
+            shapes = f"{tuple(found[name].shape)}, the model config wants {tuple(wanted[name].shape)}"
+            _fail(path, f"has {name!r} of shape {shapes}")
+
+
+def _fail(path: Path, what: str, cause: BaseException | None = None) -> NoReturn:
+    raise ValueError(f"weights {path}: this {what}; download or save these weights again") from cause

@@ -1,0 +1,1 @@
+"""Training: the visible loop, its optimisers and checkpoints, and one module per stage (codec, world, heads)."""

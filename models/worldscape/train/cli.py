@@ -1,0 +1,114 @@
+"""`worldscape train codec|world|heads`: builds the model and the stage, then hands over to the loop.
+
+A stage module offers `DEFAULTS` (preset name -> TrainConfig) and
+`build_stage(model_config, train_config, dataset_path, init) -> Stage`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import importlib
+import json
+import signal
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from worldscape.train.config import TrainConfig, override, parse_assignments
+
+if TYPE_CHECKING:
+    from worldscape.config import WorldConfig
+    from worldscape.world import WorldModel
+
+# What must come trained from --init before a stage makes sense.
+NEEDS = {"codec": (), "world": ("codec",), "heads": ("codec", "transformer")}
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add `train` and its stages to an argparse subparsers object; `args.func(args)` runs it, returns the exit code."""
+    parser = subparsers.add_parser("train", help="train a codec, a world or heads on a recorded dataset")
+    stages = parser.add_subparsers(dest="stage", required=True)
+    for name in NEEDS:
+        stage = stages.add_parser(name, help=f"train the {name}")
+        stage.add_argument("--preset", default="nano", help="model size: debug, nano (default), small")
+        stage.add_argument("--data", required=True, help="dataset directory or Minari id (worldscape record makes one)")
+        stage.add_argument("--out", required=True, type=Path, help="run directory; a run found there goes on")
+        stage.add_argument("--init", help="weights to start from: a run, a weights directory or a shipped name")
+        stage.add_argument("--steps", type=int, help="optimiser steps in all")
+        stage.add_argument("--minutes", type=float, help="stop after so many minutes; the same command goes on")
+        stage.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any TrainConfig field")
+        stage.set_defaults(func=run)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train one stage as the command line says. Returns 0, or 128 + the number of the signal that stopped it."""
+    from worldscape.config import preset
+    from worldscape.train.loop import train
+
+    module = importlib.import_module(f"worldscape.train.{args.stage}")
+    config = choose_config(module.DEFAULTS, args)
+    model_config = preset(args.preset)
+    model, provenance = build_model(model_config, args.stage, args.init, config.seed)
+    stage = module.build_stage(model_config, config, args.data, args.init)
+    provenance[args.stage] = {"preset": args.preset, "data": Path(args.data).name}
+    train(stage, model, config, args.out, provenance)
+    return exit_code(args.out)
+
+
+def choose_config(defaults: dict[str, TrainConfig], args: argparse.Namespace) -> TrainConfig:
+    """The preset's default config with --steps, --minutes and --set put in. Raises ValueError for unknown keys."""
+    if args.preset not in defaults:
+        raise ValueError(f"stage {args.stage} has no preset {args.preset!r}: choose one of {', '.join(defaults)}")
+    config = override(defaults[args.preset], parse_assignments(args.set))
+    given = {key: getattr(args, key) for key in ("steps", "minutes") if getattr(args, key) is not None}
+    return replace(config, **given)
+
+
+def build_model(
+    model_config: WorldConfig, stage_name: str, init: str | None, seed: int
+) -> tuple[WorldModel, dict[str, Any]]:
+    """A freshly initialised model with the parts of `init` that fit, and the provenance of those.
+
+    Raises ValueError when a part that the stage builds on is not there or does not fit.
+    """
+    import torch
+
+    from worldscape.checkpoint import load_world, read_provenance
+    from worldscape.world import WorldModel
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = WorldModel(model_config)
+    if init is None:
+        if NEEDS[stage_name]:
+            parts = " and ".join(NEEDS[stage_name])
+            raise ValueError(f"train {stage_name} builds on a trained {parts}: give --init RUN_OR_WEIGHTS")
+        return model, {}
+    taken = copy_parts(load_world(init), model)
+    for part in NEEDS[stage_name]:
+        if part not in taken:
+            raise ValueError(f"the {part} of --init {init} does not fit this --preset: use the one of its training")
+    print(f"from {init}: {', '.join(taken) or 'nothing fits'}", flush=True)
+    return model, copy.deepcopy(read_provenance(init))
+
+
+def copy_parts(source: WorldModel, target: WorldModel) -> list[str]:
+    """Copy codec, transformer and heads where names and shapes agree, in place. Returns the names of those copied."""
+    from worldscape.checkpoint import PARTS
+
+    taken = []
+    for part in PARTS:
+        tensors, wanted = getattr(source, part).state_dict(), getattr(target, part).state_dict()
+        if {k: v.shape for k, v in tensors.items()} == {k: v.shape for k, v in wanted.items()}:
+            getattr(target, part).load_state_dict(tensors)
+            taken.append(part)
+    return taken
+
+
+def exit_code(out: Path) -> int:
+    """0 for a run that finished or used up its minutes, 128 + N after signal N."""
+    from worldscape.train.log import STATUS_FILE
+
+    why = json.loads((out / STATUS_FILE).read_text())["status"]
+    return 128 + signal.Signals[why] if why.startswith("SIG") else 0

@@ -1,0 +1,162 @@
+"""The training loop that every stage shares: one visible page.
+
+A Stage says what is trained, on which batch, with which loss; `train` does the rest. Batches and random numbers are
+pure functions of (seed, step, rank), so a run stopped anywhere and resumed ends with the same weights, bit for bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from worldscape.checkpoint import save_world
+from worldscape.train.config import TrainConfig
+from worldscape.train.log import RunLog
+from worldscape.train.optim import build_optimizers, ema_decay_at, lr_at, set_lr, update_ema
+from worldscape.train.run_state import RunState, identify, list_checkpoints, resume, save_checkpoint
+from worldscape.train.runtime import Place, StopSignals, occupy, step_seed
+
+if TYPE_CHECKING:
+    from worldscape.world import WorldModel
+
+
+class Stage(Protocol):
+    """One kind of training. Its methods may be called in any order and any number of times."""
+
+    name: str
+
+    def trainable(self, model: WorldModel) -> nn.Module:
+        """The submodule of `model` that is optimised and averaged; all else is frozen and in eval mode."""
+        ...
+
+    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
+        """CPU tensors of this rank's share of a step: a pure function of its arguments (and the stage's own seed)."""
+        ...
+
+    def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Scalars; "loss" (a mean over the batch) is minimised, the others are logged; the same keys at every step."""
+        ...
+
+    def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
+        """Pictures uint8 [h,w,3] and videos uint8 [T,h,w,3] made with the averaged model, for OUT/samples."""
+        ...
+
+
+def train(
+    stage: Stage, model: WorldModel, config: TrainConfig, out: str | Path, provenance: dict[str, Any] | None = None
+) -> WorldModel:
+    """Train `stage.trainable(model)` in place, going on where `out` stopped; returns the averaged model.
+
+    The result is in eval mode, without gradients; `out/weights` holds it too, with `provenance` in its config.json.
+    Stops early (resumable) after config.minutes and at SIGTERM or SIGINT; out/status.json says why it ended.
+    Raises ValueError when `out` holds another run, FloatingPointError when the loss or a gradient is not finite.
+    """
+    out = Path(out)
+    with occupy(config) as place, StopSignals() as signals:
+        model.to(place.device).requires_grad_(False).eval()
+        module = stage.trainable(model).requires_grad_(True).train()
+        identity = identify(stage.name, model, module, config, place.world_size)
+        step_loss = wrap(StepLoss(stage, model), place)
+        average = copy.deepcopy(model).requires_grad_(False).eval()
+        state = RunState(module, stage.trainable(average), build_optimizers(module, config))
+        notices = resume(out / "checkpoints", state, identity)
+        if config.compile:
+            module.compile()
+
+        with RunLog(out, stage.name, config, state.step, place.is_main) as log:
+            for notice in notices:
+                log.say(notice)
+            started, seconds_before, last_log = time.perf_counter(), state.seconds, state.step
+            why = "finished"
+            while state.step < config.steps and why == "finished":
+                batch = stage.batch(state.step, place.rank, place.world_size)
+                batch = {name: tensor.to(place.device) for name, tensor in batch.items()}
+                seed = step_seed(config.seed, state.step, place.rank)
+                torch.manual_seed(seed)  # dropout and the like; the caller's state comes back at the end
+                generator = torch.Generator(place.device).manual_seed(seed)
+                with torch.autocast(place.device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+                    parts = step_loss(batch, generator)
+                parts["loss"].backward()
+                grad_norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip or math.inf)
+                check_finite(parts["loss"], grad_norm, state.step + 1, out)
+
+                lr = lr_at(config, state.step)
+                set_lr(state.optimizers, lr)
+                for optimizer in state.optimizers:
+                    optimizer.step()
+                    optimizer.zero_grad(set_to_none=True)
+                update_ema(state.average, module, ema_decay_at(config, state.step))
+                state.step += 1
+                state.seconds = seconds_before + time.perf_counter() - started
+
+                log.add({**{name: part.detach() for name, part in parts.items()}, "grad_norm": grad_norm})
+                is_over_budget = bool(config.minutes) and time.perf_counter() - started > 60 * config.minutes
+                if place.any_rank(signals.name is not None or is_over_budget):
+                    why = signals.name or "minutes"
+                is_end = why != "finished" or state.step == config.steps
+                if is_end or state.step % config.log_every == 0:
+                    log.write(state.step, place.mean(log.flush()), lr, state.step - last_log)
+                    last_log = state.step
+                with log.clock_stopped():
+                    if place.is_main and (is_end or state.step % config.checkpoint_every == 0):
+                        save_checkpoint(out / "checkpoints", state, identity)
+                        save_world(average, out / "weights", describe(provenance, stage.name, config, state))
+                    if place.is_main and is_sample_step(state.step, config):
+                        with torch.no_grad():
+                            log.write_samples(stage.samples(average, state.step), state.step)
+            log.end(state.step, why)
+    return average
+
+
+class StepLoss(nn.Module):
+    """Makes the loss of a stage the forward of a module, which is what DistributedDataParallel wants."""
+
+    def __init__(self, stage: Stage, model: WorldModel) -> None:
+        super().__init__()
+        self.stage, self.model = stage, model
+
+    def forward(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        return self.stage.loss(self.model, batch, generator)
+
+
+def wrap(step_loss: StepLoss, place: Place) -> nn.Module:
+    """Average gradients over ranks; rank 0's weights go to all. A single process needs nothing."""
+    if place.world_size == 1:
+        return step_loss
+    # A step may leave a part out (a dropped condition), so unused parameters are no error.
+    return DistributedDataParallel(step_loss, find_unused_parameters=True)
+
+
+def is_sample_step(step: int, config: TrainConfig) -> bool:
+    """Every sample_every steps, and at the end."""
+    return config.sample_every > 0 and (step % config.sample_every == 0 or step == config.steps)
+
+
+def check_finite(loss: Tensor, grad_norm: Tensor, step: int, out: Path) -> None:
+    """Raises FloatingPointError, naming the step and the last good checkpoint, before the weights are touched."""
+    if math.isfinite(float(loss.detach() + grad_norm)):
+        return
+    checkpoints = list_checkpoints(out / "checkpoints")
+    remedy = f"the last good checkpoint is {checkpoints[-1]}" if checkpoints else "there is no checkpoint yet"
+    raise FloatingPointError(
+        f"step {step}: loss {float(loss.detach())}, gradient norm {float(grad_norm)}: training stopped; {remedy}. "
+        "Try a lower lr, a longer warmup or precision=fp32"
+    )
+
+
+def describe(
+    provenance: dict[str, Any] | None, stage_name: str, config: TrainConfig, state: RunState
+) -> dict[str, Any]:
+    """Provenance of the weights: what the caller knows, plus what this run did."""
+    known = dict(provenance or {})
+    run = {"steps": state.step, "seconds": round(state.seconds), "config": config.to_dict()}
+    return json.loads(json.dumps({**known, stage_name: {**known.get(stage_name, {}), **run}}))

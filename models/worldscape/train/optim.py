@@ -1,0 +1,125 @@
+"""Schedules as pure functions of the step, the averaged weights, and which optimiser takes which parameter."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from worldscape.train.config import TrainConfig
+
+
+def lr_at(config: TrainConfig, step: int) -> float:
+    """Learning rate of optimiser step `step` (0 is the first, config.steps - 1 the last).
+
+    Warm-up: lr * (step + 1) / warmup. "wsd": flat, then linear over the last decay_fraction of the steps.
+    "cosine": half a cosine after the warm-up. Both would reach 0 at step = config.steps.
+    """
+    if step < config.warmup:
+        return config.lr * (step + 1) / config.warmup
+    if config.schedule == "cosine":
+        progress = (step - config.warmup) / max(config.steps - config.warmup, 1)
+        return config.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    decay_steps = config.decay_fraction * config.steps
+    left = max(config.steps - step, 0)
+    return config.lr * (1.0 if left >= decay_steps else left / decay_steps)
+
+
+def ema_decay_at(config: TrainConfig, step: int) -> float:
+    """Decay of the averaged weights after optimiser step `step`: min(ema, (1 + step) / (10 + step))."""
+    return min(config.ema, (1 + step) / (10 + step))
+
+
+@torch.no_grad()
+def update_ema(average: nn.Module, module: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * module for parameters; buffers are copied. In place."""
+    for mean, value in zip(average.parameters(), module.parameters(), strict=True):
+        mean.lerp_(value, 1.0 - decay)
+    for mean, value in zip(average.buffers(), module.buffers(), strict=True):
+        mean.copy_(value)
+
+
+class ParameterSplit(NamedTuple):
+    """Names of the parameters by treatment; the three lists are disjoint and cover the module."""
+
+    muon: list[str]  # matrices of linear layers inside repeated blocks (an nn.ModuleList)
+    decayed: list[str]  # AdamW with weight decay: other matrices, convolutions
+    plain: list[str]  # AdamW without: norms, biases, embeddings, scalars
+
+
+def split_parameters(module: nn.Module, use_muon: bool) -> ParameterSplit:
+    """Which parameter goes where. Input and output projections lie outside the blocks, so AdamW takes them."""
+    split = ParameterSplit([], [], [])
+    hidden = _block_matrices(module) if use_muon else set()
+    embeddings = {id(m.weight) for m in module.modules() if isinstance(m, nn.Embedding)}
+    for name, parameter in module.named_parameters():
+        if id(parameter) in hidden:
+            split.muon.append(name)
+        elif parameter.ndim >= 2 and id(parameter) not in embeddings:
+            split.decayed.append(name)
+        else:
+            split.plain.append(name)
+    return split
+
+
+def _block_matrices(module: nn.Module) -> set[int]:
+    stacks = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
+    layers = [m for stack in stacks for m in stack.modules() if isinstance(m, nn.Linear)]
+    return {id(layer.weight) for layer in layers}
+
+
+def build_optimizers(module: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """[AdamW] or [AdamW, Muon] over the parameters of `module`.
+
+    Muon's updates are scaled to AdamW's root mean square, so one learning rate serves both.
+    Raises ValueError when Muon is asked for and this torch or this module has no use for it.
+    """
+    split = split_parameters(module, use_muon=config.optimizer == "muon")
+    named = dict(module.named_parameters())
+    groups = [
+        {"params": [named[name] for name in split.decayed], "weight_decay": config.weight_decay},
+        {"params": [named[name] for name in split.plain], "weight_decay": 0.0},
+    ]
+    groups = [group for group in groups if group["params"]]
+    adamw = [torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)] if groups else []
+    if config.optimizer != "muon":
+        return [*adamw]
+    return [*adamw, _build_muon([named[name] for name in split.muon], config)]
+
+
+def _build_muon(matrices: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+    if not hasattr(torch.optim, "Muon"):
+        raise ValueError(f"optimizer 'muon' needs torch 2.9 or newer, not {torch.__version__}: use optimizer=adamw")
+    if not matrices:
+        raise ValueError("optimizer 'muon' found no linear layers in an nn.ModuleList of blocks: use optimizer=adamw")
+    return torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+
+
+def set_lr(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
+    """Give every parameter group this learning rate, in place."""
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+
+
+def optimizer_tensors(optimizers: list[torch.optim.Optimizer]) -> dict[str, Tensor]:
+    """All optimiser state as named tensors "optimizer.parameter.field", ready for safetensors."""
+    named = {}
+    for index, optimizer in enumerate(optimizers):
+        for parameter, state in optimizer.state_dict()["state"].items():
+            for field, value in state.items():
+                assert isinstance(value, Tensor), f"optimiser state {field!r} is not a tensor"
+                named[f"{index}.{parameter}.{field}"] = value
+    return named
+
+
+def load_optimizer_tensors(optimizers: list[torch.optim.Optimizer], named: dict[str, Tensor]) -> None:
+    """The inverse of optimizer_tensors, in place; the groups' settings stay those of the present config."""
+    states: list[dict[int, dict[str, Tensor]]] = [{} for _ in optimizers]
+    for key, value in named.items():
+        index, parameter, field = key.split(".")
+        states[int(index)].setdefault(int(parameter), {})[field] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
