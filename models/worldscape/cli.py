@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("worldscape: stopped; run the same command again to go on", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
+    except (ValueError, OSError, ImportError, RuntimeError, FloatingPointError) as error:
         message = error.strerror if isinstance(error, OSError) and error.strerror and not error.filename else error
         print(f"worldscape: error: {message}", file=sys.stderr)
         return 1
