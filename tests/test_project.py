@@ -17,7 +17,7 @@ SOURCE_ROOTS = (WORLDSCAPE, ROOT / "ws_gym", ROOT / "examples", ROOT / "benchmar
 
 # Lowest first. A module of worldscape may import its own layer and those before it.
 LAYERS = (
-    {"config", "noise", "flow"},
+    {"config", "noise", "flow", "progress"},
     {"nn"},
     {"conditioning"},
     {"codec", "transformer", "heads", "memory", "splats"},
@@ -26,6 +26,7 @@ LAYERS = (
     {"engine"},
     {"data"},
     {"train", "evaluate"},
+    {"play"},
     {"cli", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -1,0 +1,43 @@
+"""Record one episode of any registered environment as an MP4: the dream, or the simulator it was learned from.
+
+python examples/record_video.py --env WorldScape-Nav-v0 --out dream.mp4
+"""
+
+import argparse
+from pathlib import Path
+
+import gymnasium as gym
+import imageio.v3 as iio
+import numpy as np
+
+import ws_gym  # noqa: F401  (registers the ids)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--preset", help="'debug' for random weights; a name or path for others (default: shipped)")
+    parser.add_argument("--env", default="WorldScape-Nav-v0")
+    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, default=Path("dream.mp4"))
+    args = parser.parse_args()
+
+    options = {} if args.preset is None else {"weights": args.preset}
+    env = gym.make(args.env, render_mode="rgb_array", **options)
+    env.action_space.seed(args.seed)
+    env.reset(seed=args.seed)
+    pictures = [env.render()]
+    for step in range(args.steps):
+        if step % 4 == 0:  # an action is held for four steps, which is easier to watch
+            action = env.action_space.sample()
+        _, _, terminated, truncated, _ = env.step(action)
+        pictures.append(env.render())
+        if terminated or truncated:
+            break
+    iio.imwrite(args.out, np.stack(pictures), plugin="FFMPEG", fps=env.metadata["render_fps"])
+    env.close()
+    print(f"{len(pictures)} frames in {args.out.resolve()}")
+
+
+if __name__ == "__main__":
+    main()

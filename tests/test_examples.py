@@ -1,0 +1,86 @@
+"""Every example, and the demo, run as users run them: a process of its own, random weights, no display."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import imageio.v3 as iio
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+EXAMPLES = ROOT / "examples"
+NOT_RUN_ALONE = {"tiny_room.py"}  # the simulator that bring_your_simulator.py records
+
+
+def run_python(*arguments: object, cwd: Path) -> str:
+    """Output of a Python process that finds the packages of this working tree, warns of nothing and has no display."""
+    env = {key: value for key, value in os.environ.items() if key != "DISPLAY"}
+    env |= {"PYTHONPATH": os.pathsep.join([str(ROOT / "models"), str(ROOT)]), "SDL_VIDEODRIVER": "dummy"}
+    command = [sys.executable, "-W", "error::DeprecationWarning:__main__", *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture
+def run_example(tmp_path: Path):
+    """Run an example with `--preset debug` in an empty folder."""
+
+    def run(name: str, *arguments: object) -> str:
+        return run_python(EXAMPLES / name, "--preset", "debug", *arguments, cwd=tmp_path)
+
+    return run
+
+
+def test_each_example_has_a_test():
+    """So that a new example cannot be forgotten here."""
+    names = {path.name for path in EXAMPLES.glob("*.py")} - NOT_RUN_ALONE
+    source = Path(__file__).read_text()
+    assert {name for name in names if f'"{name}"' not in source} == set()
+
+
+def test_random_agent(run_example):
+    assert run_example("random_agent.py", "--steps", 20).startswith("20 steps, ")
+
+
+def test_vector_rollout(run_example):
+    assert run_example("vector_rollout.py", "--num-envs", 3, "--steps", 10).startswith("3 worlds, ")
+
+
+def test_play_keyboard(run_example):
+    run_example("play_keyboard.py", "--frames", 5, "--fps", 100)
+
+
+def test_record_video(run_example, tmp_path: Path):
+    run_example("record_video.py", "--steps", 10)
+    assert len(iio.imread(tmp_path / "dream.mp4", plugin="FFMPEG")) == 11
+
+
+def test_walk_from_photo(run_example, tmp_path: Path):
+    photo = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    iio.imwrite(tmp_path / "photo.png", photo)
+    run_example("walk_from_photo.py", "--image", "photo.png")
+    assert len(iio.imread(tmp_path / "walk.mp4", plugin="FFMPEG")) > 1
+
+
+def test_bring_your_simulator(run_example, tmp_path: Path):
+    output = run_example("bring_your_simulator.py", "--steps", 2, "--out", "run")
+    assert "weights='run/heads/weights'" in output
+    assert (tmp_path / "run" / "heads" / "weights" / "config.json").is_file()
+
+
+def test_demo_needs_only_the_core_dependencies(tmp_path: Path):
+    """As after `pip install worldscape`: without the simulator, and so without OpenGL, datasets and training tools."""
+    extras = ("miniworld", "pyglet", "minari", "pyarrow", "tensorboard", "tqdm", "stable_baselines3", "pygame")
+    code = (
+        f"import runpy, sys; sys.modules.update(dict.fromkeys({extras!r}))\n"
+        "sys.argv = ['demo', '--weights', 'debug', '--steps', '45', '--out', 'out']\n"
+        "runpy.run_module('ws_gym.demo', run_name='__main__')"
+    )
+    output = run_python("-c", code, cwd=tmp_path)
+    assert "steps/s (45 steps" in output
+    assert str(tmp_path / "out" / "walk.mp4") in output
+    assert iio.imread(tmp_path / "out" / "walk.mp4", plugin="FFMPEG").shape == (45, 320, 320, 3)
+    assert iio.imread(tmp_path / "out" / "contact_sheet.png").shape == (5 * 160, 8 * 160, 3)
