@@ -57,21 +57,21 @@ class DatasetWriter:
         (path / _PENDING).mkdir(exist_ok=True)
         _remove_dead_scratch(path)
         self.metadata = folder.metadata
-        self.num_episodes = folder.count_folders()
-        self.num_steps = sum(episode["total_steps"] for episode in folder.episode_metadata(self.num_episodes))
-        self.num_bytes = sum(_size(path / str(index)) for index in range(self.num_episodes))
+        self.num_episodes = self.num_steps = self.num_bytes = 0
         self.adopt_pending()
 
     def is_done(self, index: int) -> bool:
         """Whether episode `index` is on disk, in place or waiting for its predecessors."""
-        return index < self.num_episodes or (self.path / _PENDING / str(index)).exists()
+        return (self.path / str(index)).exists() or (self.path / _PENDING / str(index)).exists()
 
     def adopt_pending(self) -> None:
         """Move the finished episodes whose predecessors are all there into place and count them in the metadata."""
-        while (pending := self.path / _PENDING / str(self.num_episodes)).exists():
-            self.num_steps += json.loads((pending / METADATA).read_text())["total_steps"]
-            self.num_bytes += _size(pending)
-            os.rename(pending, self.path / str(self.num_episodes))
+        while self.is_done(self.num_episodes):
+            folder = self.path / str(self.num_episodes)
+            if not folder.exists():
+                os.rename(self.path / _PENDING / folder.name, folder)
+            self.num_steps += json.loads((folder / METADATA).read_text())["total_steps"]
+            self.num_bytes += _size(folder)
             self.num_episodes += 1
         self.metadata["total_episodes"] = self.num_episodes
         self.metadata["total_steps"] = self.num_steps
@@ -88,7 +88,9 @@ class EpisodeWriter:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._scratch = path / f"{_SCRATCH}{os.getpid()}"
+        # Absolute, because Minari's arrow storage joins a relative path to itself.
+        self._scratch = path.resolve() / f"{_SCRATCH}{os.getpid()}"
+        self.close()  # a dead process may have had our id
         folder = DatasetFolder(path)
         self._storage = import_storage().new(
             self._scratch, folder.observation_space, folder.action_space, data_format="arrow", jpeg_encoding=False
