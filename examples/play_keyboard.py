@@ -29,7 +29,7 @@ class FrameLimit:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", help="'debug' for random weights; a name or path for others (default: shipped)")
+    parser.add_argument("--preset", help="weights of the dream; 'debug' for random ones (default: the shipped)")
     parser.add_argument("--env", default="WorldScape-Nav-v0")
     parser.add_argument("--frames", type=int, default=0, help="end after this many frames (default: never)")
     parser.add_argument("--fps", type=int, default=15)

@@ -12,7 +12,7 @@ import ws_gym  # noqa: F401  (registers the ids)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", help="'debug' for random weights; a name or path for others (default: shipped)")
+    parser.add_argument("--preset", default="nano", help="name or path of the weights; 'debug' for random ones")
     parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()

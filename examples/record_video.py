@@ -15,7 +15,7 @@ import ws_gym  # noqa: F401  (registers the ids)
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--preset", help="'debug' for random weights; a name or path for others (default: shipped)")
+    parser.add_argument("--preset", help="weights of the dream; 'debug' for random ones (default: the shipped)")
     parser.add_argument("--env", default="WorldScape-Nav-v0")
     parser.add_argument("--steps", type=int, default=150)
     parser.add_argument("--seed", type=int, default=0)

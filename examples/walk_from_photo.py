@@ -20,7 +20,7 @@ WALK = ["forward"] * 6 + ["turn left"] * 4 + ["turn right"] * 8 + ["turn left"] 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--image", type=Path, required=True, help="a picture file")
-    parser.add_argument("--preset", help="'debug' for random weights; a name or path for others (default: shipped)")
+    parser.add_argument("--preset", default="nano", help="name or path of the weights; 'debug' for random ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("walk.mp4"))
     args = parser.parse_args()

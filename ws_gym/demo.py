@@ -93,7 +93,7 @@ def write_contact_sheet(recording: Recording, path: Path) -> None:
 
 def parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Walk through a dreamed world; write a video and a contact sheet.")
-    parser.add_argument("--weights", help="name or path of the weights (default: the shipped ones)")
+    parser.add_argument("--weights", default="nano", help="name or path of the weights (default: the shipped nano)")
     parser.add_argument("--steps", type=int, default=300, help="number of env steps (default %(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="seed of the first reset (default %(default)s)")
     parser.add_argument("--out", type=Path, default=Path("demo_out"), help="output folder (default %(default)s)")
@@ -107,7 +107,7 @@ def main() -> None:
     args = parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     begin = time.perf_counter()
-    env = gym.make("WorldScape-Nav-v0", **({} if args.weights is None else {"weights": args.weights}))
+    env = gym.make("WorldScape-Nav-v0", weights=args.weights)
     env.reset(seed=args.seed)
     loading = time.perf_counter() - begin
     recording = record_walk(env, args.steps, args.seed)
