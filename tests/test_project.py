@@ -17,9 +17,9 @@ SOURCE_ROOTS = (WORLDSCAPE, ROOT / "ws_gym", ROOT / "examples", ROOT / "benchmar
 
 # Lowest first. A module of worldscape may import its own layer and those before it.
 LAYERS = (
-    {"config", "noise", "flow", "progress"},
+    {"conditioning", "noise", "flow", "progress"},
+    {"config"},
     {"nn"},
-    {"conditioning"},
     {"codec", "transformer", "heads", "memory", "splats"},
     {"world"},
     {"checkpoint", "fast"},
