@@ -36,9 +36,9 @@ class RunLog:
         self._file = self._board = self._bar = None
         if is_main:
             out.mkdir(parents=True, exist_ok=True)
-            self._file = _reopen(out / "log.jsonl", step)
             self._board = _open_board(out / "tb", step) if config.tensorboard else None
             self._bar = _open_bar(name, config.steps, step) if sys.stdout.isatty() else None
+            self._file = _reopen(out / "log.jsonl", step)
             self._write_status(step, "running")
 
     def __enter__(self) -> RunLog:
