@@ -23,7 +23,7 @@ def run(*arguments: object) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="nano", help="model size: debug, nano or small")
     parser.add_argument("--episodes", type=int, help="episodes to record (default: 256, with --preset debug 4)")
     parser.add_argument("--steps", type=int, help="steps of each of the three trainings (default: 20000, or 4)")

@@ -28,7 +28,7 @@ class FrameLimit:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", help="weights of the dream; 'debug' for random ones (default: the shipped)")
     parser.add_argument("--env", default="WorldScape-Nav-v0")
     parser.add_argument("--frames", type=int, default=0, help="end after this many frames (default: never)")
@@ -39,7 +39,7 @@ def main() -> None:
 
     options = {} if args.preset is None else {"weights": args.preset}
     env = gym.make(args.env, render_mode="rgb_array", **options)
-    play(env, fps=args.fps, zoom=512 / env.observation_space.shape[0], seed=0, callback=FrameLimit(args.frames))
+    play(env, fps=args.fps, zoom=2.0, seed=0, callback=FrameLimit(args.frames))
     env.close()
 
 

@@ -14,7 +14,7 @@ import ws_gym  # noqa: F401  (registers the ids)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", help="weights of the dream; 'debug' for random ones (default: the shipped)")
     parser.add_argument("--env", default="WorldScape-Nav-v0")
     parser.add_argument("--steps", type=int, default=150)
@@ -34,7 +34,7 @@ def main() -> None:
         pictures.append(env.render())
         if terminated or truncated:
             break
-    iio.imwrite(args.out, np.stack(pictures), plugin="FFMPEG", fps=env.metadata["render_fps"])
+    iio.imwrite(args.out, np.asarray(pictures), plugin="FFMPEG", fps=env.metadata["render_fps"])
     env.close()
     print(f"{len(pictures)} frames in {args.out.resolve()}")
 

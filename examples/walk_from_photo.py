@@ -18,7 +18,7 @@ WALK = ["forward"] * 6 + ["turn left"] * 4 + ["turn right"] * 8 + ["turn left"] 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", type=Path, required=True, help="a picture file")
     parser.add_argument("--preset", default="nano", help="name or path of the weights; 'debug' for random ones")
     parser.add_argument("--seed", type=int, default=0)
@@ -33,7 +33,7 @@ def main() -> None:
         pictures.append(env.render())
         if terminated or truncated:
             break
-    iio.imwrite(args.out, np.stack(pictures), plugin="FFMPEG", fps=env.metadata["render_fps"])
+    iio.imwrite(args.out, np.asarray(pictures), plugin="FFMPEG", fps=env.metadata["render_fps"])
     env.close()
     print(f"{len(pictures)} frames in {args.out.resolve()}")
 
