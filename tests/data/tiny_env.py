@@ -75,5 +75,5 @@ def explore(env, rng):
     return lambda observation, info: int(rng.integers(9))
 
 
-gym.register("Tiny-v0", TinyEnv)
+gym.register("Tiny-v0", f"{__name__}:TinyEnv")
 gym.register("TinyState-v0", "gymnasium.envs.classic_control:CartPoleEnv")

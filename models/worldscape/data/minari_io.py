@@ -50,9 +50,7 @@ def find_image_key(space: spaces.Space) -> str | None:
 
 
 def _is_image(space: spaces.Space) -> bool:
-    return (
-        isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[2] == 3
-    )
+    return isinstance(space, spaces.Box) and space.dtype == np.uint8 and len(space.shape) == 3 and space.shape[2] == 3
 
 
 def resolve_dataset(name_or_path: str | os.PathLike[str]) -> Path:

@@ -17,6 +17,7 @@ import sys
 import time
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -110,7 +111,7 @@ def _record_missing(config: RecordConfig, writer: DatasetWriter, missing: list[i
 
 @dataclass(frozen=True, slots=True)
 class _Worker:
-    process: multiprocessing.process.BaseProcess
+    process: BaseProcess
     messages: Connection
 
 
@@ -131,15 +132,14 @@ def _start_worker(config: RecordConfig, indices: list[int]) -> _Worker:
 def _work(messages: Connection, config: RecordConfig, indices: list[int]) -> None:
     """Body of a worker process: sends a `_Finished` per episode, or the error that stopped it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's software renderer: one thread per worker is twice as fast
     try:
         env = make_env(config.env, config.env_kwargs)
         policy = load_policy(config.policy)
         writer = EpisodeWriter(config.out)
         for index in indices:
             seed = config.seed + index
-            writer.write(
-                index, roll_episode(env, policy, seed=seed, num_steps=config.steps_per_episode, index=index)
-            )
+            writer.write(index, roll_episode(env, policy, seed=seed, num_steps=config.steps_per_episode, index=index))
             messages.send(_Finished(index))
         writer.close()
         env.close()
@@ -182,7 +182,7 @@ def _explain(error: OSError, out: Path) -> OSError:
     if error.errno == errno.ENOSPC or "No space left" in str(error):
         return OSError(
             errno.ENOSPC,
-            f"the disk is full; the finished episodes in {out} are kept: free some space and run the same command again",
+            f"the disk is full; the episodes finished in {out} stay: free some space and run the same command again",
         )
     return error
 
@@ -204,9 +204,8 @@ def _check_space(writer: DatasetWriter, config: RecordConfig) -> None:
 
 def add_parser(subparsers: Any) -> None:
     """Add the `record` command."""
-    parser: argparse.ArgumentParser = subparsers.add_parser(
-        "record", help="record episodes of a simulator into a Minari dataset", description=__doc__.split("\n")[0]
-    )
+    description = "Record episodes of a simulator into a Minari dataset; run it again to go on after a stop."
+    parser: argparse.ArgumentParser = subparsers.add_parser("record", description=description)
     parser.add_argument("--env", required=True, help="Gymnasium id, or MODULE:ID to import MODULE first")
     parser.add_argument("--episodes", type=int, required=True, help="episodes the dataset shall hold in the end")
     parser.add_argument("--out", type=Path, required=True, help="folder of the dataset; continued when it exists")

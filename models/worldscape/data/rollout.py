@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import gymnasium as gym
 import numpy as np
@@ -66,7 +66,7 @@ def load_policy(name: str) -> Policy:
         raise ValueError(f"cannot load the policy {name!r}: {error}; give MODULE:FUNC that can be imported") from error
     if not callable(policy):
         raise ValueError(f"the policy {name!r} is a {type(policy).__name__}; it must be a function of (env, rng)")
-    return policy
+    return cast(Policy, policy)
 
 
 def _random_policy(env: gym.Env, rng: np.random.Generator) -> Act:
