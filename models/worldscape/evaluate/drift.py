@@ -1,0 +1,128 @@
+"""Long dreams: do sharpness, colour and variety stay what they are in the simulator, under the same actions?
+
+Statistics are taken per episode and window of steps. The simulator's spread is mean +- 2 standard deviations of its
+own episode-windows; the dream's windows are compared with it one by one (`within_each`, the simulator itself scores
+about 0.95) and by their mean over the dreams (`within`).
+"""
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from worldscape.evaluate import metrics as scores
+from worldscape.evaluate.dream import Dream, Engine, dream_episodes
+from worldscape.evaluate.episodes import EpisodeBatch
+from worldscape.evaluate.pictures import save_film, save_grid
+from worldscape.evaluate.report import Table
+
+STATISTICS = ("sharpness", *scores.ColourStatistics._fields, *scores.RepeatStatistics._fields)
+GUARDED = ("sharpness", *scores.ColourStatistics._fields)
+"""Statistics that must stay within the simulator's spread; repeat statistics are reported."""
+
+
+class Drift(NamedTuple):
+    """Flat metrics (docs/metrics.md), the tables to print and the dream they were measured on."""
+
+    metrics: dict[str, float]
+    tables: list[Table]
+    dream: Dream
+
+
+def judge_drift(engine: Engine, episodes: EpisodeBatch, *, window: int = 100) -> Drift:
+    """Dream the whole episodes and compare window statistics. Raises ValueError for a window that does not fit."""
+    if not 2 <= window <= episodes.num_steps:
+        raise ValueError(f"a window of {window} steps does not fit episodes of {episodes.num_steps}; choose 2 or more")
+    dream = dream_episodes(engine, episodes, num_steps=episodes.num_steps)
+    moved = np.abs(episodes.realised).max(axis=-1) > 1e-6
+    dreamed = measure_windows(dream.frames, moved, window)
+    true = measure_windows(episodes.frames[:, 1:], moved, window)
+    found = compare_windows(dreamed, true)
+    return Drift(found, [tabulate_windows(dreamed, true, window)], dream)
+
+
+def measure_windows(frames: np.ndarray, moved: np.ndarray, window: int) -> dict[str, np.ndarray]:
+    """uint8 frames after each step [N, T, h, w, 3], moved bool [N, T] -> each of STATISTICS as [N, W].
+
+    A rest of steps shorter than the window is left out.
+    """
+    num_windows = frames.shape[1] // window
+    found = {name: np.empty((len(frames), num_windows)) for name in STATISTICS}
+    for row, column in np.ndindex(len(frames), num_windows):
+        steps = slice(column * window, (column + 1) * window)
+        statistics = _measure(torch.from_numpy(frames[row, steps]), torch.from_numpy(moved[row, steps][1:]))
+        for name, value in statistics.items():
+            found[name][row, column] = value
+    return found
+
+
+def simulator_spread(values: np.ndarray) -> tuple[float, float]:
+    """The simulator's values of one statistic [N, W] -> its spread, mean - 2 and mean + 2 standard deviations."""
+    mean = mean_of_numbers(values)
+    deviation = math.sqrt(mean_of_numbers((values - mean) ** 2))
+    return mean - 2 * deviation, mean + 2 * deviation
+
+
+def compare_windows(dreamed: dict[str, np.ndarray], true: dict[str, np.ndarray]) -> dict[str, float]:
+    """Window statistics of dream and simulator, [N, W] each -> flat metrics."""
+    found: dict[str, float] = {}
+    for name in STATISTICS:
+        found[f"{name}_simulator"] = mean_of_numbers(true[name])
+        found[f"{name}_dream_first"] = mean_of_numbers(dreamed[name][:, 0])
+        found[f"{name}_dream_last"] = mean_of_numbers(dreamed[name][:, -1])
+    for name in GUARDED:
+        spread = simulator_spread(true[name])
+        found[f"{name}_within"] = share_within(dreamed[name].mean(axis=0), spread)
+        found[f"{name}_within_each"] = share_within(dreamed[name], spread)
+    for kind in ("within", "within_each"):
+        found[kind] = min(found[f"{name}_{kind}"] for name in GUARDED)
+    last = mean_of_numbers(true["sharpness"][:, -1])
+    found["sharpness_ratio_last"] = found["sharpness_dream_last"] / last if last else math.nan
+    return found
+
+
+def share_within(values: np.ndarray, spread: tuple[float, float]) -> float:
+    """Share of the values that lie within the spread, 0 to 1."""
+    return float(((values >= spread[0]) & (values <= spread[1])).mean())
+
+
+def mean_of_numbers(values: np.ndarray) -> float:
+    """Mean of the values that are not NaN; NaN where all are."""
+    numbers = values[~np.isnan(values)]
+    return float(numbers.mean()) if numbers.size else math.nan
+
+
+def tabulate_windows(dreamed: dict[str, np.ndarray], true: dict[str, np.ndarray], window: int) -> Table:
+    """One row per window of the dream (mean over the dreams), then the simulator's mean and spread."""
+    num_windows = dreamed["sharpness"].shape[1]
+    rows: list[list[str | float]] = []
+    for column in range(num_windows):
+        steps = f"{column * window + 1}-{(column + 1) * window}"
+        rows.append([steps, *[mean_of_numbers(dreamed[name][:, column]) for name in STATISTICS]])
+    spreads = [simulator_spread(true[name]) for name in STATISTICS]
+    rows.append(["simulator", *[mean_of_numbers(true[name]) for name in STATISTICS]])
+    rows.append(["simulator low", *[low for low, _ in spreads]])
+    rows.append(["simulator high", *[high for _, high in spreads]])
+    return Table(title="dream, per window of steps", columns=["steps", *STATISTICS], rows=rows)
+
+
+def save_pictures(out: Path, dream: Dream, episodes: EpisodeBatch, *, num_shown: int = 4) -> list[Path]:
+    """Write a strip of frames of the first episodes (PNG) and a film of the first one (MP4); returns the paths."""
+    chosen = np.linspace(0, episodes.num_steps - 1, 11).round().astype(int)
+    rows: dict[str, list[np.ndarray]] = {}
+    for index in range(min(num_shown, len(episodes))):
+        rows[f"simulator {index}"] = list(episodes.frames[index, 1:][chosen])
+        rows[f"dream {index}"] = list(dream.frames[index, chosen])
+    strip, film = out / "drift.png", out / "drift.mp4"
+    save_grid(strip, rows, [f"step {step + 1}" for step in chosen], scale=2)
+    save_film(film, {"simulator": episodes.frames[0, 1:], "dream": dream.frames[0]}, fps=20)
+    return [strip, film]
+
+
+def _measure(frames: torch.Tensor, moved: torch.Tensor) -> dict[str, float]:
+    images = scores.to_unit(frames)
+    colours = {name: value.mean().item() for name, value in scores.colour_statistics(images)._asdict().items()}
+    sharpness = scores.gradient_energy(images).mean().item()
+    return {"sharpness": sharpness, **colours, **scores.repeat_statistics(images, moved)._asdict()}

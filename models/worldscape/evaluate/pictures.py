@@ -1,0 +1,58 @@
+"""Pictures for people: labelled grids as PNG and side-by-side films as MP4."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+LABEL_HEIGHT = 14  # pixels
+BACKGROUND = 24  # grey value
+
+
+def save_grid(path: Path, rows: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str], *, scale: int = 3) -> None:
+    """Rows of uint8 frames [h, w, 3], named, with column titles -> a PNG, frames enlarged `scale` times."""
+    import cv2
+
+    lines = [_label_row(columns, scale * next(iter(rows.values()))[0].shape[1])]
+    lines += [add_label(np.hstack([enlarge(frame, scale) for frame in frames]), name) for name, frames in rows.items()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), np.vstack(lines)[..., ::-1]):
+        raise OSError(f"could not write {path}; is the disk full?")
+
+
+def save_film(path: Path, films: Mapping[str, np.ndarray], *, fps: int = 10, scale: int = 3) -> None:
+    """Named films uint8 [T, h, w, 3] of equal length -> one MP4 that shows them side by side."""
+    import imageio.v2 as imageio
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with imageio.get_writer(path, fps=fps, macro_block_size=2, quality=8) as writer:
+        for frames in zip(*films.values(), strict=True):
+            panels = [add_label(enlarge(frame, scale), name) for name, frame in zip(films, frames, strict=True)]
+            writer.append_data(_make_even(np.hstack(panels)))  # type: ignore[attr-defined]
+
+
+def enlarge(frame: np.ndarray, scale: int) -> np.ndarray:
+    """uint8 [h, w, 3] -> uint8 [scale * h, scale * w, 3], every pixel repeated."""
+    return frame.repeat(scale, axis=0).repeat(scale, axis=1)
+
+
+def add_label(picture: np.ndarray, text: str) -> np.ndarray:
+    """uint8 [h, w, 3] -> [h + LABEL_HEIGHT, w, 3] with a line of text above."""
+    return np.vstack([_draw_text(text, picture.shape[1]), picture])
+
+
+def _label_row(texts: Sequence[str], width: int) -> np.ndarray:
+    return np.hstack([_draw_text(text, width) for text in texts])
+
+
+def _draw_text(text: str, width: int) -> np.ndarray:
+    import cv2
+
+    bar = np.full((LABEL_HEIGHT, width, 3), BACKGROUND, np.uint8)
+    return cv2.putText(
+        bar, text, (3, LABEL_HEIGHT - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (230, 230, 230), 1, cv2.LINE_AA
+    )
+
+
+def _make_even(picture: np.ndarray) -> np.ndarray:
+    return picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]

@@ -1,0 +1,43 @@
+"""Drift: a perfect dream stays within the simulator's spread, a fading one does not."""
+
+import numpy as np
+import pytest
+
+from tests.evaluate.panorama import FoggyEngine, PerfectEngine
+from worldscape.evaluate import drift
+
+
+@pytest.fixture(scope="module")
+def walked(judge):
+    return judge.episodes(4, 80)
+
+
+def test_a_perfect_dream_stays_within_the_spread(walked):
+    found = drift.judge_drift(PerfectEngine(4), walked, window=20).metrics
+    assert found["within"] == 1 and found["within_each"] > 0.8
+    assert found["sharpness_ratio_last"] == pytest.approx(1)
+    assert found["freeze_dream_last"] == 0 and found["variety_dream_last"] > 1
+
+
+def test_a_fading_dream_is_caught(walked):
+    judged = drift.judge_drift(FoggyEngine(4), walked, window=20)
+    found = judged.metrics
+    assert found["sharpness_within"] < 1 and found["contrast_within"] < 1 and found["within"] < 1
+    assert found["sharpness_ratio_last"] < 0.05 and found["freeze_dream_last"] > 0.9
+    assert len(judged.tables[0].rows) == 4 + 3
+
+
+def test_spread_is_two_standard_deviations():
+    assert drift.simulator_spread(np.array([[0.0, 2.0], [0.0, 2.0]])) == (-1.0, 3.0)
+
+
+def test_pictures_are_written(walked, tmp_path):
+    dream = drift.judge_drift(PerfectEngine(4), walked, window=20).dream
+    paths = drift.save_pictures(tmp_path, dream, walked, num_shown=1)
+    assert [path.name for path in paths] == ["drift.png", "drift.mp4"]
+    assert all(path.stat().st_size > 1000 for path in paths)
+
+
+def test_a_window_that_does_not_fit_is_refused(walked):
+    with pytest.raises(ValueError, match="window"):
+        drift.judge_drift(PerfectEngine(4), walked, window=100)
