@@ -44,11 +44,12 @@ def save_world(model: WorldModel, directory: str | Path, provenance: Mapping[str
     """
     directory = Path(directory)
     _refuse_foreign(directory)
-    partial = directory.with_name(f".{directory.name}.partial.{os.getpid()}")
+    parts = _halve(model)
+    partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     files = {}
-    for part, tensors in _halve(model).items():
+    for part, tensors in parts.items():
         data = dump_tensors(tensors)
         _write(partial / f"{part}.safetensors", data)
         files[part] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
@@ -139,13 +140,12 @@ def _write(path: Path, data: bytes) -> None:
 
 def _swap(partial: Path, directory: Path) -> None:
     """Put `partial` in the place of `directory`; between the two renames the directory is absent for an instant."""
-    if not directory.exists():
-        os.replace(partial, directory)
-        return
-    old = directory.with_name(f".{directory.name}.old.{os.getpid()}")
-    os.replace(directory, old)
+    old = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        os.replace(directory, old)
     os.replace(partial, directory)
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _build_debug() -> WorldModel:

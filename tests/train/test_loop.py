@@ -16,10 +16,9 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tests.train.toys import ToyStage, ToyWorld, toy_config
+from tests.train.toys import ToyStage, ToyWorld, toy_config, train_toy
 from worldscape.checkpoint import CONFIG_FILE
 from worldscape.train.log import format_seconds
-from worldscape.train.loop import train
 from worldscape.train.optim import lr_at
 from worldscape.train.runtime import step_seed
 
@@ -60,10 +59,10 @@ def read_log(out: Path) -> list[dict[str, float]]:
 @pytest.mark.parametrize("changes", [{}, {"optimizer": "muon"}, {"precision": "bf16", "schedule": "cosine"}])
 def test_resume_after_sigterm_is_bit_exact(tmp_path, changes):
     config = toy_config(**changes)
-    train(ToyStage(), ToyWorld(), config, tmp_path / "whole")
-    train(ToyStage(kill_at=6, signal_number=signal.SIGTERM), ToyWorld(), config, tmp_path / "parts")
+    train_toy(ToyStage(), ToyWorld(), config, tmp_path / "whole")
+    train_toy(ToyStage(kill_at=6, signal_number=signal.SIGTERM), ToyWorld(), config, tmp_path / "parts")
     assert read_status(tmp_path / "parts") == {"status": "SIGTERM", "step": 7, "steps": 10}
-    resumed = train(ToyStage(), ToyWorld(), config, tmp_path / "parts")
+    resumed = train_toy(ToyStage(), ToyWorld(), config, tmp_path / "parts")
     assert read_status(tmp_path / "parts") == {"status": "finished", "step": 10, "steps": 10}
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     assert not resumed.training and not any(p.requires_grad for p in resumed.parameters())
@@ -72,46 +71,46 @@ def test_resume_after_sigterm_is_bit_exact(tmp_path, changes):
 
 
 def test_resume_after_sigkill_between_checkpoints_is_bit_exact(tmp_path):
-    train(ToyStage(), ToyWorld(), toy_config(), tmp_path / "whole")
+    train_toy(ToyStage(), ToyWorld(), toy_config(), tmp_path / "whole")
     killed = run_toy(tmp_path / "parts", 6, int(signal.SIGKILL), 0.1, 0.1)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert read_status(tmp_path / "parts")["status"] == "running"
     (tmp_path / "parts/checkpoints/.partial_step_00000008").mkdir()  # what a kill in the middle of a save leaves
-    train(ToyStage(), ToyWorld(), toy_config(), tmp_path / "parts")
+    train_toy(ToyStage(), ToyWorld(), toy_config(), tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
     assert [entry["step"] for entry in read_log(tmp_path / "parts")] == [3, 6, 9, 10]
 
 
 def test_sigint_stops_with_a_checkpoint_and_gives_the_handlers_back(tmp_path, capsys):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    train(ToyStage(kill_at=1, signal_number=signal.SIGINT), ToyWorld(), toy_config(), tmp_path)
+    train_toy(ToyStage(kill_at=1, signal_number=signal.SIGINT), ToyWorld(), toy_config(), tmp_path)
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert (tmp_path / "checkpoints/step_00000002/state.json").exists()
     assert "stopped at step 2 of 10 (SIGINT): the same command goes on from here" in capsys.readouterr().out
 
 
 def test_minutes_stop_early_and_the_rest_follows(tmp_path):
-    train(ToyStage(), ToyWorld(), toy_config(), tmp_path / "whole")
-    train(ToyStage(), ToyWorld(), toy_config(minutes=1e-9), tmp_path / "parts")
+    train_toy(ToyStage(), ToyWorld(), toy_config(), tmp_path / "whole")
+    train_toy(ToyStage(), ToyWorld(), toy_config(minutes=1e-9), tmp_path / "parts")
     assert read_status(tmp_path / "parts") == {"status": "minutes", "step": 1, "steps": 10}
-    train(ToyStage(), ToyWorld(), toy_config(), tmp_path / "parts")
+    train_toy(ToyStage(), ToyWorld(), toy_config(), tmp_path / "parts")
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
 def test_a_finished_run_extends_to_more_steps(tmp_path, capsys):
     """With a flat schedule the first ten steps do not know the end, so ten plus five are the same as fifteen."""
     flat = {"decay_fraction": 0.0}
-    train(ToyStage(), ToyWorld(), toy_config(**flat, steps=15), tmp_path / "whole")
-    train(ToyStage(), ToyWorld(), toy_config(**flat), tmp_path / "parts")
-    train(ToyStage(), ToyWorld(), toy_config(**flat, steps=15), tmp_path / "parts")
+    train_toy(ToyStage(), ToyWorld(), toy_config(**flat, steps=15), tmp_path / "whole")
+    train_toy(ToyStage(), ToyWorld(), toy_config(**flat), tmp_path / "parts")
+    train_toy(ToyStage(), ToyWorld(), toy_config(**flat, steps=15), tmp_path / "parts")
     assert "resuming with steps = 15 (was 10)" in capsys.readouterr().out
     assert_same_run(tmp_path / "whole", tmp_path / "parts", step=15)
 
 
 def test_samples_and_threads_leave_no_trace_in_the_weights(tmp_path):
     threads, random_state = torch.get_num_threads(), torch.get_rng_state()
-    train(ToyStage(), ToyWorld(), toy_config(), tmp_path / "plain")
-    train(ToyStage(), ToyWorld(), toy_config(sample_every=4, threads=1), tmp_path / "sampled")
+    train_toy(ToyStage(), ToyWorld(), toy_config(), tmp_path / "plain")
+    train_toy(ToyStage(), ToyWorld(), toy_config(sample_every=4, threads=1), tmp_path / "sampled")
     assert_same_run(tmp_path / "plain", tmp_path / "sampled")
     assert torch.get_num_threads() == threads
     assert torch.equal(torch.get_rng_state(), random_state)
@@ -123,14 +122,14 @@ def test_samples_and_threads_leave_no_trace_in_the_weights(tmp_path):
 
 def test_only_the_trained_part_changes(tmp_path):
     fresh, model = ToyWorld(), ToyWorld()
-    average = train(ToyStage(), model, toy_config(), tmp_path)
+    average = train_toy(ToyStage(), model, toy_config(), tmp_path)
     for name, tensor in fresh.state_dict().items():
         is_same = torch.equal(tensor, average.state_dict()[name]) and torch.equal(tensor, model.state_dict()[name])
         assert is_same != name.startswith("transformer."), name
 
 
 def test_the_last_two_checkpoints_stay_and_weights_are_written(tmp_path):
-    train(ToyStage(), ToyWorld(), toy_config(checkpoint_every=2), tmp_path, provenance={"codec": {"data": "rooms"}})
+    train_toy(ToyStage(), ToyWorld(), toy_config(checkpoint_every=2), tmp_path, provenance={"codec": {"data": "rooms"}})
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000008", "step_00000010"]
     header = json.loads((tmp_path / "weights" / CONFIG_FILE).read_text())
     assert header["provenance"]["codec"] == {"data": "rooms"}
@@ -142,8 +141,8 @@ def test_the_last_two_checkpoints_stay_and_weights_are_written(tmp_path):
 
 
 def test_the_log_has_means_of_the_interval_lr_and_speed(tmp_path, capsys):
-    train(ToyStage(), ToyWorld(), toy_config(log_every=1), tmp_path / "each")
-    train(ToyStage(), ToyWorld(), toy_config(log_every=5), tmp_path / "five")
+    train_toy(ToyStage(), ToyWorld(), toy_config(log_every=1), tmp_path / "each")
+    train_toy(ToyStage(), ToyWorld(), toy_config(log_every=5), tmp_path / "five")
     each, five = read_log(tmp_path / "each"), read_log(tmp_path / "five")
     assert [entry["step"] for entry in five] == [5, 10]
     assert five[0]["loss"] == pytest.approx(np.mean([entry["loss"] for entry in each[:5]]), rel=1e-5)
@@ -154,7 +153,7 @@ def test_the_log_has_means_of_the_interval_lr_and_speed(tmp_path, capsys):
 
 def test_tensorboard_gets_the_scalars(tmp_path):
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    train(ToyStage(), ToyWorld(), toy_config(tensorboard=True), tmp_path)
+    train_toy(ToyStage(), ToyWorld(), toy_config(tensorboard=True), tmp_path)
     events = accumulator.EventAccumulator(str(tmp_path / "tb"))
     events.Reload()
     logged = [(event.step, event.value) for event in events.Scalars("loss")]
@@ -164,18 +163,20 @@ def test_tensorboard_gets_the_scalars(tmp_path):
 def test_missing_tensorboard_names_the_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     with pytest.raises(ImportError, match=r"pip install 'worldscape\[train\]', or switch it off with --set"):
-        train(ToyStage(), ToyWorld(), toy_config(tensorboard=True), tmp_path)
+        train_toy(ToyStage(), ToyWorld(), toy_config(tensorboard=True), tmp_path)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path):
-    stage = ToyStage()
-    healthy = stage.batch
-    stage.batch = lambda step, rank, size: {"x": healthy(step, rank, size)["x"] * (float("nan") if step == 5 else 1)}
+    class SickStage(ToyStage):
+        def batch(self, step, rank, world_size):
+            x = super().batch(step, rank, world_size)["x"]
+            return {"x": x * float("nan") if step == 5 else x}
+
     with pytest.raises(FloatingPointError, match=r"step 6: loss nan.*last good checkpoint is .*step_00000004"):
-        train(stage, ToyWorld(), toy_config(), tmp_path)
+        train_toy(SickStage(), ToyWorld(), toy_config(), tmp_path)
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step_00000004"]
-    train(ToyStage(), ToyWorld(), toy_config(), tmp_path)
-    train(ToyStage(), ToyWorld(), toy_config(), tmp_path.with_name("whole"))
+    train_toy(ToyStage(), ToyWorld(), toy_config(), tmp_path)
+    train_toy(ToyStage(), ToyWorld(), toy_config(), tmp_path.with_name("whole"))
     assert_same_run(tmp_path, tmp_path.with_name("whole"))
 
 
@@ -183,15 +184,15 @@ def test_bad_samples_are_named(tmp_path):
     stage = ToyStage()
     stage.samples = lambda model, step: {"grid": np.zeros((4, 4, 3), np.float32)}
     with pytest.raises(ValueError, match=r"sample 'grid' is float32 \(4, 4, 3\): give uint8"):
-        train(stage, ToyWorld(), toy_config(sample_every=1), tmp_path)
+        train_toy(stage, ToyWorld(), toy_config(sample_every=1), tmp_path)
 
 
 def test_compiled_training_runs_close_to_plain(tmp_path, monkeypatch):
     """The eager backend keeps the arithmetic, so this checks that compiling leaves names and state as they were."""
     compile_module = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_module(module, backend="eager"))
-    train(ToyStage(), ToyWorld(), toy_config(), tmp_path / "plain")
-    train(ToyStage(), ToyWorld(), toy_config(compile=True), tmp_path / "compiled")
+    train_toy(ToyStage(), ToyWorld(), toy_config(), tmp_path / "plain")
+    train_toy(ToyStage(), ToyWorld(), toy_config(compile=True), tmp_path / "compiled")
     assert_same_run(tmp_path / "plain", tmp_path / "compiled")
 
 
@@ -200,7 +201,7 @@ def test_two_ranks_equal_one_process_with_the_joint_batch(tmp_path):
     joint = ToyStage(batch_size=8, noise=0.0)
     model = ToyWorld()
     model.transformer.dropout.p = 0.0
-    train(joint, model, toy_config(batch_size=8), tmp_path / "one")
+    train_toy(joint, model, toy_config(batch_size=8), tmp_path / "one")
     done = run_toy(tmp_path / "two", -1, 9, 0.0, 0.0, torchrun=2)
     assert done.returncode == 0, done.stderr[-3000:]
     for name in ("model", "ema"):

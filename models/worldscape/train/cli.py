@@ -37,18 +37,19 @@ def add_parser(subparsers: Any) -> None:
         stage.add_argument("--init", help="weights to start from: a run, a weights directory or a shipped name")
         stage.add_argument("--steps", type=int, help="optimiser steps in all")
         stage.add_argument("--minutes", type=float, help="stop after so many minutes; the same command goes on")
-        stage.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any TrainConfig field")
+        assignment = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
+        stage.add_argument("--set", **assignment, help="any TrainConfig field: lr=3e-4")
+        stage.add_argument("--model", **assignment, help="any WorldConfig field: transformer.anchor=false")
         stage.set_defaults(func=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train one stage as the command line says. Returns 0, or 128 + the number of the signal that stopped it."""
-    from worldscape.config import preset
     from worldscape.train.loop import train
 
     module = importlib.import_module(f"worldscape.train.{args.stage}")
+    model_config = choose_model(args.preset, args.model)
     config = choose_config(module.DEFAULTS, args)
-    model_config = preset(args.preset)
     model, provenance = build_model(model_config, args.stage, args.init, config.seed)
     stage = module.build_stage(model_config, config, args.data, args.init)
     provenance[args.stage] = {"preset": args.preset, "data": Path(args.data).name}
@@ -63,6 +64,30 @@ def choose_config(defaults: dict[str, TrainConfig], args: argparse.Namespace) ->
     config = override(defaults[args.preset], parse_assignments(args.set))
     given = {key: getattr(args, key) for key in ("steps", "minutes") if getattr(args, key) is not None}
     return replace(config, **given)
+
+
+def choose_model(name: str, assignments: list[str]) -> WorldConfig:
+    """The preset with --model put in: "transformer.anchor=false". Raises ValueError for unknown keys and values."""
+    from worldscape.config import WorldConfig, preset
+
+    values = preset(name).to_dict()
+    for key, text in parse_assignments(assignments, "--model").items():
+        *sections, last = key.split(".")
+        table = values
+        for section in sections:
+            table = table.get(section)
+            if not isinstance(table, dict):
+                raise ValueError(f"--model {key}: {section!r} is no section of the config: {', '.join(values)}")
+        table[last] = read_json(text)
+    return WorldConfig.from_dict(values)
+
+
+def read_json(text: str) -> Any:
+    """JSON where it reads as such (numbers, true, [1, 2]), else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def build_model(

@@ -103,13 +103,13 @@ def override(config: Config, values: Mapping[str, Any]) -> Config:
     return replace(config, **{key: _read(key, value, hints[key]) for key, value in values.items()})
 
 
-def parse_assignments(texts: list[str]) -> dict[str, str]:
+def parse_assignments(texts: list[str], option: str = "--set") -> dict[str, str]:
     """["lr=1e-3", "clip=0"] -> {"lr": "1e-3", "clip": "0"}. Raises ValueError where there is no "="."""
     pairs = {}
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            raise ValueError(f"--set {text!r} does not read as key=value: write for example --set lr=3e-4")
+            raise ValueError(f"{option} {text!r} does not read as key=value: write for example {option} lr=3e-4")
         pairs[key.strip()] = value.strip()
     return pairs
 

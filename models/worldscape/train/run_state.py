@@ -12,7 +12,7 @@ import os
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -21,6 +21,9 @@ from torch import Tensor, nn
 
 from worldscape.train.config import TrainConfig
 from worldscape.train.optim import load_optimizer_tensors, optimizer_tensors
+
+if TYPE_CHECKING:
+    from worldscape.world import WorldModel
 
 KEEP = 2
 MUST_MATCH = ("seed", "batch_size", "optimizer")
@@ -53,8 +56,10 @@ class RunIdentity:
         return json.loads(json.dumps(vars(self)))
 
 
-def identify(stage_name: str, model: nn.Module, module: nn.Module, config: TrainConfig, world_size: int) -> RunIdentity:
-    """The identity of a run that trains `module`, a part of `model` (a WorldModel with a `config`)."""
+def identify(
+    stage_name: str, model: WorldModel, module: nn.Module, config: TrainConfig, world_size: int
+) -> RunIdentity:
+    """The identity of a run that trains `module`, a part of `model`."""
     return RunIdentity(
         stage=stage_name,
         model=model.config.to_dict(),
