@@ -6,6 +6,7 @@ Also a small tool: `python -m worldscape.evaluate.report RESULTS.jsonl [--metric
 import argparse
 import json
 import math
+import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,34 @@ def print_report(report: Report, tables: Sequence[Table] = (), stream: TextIO | 
     for table in tables:
         print(table.to_text(), end="\n\n", file=stream)
     print(report.to_json(), file=stream, flush=True)
+
+
+def report_on(name: str, weights: str, device: str, seconds: float, metrics: Mapping[str, float]) -> Report:
+    """Report on measured weights: adds preset, checksum, hardware, library version and commit.
+
+    weights: a shipped name or path, as given by the user; its last part and a checksum go into the report.
+    """
+    from worldscape.checkpoint import load_world, weights_id
+
+    model = load_world(weights)
+    return Report(
+        name=name,
+        preset=model.config.preset,
+        weights=f"{Path(weights).name}@{weights_id(model)}",
+        device=describe_device(device),
+        seconds=seconds,
+        metrics=metrics,
+        commit=find_commit(),
+    )
+
+
+def describe_device(device: str) -> str:
+    """A torch device -> its name, thread count for a CPU, and the torch version, in words."""
+    import torch
+
+    if torch.device(device).type == "cuda":
+        return f"{device}: {torch.cuda.get_device_name(device)}, torch {torch.__version__}"
+    return f"{device}: {_cpu_name()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def find_commit() -> str:
@@ -125,6 +154,15 @@ def _json_number(value: float) -> float | int | None:
     if not math.isfinite(number):
         return None
     return int(number) if isinstance(value, int) else float(f"{number:.6g}")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
 
 
 def _git(directory: Path, *arguments: str) -> str:

@@ -1,0 +1,121 @@
+"""`worldscape eval fidelity | actions | drift`: what a dream is worth, with tables, pictures and one JSON line."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+from worldscape.data.episode import HELD_OUT_SEED
+from worldscape.evaluate.episodes import POLICIES, SOURCES, EpisodeBatch, Judge
+from worldscape.evaluate.report import Table, print_report, report_on
+
+
+def add_parser(subparsers: argparse._SubParsersAction) -> None:
+    """Add `eval` with its three evaluations to the command line."""
+    parser = subparsers.add_parser("eval", help="measure a world against its simulator", description=__doc__)
+    evaluations = parser.add_subparsers(dest="evaluation", metavar="EVALUATION", required=True)
+    fidelity = _add_evaluation(evaluations, "fidelity", run_fidelity, episodes=64, policy="explore")
+    fidelity.add_argument("--horizons", type=_read_counts, default=(1, 4, 16, 64), help="comma-separated steps")
+    fidelity.add_argument("--context", type=int, default=1, help="real frames that open each dream")
+    actions = _add_evaluation(evaluations, "actions", run_actions, episodes=32, policy="restless")
+    actions.add_argument("--steps", type=int, default=64, help="steps of each episode")
+    actions.add_argument("--segment", type=int, default=16, help="steps after which a dream is opened anew")
+    drift = _add_evaluation(evaluations, "drift", run_drift, episodes=8, policy="explore")
+    drift.add_argument("--steps", type=int, default=1000, help="length of each dream")
+    drift.add_argument("--window", type=int, default=100, help="steps that one row of statistics covers")
+
+
+def run_fidelity(args: argparse.Namespace) -> None:
+    """Dream against simulator at several horizons, beside copy-the-start and warp-only."""
+    from worldscape.evaluate import fidelity
+    from worldscape.evaluate.baselines import warp_start
+
+    begin = time.perf_counter()
+    config = fidelity.FidelityConfig(horizons=args.horizons, context=args.context)
+    engine, episodes = _prepare(args, config.num_steps)
+    judged = fidelity.judge_fidelity(engine, episodes, warp_start, config)
+    if args.out:
+        _name_files(fidelity.save_pictures(args.out, judged.dream, episodes, warp_start, config))
+    _finish("fidelity", args, begin, judged.metrics, judged.tables)
+
+
+def run_actions(args: argparse.Namespace) -> None:
+    """Actions read back from dreamed frames by a network trained on simulator frames."""
+    from worldscape.evaluate import actions
+    from worldscape.evaluate import inverse_dynamics as inverse
+
+    begin = time.perf_counter()
+    if not 1 <= args.segment <= args.steps:
+        raise ValueError(f"--segment {args.segment} must lie between 1 and --steps {args.steps}")
+    engine, episodes = _prepare(args, args.steps)
+    config = inverse.InverseDynamicsConfig()
+    judge = Judge(args.source, "restless", episodes.frames.shape[2])
+
+    def walk() -> EpisodeBatch:
+        return judge.episodes(config.num_episodes, config.num_steps, first_seed=config.first_seed)
+
+    reader = inverse.load_or_train(args.out and args.out / "inverse_dynamics.safetensors", config, walk)
+    segments = episodes.segments(args.segment)
+    judged = actions.judge_actions(engine, segments, reader)
+    if args.out:
+        _name_files(actions.save_pictures(args.out, engine, segments))
+    _finish("actions", args, begin, judged.metrics, judged.tables)
+
+
+def run_drift(args: argparse.Namespace) -> None:
+    """Sharpness, colour and repeat statistics of long dreams beside the simulator's."""
+    from worldscape.evaluate import drift
+
+    begin = time.perf_counter()
+    engine, episodes = _prepare(args, args.steps)
+    judged = drift.judge_drift(engine, episodes, window=args.window)
+    if args.out:
+        _name_files(drift.save_pictures(args.out, judged.dream, episodes))
+    _finish("drift", args, begin, judged.metrics, judged.tables)
+
+
+def _add_evaluation(evaluations, name: str, run, *, episodes: int, policy: str) -> argparse.ArgumentParser:
+    parser = evaluations.add_parser(name, help=run.__doc__, description=run.__doc__)
+    parser.set_defaults(func=run)
+    parser.add_argument("--weights", default="nano", help="shipped name, or a directory of weights or of a run")
+    parser.add_argument("--source", choices=SOURCES, default="rooms", help="the simulator that judges")
+    parser.add_argument("--episodes", type=int, default=episodes, help="number of held-out layouts")
+    parser.add_argument("--first-seed", type=int, default=HELD_OUT_SEED, help="first layout; the others follow")
+    parser.add_argument("--policy", choices=sorted(POLICIES), default=policy, help="who walks")
+    parser.add_argument("--batch", type=int, default=16, help="dreams that run side by side")
+    parser.add_argument("--steps-per-frame", type=int, help="denoising model calls a frame; default: the weights' own")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--out", type=Path, help="folder for pictures (and what is worth keeping for the next run)")
+    return parser
+
+
+def _prepare(args: argparse.Namespace, num_steps: int):
+    """The engine and the judged episodes that the options ask for."""
+    from worldscape.checkpoint import load_world
+    from worldscape.engine import WorldEngine
+
+    if args.batch < 1 or args.episodes < 1:
+        raise ValueError(f"--batch {args.batch} and --episodes {args.episodes} must be at least 1")
+    if args.first_seed < HELD_OUT_SEED:
+        raise ValueError(f"--first-seed {args.first_seed} may be a training layout; give {HELD_OUT_SEED} or more")
+    model = load_world(args.weights, args.device)
+    num_slots = min(args.batch, args.episodes)
+    engine = WorldEngine(model, num_slots, device=args.device, steps_per_frame=args.steps_per_frame)
+    judge = Judge(args.source, args.policy, model.config.codec.size)
+    return engine, judge.episodes(args.episodes, num_steps, first_seed=args.first_seed)
+
+
+def _finish(name: str, args: argparse.Namespace, begin: float, metrics: dict[str, float], tables: list[Table]) -> None:
+    print_report(report_on(name, args.weights, args.device, time.perf_counter() - begin, metrics), tables)
+
+
+def _name_files(paths: list[Path]) -> None:
+    print("\n".join(f"wrote {path}" for path in paths), end="\n\n")
+
+
+def _read_counts(text: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of step counts such as 1,4,16,64") from error
