@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from gymnasium import spaces
@@ -85,6 +86,11 @@ class EpisodeReader:
         episodes = self._folder.episode_metadata(num_episodes)
         self.lengths = np.array([episode["total_steps"] for episode in episodes])
         self.seeds = [episode.get("seed") for episode in episodes]
+
+    @property
+    def settings(self) -> dict[str, Any] | None:
+        """What `worldscape record` recorded with (env, env_kwargs, policy, ...); None for datasets made by others."""
+        return self.metadata.get(minari_io.SETTINGS)
 
     def __len__(self) -> int:
         """Number of episodes."""

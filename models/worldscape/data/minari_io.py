@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from minari.dataset.minari_storage import MinariStorage
 
 METADATA = "metadata.json"
+SETTINGS = "worldscape_record"
+"""Key in the metadata under which the recorder keeps what it recorded with."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

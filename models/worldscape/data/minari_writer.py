@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gymnasium import spaces
 
-from worldscape.data.minari_io import METADATA, DatasetFolder, import_storage
+from worldscape.data.minari_io import METADATA, SETTINGS, DatasetFolder, import_storage
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 _PENDING = ".pending"
 _SCRATCH = ".scratch-"
-_SETTINGS = "worldscape_record"
 
 
 class DatasetWriter:
@@ -120,7 +119,7 @@ class EpisodeWriter:
 def _check_same(
     folder: DatasetFolder, observation_space: spaces.Space, action_space: spaces.Space, settings: dict[str, Any]
 ) -> None:
-    recorded = folder.metadata.get(_SETTINGS)
+    recorded = folder.metadata.get(SETTINGS)
     if recorded is None:
         raise ValueError(f"{folder.path} holds a dataset that `worldscape record` did not make; choose another --out")
     changed = [name for name in settings if recorded.get(name) != settings[name]]
@@ -153,7 +152,7 @@ def _create_dataset(
             new, observation_space, action_space, _json_spec(spec), "arrow", jpeg_encoding=False
         )
         name = re.sub(r"[^-\w]", "-", re.sub(r"-v\d+$", "", path.name))
-        identity = {"dataset_id": f"{name}-v0", "minari_version": version("minari"), _SETTINGS: settings}
+        identity = {"dataset_id": f"{name}-v0", "minari_version": version("minari"), SETTINGS: settings}
         storage.update_metadata(identity)
         os.rename(new, path)
     finally:

@@ -1,0 +1,200 @@
+"""Start frames: the real frames that open worlds, collected from a dataset into one small safetensors file.
+
+A start is F consecutive frames of an episode, the last one being where the dream begins. Starts look into open space
+with something to see in it, are level and away from the goal, and come from as many different layouts as possible.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from worldscape.data.episode import Episode, EpisodeReader
+
+FORMAT = "worldscape-starts"
+FORMAT_VERSION = 1
+WALL_DISTANCE = 0.7
+"""Metres; pixels nearer than this are in the face of the agent."""
+MAX_WALL_SHARE = 0.1
+MIN_GOAL_DISTANCE = 1.5
+"""Metres; a start beside the goal is no task."""
+LEVEL = 1e-3
+"""Radians of pitch."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Starts:
+    """R starts of F frames: frames uint8 [R, F, h, w, 3]; seeds int64 [R] of their layouts, -1 where unknown.
+
+    None where the dataset had none: depth float16 [R, F, h, w] metres; pose float32 [R, F, 4, 4] camera to world;
+    intrinsics float32 [R, 4] over the picture size; camera float32 [R, F, 6] (x, y, z, yaw, pitch, roll).
+    """
+
+    frames: np.ndarray
+    seeds: np.ndarray
+    depth: np.ndarray | None = None
+    pose: np.ndarray | None = None
+    intrinsics: np.ndarray | None = None
+    camera: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        """Number of starts R."""
+        return len(self.frames)
+
+    def rows(self, selection: np.ndarray) -> Starts:
+        """The starts at these indices, or where this mask [R] is True."""
+        return Starts(**{name: value[selection] for name, value in self.arrays().items()})
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The arrays that are there, by name."""
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        return {name: value for name, value in fields.items() if value is not None}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StartsConfig:
+    """Which frames become starts: `num` of `frames` consecutive frames; the last one has at least `min_depth` metres
+    of median depth and little in its face (0 switches both off, for datasets without depth)."""
+
+    num: int
+    frames: int = 1
+    min_depth: float = 2.5
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("num", 1), ("frames", 1), ("min_depth", 0), ("seed", 0)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+
+
+def collect_starts(reader: EpisodeReader, config: StartsConfig) -> Starts:
+    """Draw starts from the dataset, one per episode before any episode gives a second one.
+
+    Raises ValueError when the dataset has no depth to judge by, or too few frames qualify.
+    """
+    if config.min_depth > 0:
+        reader.require("depth")
+    found = [
+        _cut(reader.episode(index), frame, config.frames)
+        for index, frame in itertools.islice(_places(reader, config), config.num)
+    ]
+    if len(found) < config.num:
+        raise ValueError(
+            f"only {len(found)} of {config.num} starts found in {reader.path}; lower --num or --min-depth, "
+            "or record more episodes"
+        )
+    return Starts(**{name: np.stack([start[name] for start in found]) for name in found[0]})
+
+
+def _places(reader: EpisodeReader, config: StartsConfig) -> Iterator[tuple[int, int]]:
+    """Pairs (episode, frame): one of each episode in random order, then a second one of each, and so on."""
+    rng = np.random.default_rng(config.seed)
+    waiting: list[tuple[int, list[int]]] = []
+    for index in rng.permutation(len(reader)).tolist():
+        frames = rng.permutation(_candidates(reader.episode(index), config)).tolist()
+        if frames:
+            yield index, frames.pop()
+            waiting.append((index, frames))
+    while waiting := [(index, frames) for index, frames in waiting if frames]:
+        for index, frames in waiting:
+            yield index, frames.pop()
+
+
+def _candidates(episode: Episode, config: StartsConfig) -> np.ndarray:
+    """Frames of the episode that a world can open with -> indices, ascending; the plainer half is left out."""
+    suits = np.arange(len(episode.frames)) >= config.frames - 1
+    if config.min_depth > 0 and episode.depth is not None:
+        depth = episode.depth.reshape(len(episode.depth), -1)
+        suits &= np.median(depth, axis=1) >= config.min_depth
+        suits &= (depth < WALL_DISTANCE).mean(axis=1) <= MAX_WALL_SHARE
+    if episode.camera is not None:
+        suits &= np.abs(episode.camera[:, 4]) < LEVEL
+    if episode.goal_distance is not None:
+        suits &= episode.goal_distance >= MIN_GOAL_DISTANCE
+    frames = np.flatnonzero(suits)
+    if len(frames) < 2:
+        return frames
+    detail = _detail(episode.frames[frames])
+    return frames[detail >= np.median(detail)]
+
+
+def _detail(frames: np.ndarray) -> np.ndarray:
+    """Mean difference between neighbouring pixels, uint8 [N, h, w, 3] -> [N]."""
+    grey = frames.mean(axis=-1)
+    return np.abs(np.diff(grey, axis=1)).mean(axis=(1, 2)) + np.abs(np.diff(grey, axis=2)).mean(axis=(1, 2))
+
+
+def _cut(episode: Episode, last: int, num_frames: int) -> dict[str, np.ndarray]:
+    window = slice(last - num_frames + 1, last + 1)
+    seed = -1 if episode.seed is None else episode.seed
+    start = {"frames": episode.frames[window], "seeds": np.array(seed, np.int64)}
+    for name in ("depth", "pose", "camera"):
+        if getattr(episode, name) is not None:
+            start[name] = getattr(episode, name)[window]
+    if episode.intrinsics is not None:
+        start["intrinsics"] = episode.intrinsics
+    return start
+
+
+def save_starts(starts: Starts, path: str | os.PathLike[str], source: dict[str, Any] | None = None) -> None:
+    """Write starts to `path`, all of it or nothing; `source` (plain JSON) says where they come from."""
+    path = Path(path)
+    metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "source": json.dumps(source or {})}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_name(f".{path.name}.{os.getpid()}")
+    contiguous = {name: np.ascontiguousarray(value) for name, value in starts.arrays().items()}
+    new.write_bytes(save(contiguous, metadata))
+    os.replace(new, path)
+
+
+def load_starts(path: str | os.PathLike[str]) -> Starts:
+    """Read a file of starts; raises ValueError when it is missing, damaged or something else."""
+    if not Path(path).is_file():
+        raise ValueError(f"the starts file {path} does not exist; write one with `worldscape starts`")
+    try:
+        with safe_open(path, framework="numpy") as file:
+            metadata = file.metadata() or {}
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+    except SafetensorError as error:
+        raise ValueError(f"the starts file {path} is damaged ({error}); write it again") from error
+    if metadata.get("format") != FORMAT or metadata.get("format_version") != str(FORMAT_VERSION):
+        raise ValueError(
+            f"{path} is not a starts file of version {FORMAT_VERSION} (its metadata says {metadata.get('format')!r}, "
+            f"{metadata.get('format_version')!r}); write one with `worldscape starts`"
+        )
+    return Starts(**arrays)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the `starts` command."""
+    description = "Collect start frames from a dataset into one file."
+    parser: argparse.ArgumentParser = subparsers.add_parser("starts", description=description)
+    parser.add_argument("--data", required=True, help="folder or Minari id of the dataset")
+    parser.add_argument("--out", type=Path, required=True, help="safetensors file to write")
+    parser.add_argument("--num", type=int, required=True, help="number of starts")
+    parser.add_argument("--frames", type=int, default=1, help="consecutive frames per start (default 1)")
+    parser.add_argument(
+        "--min-depth", type=float, default=2.5, help="median metres in front of the camera (default 2.5; 0: any)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default 0)")
+    parser.set_defaults(func=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    config = StartsConfig(num=args.num, frames=args.frames, min_depth=args.min_depth, seed=args.seed)
+    reader = EpisodeReader(args.data)
+    starts = collect_starts(reader, config)
+    save_starts(starts, args.out, source={"recorded": reader.settings, "min_depth": config.min_depth})
+    layouts = len(np.unique(starts.seeds))
+    print(f"{args.out}: {len(starts)} starts from {layouts} layouts, {args.out.stat().st_size / 1e6:.1f} MB")
+    return 0
