@@ -149,12 +149,9 @@ def _swap(partial: Path, directory: Path) -> None:
 
 
 def _build_debug() -> WorldModel:
-    from worldscape.config import preset
-    from worldscape.world import WorldModel
+    from worldscape.world import debug_world
 
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        return WorldModel(preset(DEBUG))
+    return debug_world()
 
 
 def _read(path: Path) -> WorldModel:
