@@ -1,0 +1,42 @@
+"""Every metric name that a JSON line prints is explained in docs/metrics.md."""
+
+import re
+from pathlib import Path
+
+from tests.evaluate.panorama import PerfectEngine
+from tests.evaluate.test_fidelity import half_warp
+from worldscape.evaluate import actions, drift, fidelity
+from worldscape.evaluate import inverse_dynamics as inverse
+
+DOCUMENTED = set(re.findall(r"`([a-zA-Z0-9_]+)`", (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()))
+
+
+def undocumented(names) -> set[str]:
+    return {name for name in (re.sub(r"_([hn])\d+$", r"_\1\1", name) for name in names) if name not in documented()}
+
+
+def documented() -> set[str]:
+    """Names in backticks, endings _hH and _nN as _hh and _nn, S replaced by each statistic of `eval drift`."""
+    names = {re.sub(r"_([hn])[HN]$", r"_\1\1", name) for name in DOCUMENTED}
+    for statistic in DOCUMENTED & set(drift.STATISTICS):
+        names |= {statistic + name.removeprefix("S") for name in DOCUMENTED if name.startswith("S_")}
+    return names
+
+
+def test_fidelity_names(episodes):
+    found = fidelity.judge_fidelity(PerfectEngine(5), episodes, half_warp, fidelity.FidelityConfig(horizons=(1, 4)))
+    assert not undocumented(found.metrics) and len(found.metrics) > 70
+
+
+def test_action_names(episodes):
+    found = actions.judge_actions(PerfectEngine(5), episodes, inverse.InverseDynamics(8).eval())
+    assert not undocumented(found.metrics) and "action_accuracy_ratio" in found.metrics
+
+
+def test_drift_names(episodes):
+    found = drift.judge_drift(PerfectEngine(5), episodes, window=6)
+    assert not undocumented(found.metrics) and "within" in found.metrics
+
+
+def test_an_invented_name_is_noticed():
+    assert undocumented(["psnr_model_h4", "psnr_magic_h4"]) == {"psnr_magic_hh"}
