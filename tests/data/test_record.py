@@ -117,6 +117,13 @@ def test_two_workers_record_the_same_bytes_as_one(dataset, tmp_path):
     assert content(tmp_path / "two") == content(dataset)
 
 
+def test_the_folder_may_be_relative(dataset, tmp_path, monkeypatch):
+    """Minari's arrow storage joins a relative path to itself, so nothing was found where it had been written."""
+    monkeypatch.chdir(tmp_path)
+    record(tiny_config(Path("new") / "tiny"))
+    assert content(tmp_path / "new" / "tiny") == content(dataset)
+
+
 def test_recording_more_episodes_continues_the_dataset(dataset, tmp_path):
     shutil.copytree(dataset, tmp_path / "more")
     summary = record(tiny_config(tmp_path / "more", episodes=4))
