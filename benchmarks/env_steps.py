@@ -191,6 +191,8 @@ def read_settings(arguments: list[str] | None = None) -> list[Setting]:
 
 def main(arguments: list[str] | None = None) -> None:
     """Measure, print a table, end with one JSON line."""
+    import torch
+
     from worldscape.evaluate.report import Table, print_report, report_on
 
     begin, settings = time.perf_counter(), read_settings(arguments)
@@ -201,6 +203,8 @@ def main(arguments: list[str] | None = None) -> None:
     names = list(dict.fromkeys(name.rsplit("_n", 1)[0] for name in metrics))
     columns = ["", *[f"n={setting.num_envs}" for setting in settings]]
     rows = [[name, *[metrics.get(f"{name}_n{s.num_envs}", float("nan")) for s in settings]] for name in names]
+    if settings[0].threads:
+        torch.set_num_threads(settings[0].threads)  # what the report names is what the measuring processes had
     report = report_on("env_steps", settings[0].weights, settings[0].device, time.perf_counter() - begin, metrics)
     print_report(report, [Table(title="environment steps", columns=columns, rows=rows)])
 

@@ -21,6 +21,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     actions = _add_evaluation(evaluations, "actions", run_actions, episodes=32, policy="restless")
     actions.add_argument("--steps", type=int, default=64, help="steps of each episode")
     actions.add_argument("--segment", type=int, default=16, help="steps after which a dream is opened anew")
+    actions.add_argument("--updates", type=int, default=1200, help="training updates of the inverse-dynamics model")
+    actions.add_argument("--training-episodes", type=int, default=48, help="episodes of 96 steps that it learns from")
     drift = _add_evaluation(evaluations, "drift", run_drift, episodes=8, policy="explore")
     drift.add_argument("--steps", type=int, default=1000, help="length of each dream")
     drift.add_argument("--window", type=int, default=100, help="steps that one row of statistics covers")
@@ -48,8 +50,8 @@ def run_actions(args: argparse.Namespace) -> None:
     begin = time.perf_counter()
     if not 1 <= args.segment <= args.steps:
         raise ValueError(f"--segment {args.segment} must lie between 1 and --steps {args.steps}")
+    config = inverse.InverseDynamicsConfig(updates=args.updates, num_episodes=args.training_episodes)
     engine, episodes = _prepare(args, args.steps)
-    config = inverse.InverseDynamicsConfig()
     judge = Judge(args.source, "restless", episodes.frames.shape[2])
 
     def walk() -> EpisodeBatch:
@@ -68,6 +70,7 @@ def run_drift(args: argparse.Namespace) -> None:
     from worldscape.evaluate import drift
 
     begin = time.perf_counter()
+    drift.check_window(args.window, args.steps)
     engine, episodes = _prepare(args, args.steps)
     judged = drift.judge_drift(engine, episodes, window=args.window)
     if args.out:

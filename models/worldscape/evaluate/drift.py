@@ -33,14 +33,19 @@ class Drift(NamedTuple):
 
 def judge_drift(engine: Engine, episodes: EpisodeBatch, *, window: int = 100) -> Drift:
     """Dream the whole episodes and compare window statistics. Raises ValueError for a window that does not fit."""
-    if not 2 <= window <= episodes.num_steps:
-        raise ValueError(f"a window of {window} steps does not fit episodes of {episodes.num_steps}; choose 2 or more")
+    check_window(window, episodes.num_steps)
     dream = dream_episodes(engine, episodes, num_steps=episodes.num_steps)
     moved = np.abs(episodes.realised).max(axis=-1) > 1e-6
     dreamed = measure_windows(dream.frames, moved, window)
     true = measure_windows(episodes.frames[:, 1:], moved, window)
     found = compare_windows(dreamed, true)
     return Drift(found, [tabulate_windows(dreamed, true, window)], dream)
+
+
+def check_window(window: int, num_steps: int) -> None:
+    """Raise ValueError for a window that does not fit into episodes of `num_steps`."""
+    if not 2 <= window <= num_steps:
+        raise ValueError(f"a window of {window} steps does not fit episodes of {num_steps}; choose 2 to {num_steps}")
 
 
 def measure_windows(frames: np.ndarray, moved: np.ndarray, window: int) -> dict[str, np.ndarray]:

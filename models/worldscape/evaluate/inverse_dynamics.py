@@ -45,6 +45,11 @@ class InverseDynamicsConfig:
     lr: float = 2e-3
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        for name in ("num_episodes", "num_steps", "batch_size", "updates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"inverse dynamics with {name} {getattr(self, name)}: it must be at least 1")
+
 
 class Pairs(NamedTuple):
     """M frame pairs: first and second uint8 [M, h, w, 3], effective action int64 [M], motion float32 [M, 4]."""

@@ -1,0 +1,59 @@
+"""The three evaluations from the command line, on debug weights and a few real rooms: the report comes last."""
+
+import json
+import math
+
+import pytest
+
+from worldscape.cli import main
+from worldscape.evaluate.report import FIELDS, last_report
+
+pytest.importorskip("worldscape.data.rooms_gl", exc_type=ImportError)
+SMALL = ["--weights", "debug", "--source", "rooms", "--episodes", "2", "--batch", "2"]
+
+
+def run(capsys, *arguments: str):
+    assert main(["eval", arguments[0], *SMALL, *arguments[1:]]) == 0
+    out = capsys.readouterr().out
+    assert list(json.loads(out.splitlines()[-1])) == list(FIELDS)
+    report = last_report(out)
+    assert (report.name, report.preset) == (arguments[0], "debug") and report.weights.startswith("debug@")
+    return report
+
+
+def test_fidelity(capsys, tmp_path):
+    report = run(capsys, "fidelity", "--horizons", "1,4", "--out", str(tmp_path))
+    assert report.metrics["psnr_copy_h1"] < report.metrics["psnr_warp_true_h1"]
+    assert 3 < report.metrics["psnr_model_h4"] < 40 and math.isfinite(report.metrics["action_gain_db"])
+    assert {path.name for path in tmp_path.iterdir()} == {"fidelity_00.png", "fidelity_01.png", "fidelity.mp4"}
+
+
+def test_actions(capsys, tmp_path):
+    options = ["--steps", "8", "--segment", "4", "--updates", "2", "--training-episodes", "1", "--out", str(tmp_path)]
+    report = run(capsys, "actions", *options)
+    assert report.metrics["num_pairs"] == 16
+    assert {path.name for path in tmp_path.iterdir()} == {"inverse_dynamics.safetensors", "actions.mp4"}
+
+
+def test_drift(capsys, tmp_path):
+    report = run(capsys, "drift", "--steps", "24", "--window", "12", "--out", str(tmp_path))
+    assert 0 <= report.metrics["within"] <= 1 and report.metrics["sharpness_simulator"] > 0
+    assert {path.name for path in tmp_path.iterdir()} == {"drift.png", "drift.mp4"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fidelity", "--horizons", "4,1"], "increasing"),
+        (["fidelity", "--first-seed", "7"], "training layout"),
+        (["fidelity", "--weights", "no-such-weights"], "no-such-weights"),
+        (["actions", "--segment", "0"], "--segment"),
+        (["actions", "--updates", "0"], "updates"),
+        (["drift", "--episodes", "0"], "at least 1"),
+        (["drift", "--window", "5000"], "does not fit"),
+    ],
+)
+def test_bad_options_are_one_clear_line(capsys, arguments, message):
+    assert main(["eval", *arguments[:1], "--weights", "debug", *arguments[1:]]) == 1
+    error = capsys.readouterr().err.strip().splitlines()
+    assert error[-1].startswith("worldscape: error:") and message in error[-1]
