@@ -1,6 +1,7 @@
 """The environment benchmark: timing by hand, and the whole script on the debug weights."""
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -58,7 +59,8 @@ def test_bad_options_are_refused(bad, capsys):
 def test_the_script_ends_with_one_json_object():
     command = [sys.executable, "benchmarks/env_steps.py", "--weights", "debug", "--steps", "10", "--num-envs", "1"]
     command += ["--horizon", "200", "--threads", "1"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "models"), str(ROOT)])}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
     line = json.loads(done.stdout.splitlines()[-1])
     assert line["name"] == "env_steps" and line["preset"] == "debug"
