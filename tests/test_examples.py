@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -19,9 +20,19 @@ def run_python(*arguments: object, cwd: Path) -> str:
     env = {key: value for key, value in os.environ.items() if key != "DISPLAY"}
     env |= {"PYTHONPATH": os.pathsep.join([str(ROOT / "models"), str(ROOT)]), "SDL_VIDEODRIVER": "dummy"}
     command = [sys.executable, "-W", "error::DeprecationWarning:__main__", *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
+
+
+def read_video(path: Path) -> np.ndarray:
+    """All frames, uint8 [T, h, w, 3]; through OpenCV, because imageio leaves ffmpeg's pipes open."""
+    video = cv2.VideoCapture(str(path))
+    frames = []
+    while (read := video.read())[0]:
+        frames.append(read[1])
+    video.release()
+    return np.stack(frames)
 
 
 @pytest.fixture
@@ -54,15 +65,17 @@ def test_play_keyboard(run_example):
 
 
 def test_record_video(run_example, tmp_path: Path):
-    run_example("record_video.py", "--steps", 10)
-    assert len(iio.imread(tmp_path / "dream.mp4", plugin="FFMPEG")) == 11
+    output = run_example("record_video.py", "--steps", 10)
+    frames = read_video(tmp_path / "dream.mp4")
+    assert output == f"{len(frames)} frames in {tmp_path / 'dream.mp4'}\n"
+    assert 2 <= len(frames) <= 11
 
 
 def test_walk_from_photo(run_example, tmp_path: Path):
     photo = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     iio.imwrite(tmp_path / "photo.png", photo)
     run_example("walk_from_photo.py", "--image", "photo.png")
-    assert len(iio.imread(tmp_path / "walk.mp4", plugin="FFMPEG")) > 1
+    assert len(read_video(tmp_path / "walk.mp4")) == 29
 
 
 def test_bring_your_simulator(run_example, tmp_path: Path):
@@ -82,5 +95,5 @@ def test_demo_needs_only_the_core_dependencies(tmp_path: Path):
     output = run_python("-c", code, cwd=tmp_path)
     assert "steps/s (45 steps" in output
     assert str(tmp_path / "out" / "walk.mp4") in output
-    assert iio.imread(tmp_path / "out" / "walk.mp4", plugin="FFMPEG").shape == (45, 320, 320, 3)
+    assert read_video(tmp_path / "out" / "walk.mp4").shape == (45, 320, 320, 3)
     assert iio.imread(tmp_path / "out" / "contact_sheet.png").shape == (5 * 160, 8 * 160, 3)
