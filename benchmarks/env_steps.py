@@ -34,12 +34,14 @@ class Setting:
     steps: int
     horizon: int
     threads: int
+    starts: str = "train"
     steps_per_frame: int | None = None
 
     @property
     def keywords(self) -> dict[str, Any]:
         """Keyword arguments of gym.make and gym.make_vec."""
-        return {"weights": self.weights, "device": self.device, "steps_per_frame": self.steps_per_frame}
+        shared = {"weights": self.weights, "device": self.device, "starts": self.starts}
+        return {**shared, "steps_per_frame": self.steps_per_frame}
 
 
 class Timing(NamedTuple):
@@ -177,6 +179,7 @@ def read_settings(arguments: list[str] | None = None) -> list[Setting]:
     parser.add_argument("--steps", type=int, default=300, help="timed steps")
     parser.add_argument("--horizon", type=int, default=0, help="steps of the long dream, 200 or more; 0 for none")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 for torch's own choice")
+    parser.add_argument("--starts", default="train", help="the environment's option: train, heldout, drawn or a path")
     parser.add_argument("--steps-per-frame", type=int, help="denoising model calls a frame; default: the weights' own")
     options = parser.parse_args(arguments)
     counts = [int(count) for count in options.num_envs.split(",") if count.isdigit() and int(count) > 0]
@@ -184,7 +187,9 @@ def read_settings(arguments: list[str] | None = None) -> list[Setting]:
         parser.error(f"--num-envs {options.num_envs} must be whole numbers of at least 1, such as 1,4,16")
     if options.steps < 1 or options.threads < 0 or (options.horizon and options.horizon < 2 * EARLY_STEP):
         parser.error(f"--steps and --threads cannot be negative, and --horizon is 0 or at least {2 * EARLY_STEP}")
-    shared = {name: vars(options)[name] for name in ("weights", "device", "steps", "threads", "steps_per_frame")}
+    shared = {
+        name: vars(options)[name] for name in ("weights", "device", "steps", "threads", "starts", "steps_per_frame")
+    }
     horizons = [options.horizon] + [0] * (len(counts) - 1)
     return [Setting(num_envs=n, horizon=horizon, **shared) for n, horizon in zip(counts, horizons, strict=True)]
 
@@ -198,7 +203,10 @@ def main(arguments: list[str] | None = None) -> None:
     begin, settings = time.perf_counter(), read_settings(arguments)
     metrics: dict[str, float] = {}
     for setting in settings:
-        metrics |= measure_apart(setting)
+        try:
+            metrics |= measure_apart(setting)
+        except ValueError as error:
+            sys.exit(f"env_steps: error: {error}")
         print(f"{setting.num_envs} environments measured", file=sys.stderr, flush=True)
     names = list(dict.fromkeys(name.rsplit("_n", 1)[0] for name in metrics))
     columns = ["", *[f"n={setting.num_envs}" for setting in settings]]

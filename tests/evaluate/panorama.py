@@ -1,6 +1,5 @@
 """A toy simulator and its perfect dream: a seeded picture that every action shifts by its own number of pixels."""
 
-from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -9,7 +8,7 @@ import torch
 
 from worldscape.conditioning.camera import pose_from_state_numpy
 from worldscape.conditioning.controls import ControlScale, discrete_controls
-from worldscape.engine import Start
+from worldscape.engine import EngineFrame, Start
 
 SIZE, LIMIT = 32, 3
 SCALE = ControlScale()
@@ -94,11 +93,20 @@ class PerfectEngine:
     def _frame(self, realised: np.ndarray):
         self.num_frames += self.num_slots
         frames = [draw_frame(texture, state) for texture, state in zip(self.textures, self.states, strict=True)]
-        return SimpleNamespace(
+        none = torch.zeros(self.num_slots)
+        return EngineFrame(
             frame=torch.from_numpy(np.stack(frames)),
             depth=torch.full((self.num_slots, SIZE, SIZE), 4.0),
             pose=torch.from_numpy(pose_from_state_numpy(self.states)),
+            camera=torch.from_numpy(self.states),
             realised=torch.from_numpy(realised),
+            reward=none,
+            success=none,
+            end=none,
+            coverage=none,
+            latent=none[:, None, None],
+            steps=none.long(),
+            model_calls=1,
         )
 
 
