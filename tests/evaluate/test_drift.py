@@ -1,5 +1,7 @@
 """Drift: a perfect dream stays within the simulator's spread, a fading one does not."""
 
+import math
+
 import numpy as np
 import pytest
 
@@ -27,8 +29,17 @@ def test_a_fading_dream_is_caught(walked):
     assert len(judged.tables[0].rows) == 4 + 3
 
 
-def test_spread_is_two_standard_deviations():
-    assert drift.simulator_spread(np.array([[0.0, 2.0], [0.0, 2.0]])) == (-1.0, 3.0)
+def test_spread_is_the_middle_of_what_was_measured():
+    """It was mean +- 2 deviations once, which for skewed sharpness reached below zero: a blank picture passed."""
+    low, high = drift.simulator_spread(np.array([[*range(41)], [math.nan] * 41]))
+    assert (low, high) == (1.0, 39.0)
+    skewed = np.array([[0.001] * 10 + [0.05]])
+    assert drift.simulator_spread(skewed)[0] == pytest.approx(0.001)
+
+
+def test_sharpness_is_compared_window_by_window():
+    found = drift.compare_sharpness(np.array([[1.0, 1.0, 3.0]]), np.array([[2.0, 4.0, 2.0]]))
+    assert found == {"sharpness_ratio_last": 1.5, "sharpness_ratio_min": 0.25, "sharpness_ratio_max": 1.5}
 
 
 def test_pictures_are_written(walked, tmp_path):

@@ -60,7 +60,7 @@ def test_the_script_ends_with_one_json_object():
     command = [sys.executable, "benchmarks/env_steps.py", "--weights", "debug", "--steps", "10", "--num-envs", "1"]
     command += ["--horizon", "200", "--threads", "1"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "models"), str(ROOT)])}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     line = json.loads(done.stdout.splitlines()[-1])
     assert line["name"] == "env_steps" and line["preset"] == "debug"
