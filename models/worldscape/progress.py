@@ -24,11 +24,11 @@ class Progress:
         self._start = self._last_line = time.monotonic()
         self._bar = _make_bar(unit, total, done)
 
-    def update(self) -> None:
-        """One more is done."""
-        self.done += 1
+    def update(self, count: int = 1) -> None:
+        """So many more are done."""
+        self.done += count
         if self._bar is not None:
-            self._bar.update()
+            self._bar.update(count)
             return
         now = time.monotonic()
         if now - self._last_line >= _LINE_EVERY or self.done == self.total:

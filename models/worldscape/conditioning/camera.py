@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def rotation_from_angles(angles: Tensor) -> Tensor:
-    """(yaw, pitch, roll) [..., 3] in radians -> camera-to-world rotation [..., 3, 3]: R = Ry(yaw) Rx(pitch) Rz(roll)."""
+    """(yaw, pitch, roll) [..., 3] in radians -> camera-to-world rotation Ry(yaw) Rx(pitch) Rz(roll), [..., 3, 3]."""
     yaw, pitch, roll = angles.unbind(-1)
     zero, one = torch.zeros_like(yaw), torch.ones_like(yaw)
     cy, sy, cp, sp, cr, sr = yaw.cos(), yaw.sin(), pitch.cos(), pitch.sin(), roll.cos(), roll.sin()
@@ -71,7 +71,7 @@ def invert_pose(pose: Tensor) -> Tensor:
 
 
 def camera_rays(intrinsics: Tensor, size: int) -> Tensor:
-    """Normalised intrinsics [..., 4] -> ray through each pixel centre in camera axes with z = 1: [..., size, size, 3]."""
+    """Normalised intrinsics [..., 4] -> rays through the pixel centres, camera axes, z = 1: [..., size, size, 3]."""
     centres = (torch.arange(size, device=intrinsics.device, dtype=intrinsics.dtype) + 0.5) / size
     fx, fy, cx, cy = intrinsics.unbind(-1)
     x = (centres - cx[..., None]) / fx[..., None]

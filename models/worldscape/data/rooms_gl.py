@@ -25,8 +25,8 @@ try:
     from pyglet import gl, image
 except ImportError as error:
     raise ImportError(
-        f"WorldScape-Rooms needs MiniWorld and OpenGL ({error}); install them with `pip install worldscape[sim]` and, on "
-        "Debian, `apt-get install libegl1 libgl1 libgl1-mesa-dri libopengl0 libglu1-mesa`."
+        f"WorldScape-Rooms needs MiniWorld and OpenGL ({error}); install them with `pip install worldscape[sim]` and, "
+        "on Debian, `apt-get install libegl1 libgl1 libgl1-mesa-dri libopengl0 libglu1-mesa`."
     ) from error
 
 MAX_DEPTH = 50.0

@@ -1,0 +1,134 @@
+"""Codec: RGB-D frames <-> a few latent tokens, with a decoder that also sees what memory shows of the view.
+
+Details that memory already knows never pass the bottleneck: the decoder takes the anchor's features at every scale and
+may copy its pixels. Latent tokens have unit root mean square, so noise of level 1 is as large as the signal.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from worldscape.conditioning.reproject import Anchor
+from worldscape.config import CodecConfig
+
+RGBD_CHANNELS = 4
+
+
+class Encoded(NamedTuple):
+    """latent [B, P, C], unit root mean square a token; skips: features of each stage, finest first, [B, W, h, w]."""
+
+    latent: Tensor
+    skips: list[Tensor]
+
+
+class Residual(nn.Module):
+    """Two convolutions around an identity; starts as the identity, so no normalisation is needed."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.first = nn.Conv2d(width, width, 3, padding=1)
+        self.second = nn.Conv2d(width, width, 3, padding=1)
+        nn.init.zeros_(self.second.weight)
+        nn.init.zeros_(self.second.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(F.silu(self.first(F.silu(x))))
+
+
+class Encoder(nn.Module):
+    """Frame or anchor with its coverage mask -> latent tokens and the features of every stage."""
+
+    def __init__(self, config: CodecConfig):
+        super().__init__()
+        widths = config.widths
+        self.stem = nn.Conv2d(4 * (RGBD_CHANNELS + 1), widths[0], 3, padding=1)
+        self.stages = nn.ModuleList(Residual(width) for width in widths)
+        self.downs = nn.ModuleList(
+            nn.Conv2d(fine, coarse, 4, stride=2, padding=1) for fine, coarse in zip(widths, widths[1:], strict=False)
+        )
+        self.to_latent = nn.Conv2d(widths[-1], config.latent_channels, 1)
+
+    def forward(self, rgbd: Tensor, mask: Tensor) -> Encoded:
+        x = self.stem(F.pixel_unshuffle(torch.cat([rgbd, mask], 1), 2))
+        skips = []
+        for index, stage in enumerate(self.stages):
+            x = stage(x if index == 0 else self.downs[index - 1](x))
+            skips.append(x)
+        return Encoded(normalise_tokens(rearrange(self.to_latent(F.silu(x)), "b c h w -> b (h w) c")), skips)
+
+
+class Decoder(nn.Module):
+    """Latent tokens and the anchor's features -> RGB-D; each pixel is a learned blend of new and remembered."""
+
+    def __init__(self, config: CodecConfig):
+        super().__init__()
+        widths = config.widths
+        self.grid = config.grid
+        self.from_latent = nn.Conv2d(config.latent_channels, widths[-1], 3, padding=1)
+        self.merges = nn.ModuleList(nn.Conv2d(width, width, 1) for width in widths)
+        self.stages = nn.ModuleList(Residual(width) for width in widths)
+        self.ups = nn.ModuleList(
+            nn.Conv2d(coarse, 4 * fine, 1) for fine, coarse in zip(widths, widths[1:], strict=False)
+        )
+        self.to_pixels = nn.Conv2d(widths[0], 4 * (RGBD_CHANNELS + 1), 3, padding=1)
+
+    def forward(self, latent: Tensor, skips: list[Tensor], anchor: Anchor) -> Tensor:
+        x = self.from_latent(rearrange(latent, "b (h w) c -> b c h w", h=self.grid))
+        for index in reversed(range(len(self.stages))):
+            x = self.stages[index](x + self.merges[index](skips[index]))
+            if index > 0:
+                x = F.pixel_shuffle(self.ups[index - 1](x), 2)
+        fresh, blend = F.pixel_shuffle(self.to_pixels(F.silu(x)), 2).split([RGBD_CHANNELS, 1], 1)
+        keep = anchor.mask * torch.sigmoid(blend + 1.0)
+        return keep * anchor.rgbd + (1.0 - keep) * fresh
+
+
+class Codec(nn.Module):
+    """Frames <-> latents. All pictures are [B, 4, h, w]: RGB and inverse depth, each in [-1, 1]."""
+
+    def __init__(self, config: CodecConfig):
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.to(memory_format=torch.channels_last)  # the layout in which CPU and GPU convolutions are fast
+
+    def encode(self, rgbd: Tensor) -> Tensor:
+        """A full frame [B, 4, h, w] -> latent [B, P, C]. Raises ValueError for another size."""
+        if rgbd.ndim != 4 or rgbd.shape[1:] != (RGBD_CHANNELS, self.config.size, self.config.size):
+            expected = (RGBD_CHANNELS, self.config.size, self.config.size)
+            raise ValueError(f"frames have shape {tuple(rgbd.shape)}; this codec takes [B, {expected}]: resize them.")
+        return self.encoder(rgbd, torch.ones_like(rgbd[:, :1])).latent
+
+    def encode_anchor(self, anchor: Anchor) -> Encoded:
+        """A partly covered view -> the latent it suggests, and the features that the decoder takes."""
+        return self.encoder(anchor.rgbd * anchor.mask, anchor.mask)
+
+    def decode(self, latent: Tensor, anchor: Anchor, skips: list[Tensor]) -> Tensor:
+        """Latent [B, P, C] with an anchor and its features (from encode_anchor) -> RGB-D [B, 4, h, w], not clamped."""
+        return self.decoder(latent, skips, anchor)
+
+
+def normalise_tokens(latent: Tensor) -> Tensor:
+    """Scale each token [..., C] to unit root mean square."""
+    return F.rms_norm(latent, latent.shape[-1:], eps=1e-6)
+
+
+def empty_anchor(batch: int, size: int, like: Tensor) -> Anchor:
+    """An anchor that shows nothing: rgbd [B, 4, size, size] and mask [B, 1, size, size] of zeros."""
+    return Anchor(like.new_zeros(batch, RGBD_CHANNELS, size, size), like.new_zeros(batch, 1, size, size))
+
+
+def frame_to_rgbd(frame: Tensor, inverse_depth: Tensor) -> Tensor:
+    """uint8 frames [B, h, w, 3] and inverse depth [B, h, w] in [-1, 1] -> RGB-D [B, 4, h, w] in [-1, 1]."""
+    rgb = rearrange(frame, "b h w c -> b c h w").to(inverse_depth.dtype) / 127.5 - 1.0
+    return torch.cat([rgb, inverse_depth[:, None]], 1)
+
+
+def rgbd_to_frame(rgbd: Tensor) -> Tensor:
+    """RGB-D [B, 4, h, w] -> uint8 frames [B, h, w, 3], clamped and rounded."""
+    rgb = rearrange(rgbd[:, :3].float(), "b c h w -> b h w c")
+    return ((rgb.clamp(-1.0, 1.0) + 1.0) * 127.5 + 0.5).to(torch.uint8)

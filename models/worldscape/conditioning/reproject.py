@@ -1,0 +1,156 @@
+"""Reprojection: what the pictures in memory show of a view about to be dreamed.
+
+All batched and of static shape. Stored depths are splatted into the new view (nearest wins); each pixel of the new view
+then looks back into the stored pictures and takes, bilinearly, the colour of the best one that truly sees that point.
+Looking back keeps the result as sharp as its source, and refuses surfaces that are not there.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, reduce, repeat
+from torch import Tensor
+
+from worldscape.conditioning.camera import camera_rays, invert_pose
+
+NEARER = 0.85  # a wider surface replaces a finer one when it is nearer by at least this factor
+FAR = 1.0e4  # metres; stands for "nothing here" while splatting
+DEPTH_TOLERANCE = 0.06  # relative disagreement of depth up to which a stored picture sees the same point
+BLUR_RATIO = 1.5  # a picture taken up to so many times farther away still counts as sharp
+MIN_DEPTH = 0.05  # metres; nearer points are behind or inside the camera
+
+
+class Anchor(NamedTuple):
+    """A view rebuilt from memory: rgbd [B, 4, h, w] (RGB in [-1, 1], inverse depth in [-1, 1]), mask [B, 1, h, w]."""
+
+    rgbd: Tensor
+    mask: Tensor
+
+
+def encode_depth(depth: Tensor) -> Tensor:
+    """Metric depth z >= 0 -> inverse depth 2 / (1 + z) - 1 in [-1, 1]: 1 at the camera, -1 infinitely far."""
+    return 2.0 / (1.0 + depth) - 1.0
+
+
+def decode_depth(inverse: Tensor, max_depth: float = 50.0) -> Tensor:
+    """The inverse of encode_depth, metres, limited to [0, max_depth]."""
+    return (2.0 / (inverse + 1.0).clamp_min(2.0 / (1.0 + max_depth)) - 1.0).clamp_min(0.0)
+
+
+def reproject(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrinsics: Tensor) -> Anchor:
+    """Rebuild the view from `target` out of N stored pictures.
+
+    rgbd [B, N, 4, h, h] (RGB and inverse depth in [-1, 1]), poses [B, N, 4, 4] and target [B, 4, 4] camera-to-world,
+    valid bool [B, N], intrinsics [B, 4] normalised, shared by all views of a row. Among pictures that show a point
+    sharply the first wins, so order them best first. Uncovered pixels are 0 with mask 0.
+    """
+    depth = decode_depth(rgbd[:, :, 3])
+    rays = camera_rays(intrinsics, rgbd.shape[-1])
+    fine = _splat_depth(depth, rays, invert_pose(target)[:, None] @ poses, valid, intrinsics)
+    to_source = invert_pose(poses) @ target[:, None]
+    chosen = None
+    for surface in _candidates(fine):
+        seen = _look_back(depth, surface, rays, to_source, valid, intrinsics)
+        chosen = seen if chosen is None else _nearer(chosen, seen)
+    assert chosen is not None
+    return _gather(rgbd, chosen)
+
+
+class LookBack(NamedTuple):
+    """A supposed surface [B, h, w] (metres) in the target view: where in each stored picture it falls (grid
+    [B, N, h, w, 2] in [-1, 1]), its depth there (z [B, N, h, w]), and which pictures truly see it (sees bool).
+    """
+
+    surface: Tensor
+    grid: Tensor
+    z: Tensor
+    sees: Tensor
+
+
+def _splat_depth(depth: Tensor, rays: Tensor, to_target: Tensor, valid: Tensor, intrinsics: Tensor) -> Tensor:
+    """Nearest depth that lands in each pixel of the target view: [B, h, w] metres, FAR where nothing lands."""
+    b, _, size, _ = depth.shape
+    points = rearrange(rays[:, None] * depth[..., None], "b n h w c -> b n (h w) c")
+    seen = points @ to_target[..., :3, :3].transpose(-1, -2) + to_target[..., None, :3, 3]
+    x, y, z = seen.unbind(-1)
+    column, row = _project(x, y, z, intrinsics, size)
+    column, row = column.floor().long(), row.floor().long()
+    is_inside = (z > MIN_DEPTH) & (column >= 0) & (column < size) & (row >= 0) & (row < size) & valid[..., None]
+    index = torch.where(is_inside, row * size + column, size * size)  # one extra cell takes what falls outside
+    surface = torch.full((b, size * size + 1), FAR, dtype=depth.dtype, device=depth.device)
+    surface.scatter_reduce_(1, rearrange(index, "b n p -> b (n p)"), rearrange(z, "b n p -> b (n p)"), "amin")
+    return rearrange(surface[:, :-1], "b (h w) -> b h w", h=size)
+
+
+def _candidates(fine: Tensor) -> list[Tensor]:
+    """Surfaces to try, each [B, h, w]: as splatted, and spread over wider neighbourhoods.
+
+    What comes nearer is magnified: its points land apart, and the background shines through between them. The wider
+    surfaces close those gaps; looking back refuses them where they spread too far.
+    """
+    near = -F.max_pool2d(-fine[:, None], 3, 1, 1)
+    wide = -F.max_pool2d(-near, 5, 1, 2)
+    return [fine, near[:, 0], wide[:, 0]]
+
+
+def _look_back(
+    depth: Tensor, surface: Tensor, rays: Tensor, to_source: Tensor, valid: Tensor, intrinsics: Tensor
+) -> LookBack:
+    """Test a supposed surface against the depth that the stored pictures [B, N, h, w] hold where it falls."""
+    size = depth.shape[-1]
+    points = rearrange(rays * surface[..., None], "b h w c -> b 1 (h w) c")
+    seen = points @ to_source[..., :3, :3].transpose(-1, -2) + to_source[..., None, :3, 3]
+    x, y, z = seen.unbind(-1)
+    column, row = _project(x, y, z, intrinsics, size)
+    is_inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
+    index = row.floor().long().clamp(0, size - 1) * size + column.floor().long().clamp(0, size - 1)
+    stored = rearrange(depth, "b n h w -> b n (h w)").gather(2, index)
+    agrees = (stored - z).abs() < DEPTH_TOLERANCE * z + 0.05
+    sees = is_inside & agrees & (z > MIN_DEPTH) & valid[..., None]
+    sees, z = (rearrange(x, "b n (h w) -> b n h w", h=size) for x in (sees, z))
+    grid = rearrange(torch.stack([column, row], -1) * (2.0 / size) - 1.0, "b n (h w) c -> b n h w c", h=size)
+    return LookBack(surface, grid, z, sees & (surface < FAR)[:, None])
+
+
+def _nearer(chosen: LookBack, other: LookBack) -> LookBack:
+    """Per pixel `other`, where it is seen and is clearly nearer than `chosen`, or where `chosen` is seen by none."""
+    is_seen, was_seen = other.sees.any(1), chosen.sees.any(1)
+    take = is_seen & (~was_seen | (other.surface < NEARER * chosen.surface))
+    everywhere = take[:, None]
+    return LookBack(
+        torch.where(take, other.surface, chosen.surface),
+        torch.where(everywhere[..., None], other.grid, chosen.grid),
+        torch.where(everywhere, other.z, chosen.z),
+        torch.where(everywhere, other.sees, chosen.sees),
+    )
+
+
+def _gather(rgbd: Tensor, view: LookBack) -> Anchor:
+    """For each target pixel the colour of the best stored picture that sees its surface point."""
+    n = rgbd.shape[1]
+    grid = rearrange(view.grid, "b n h w c -> (b n) h w c").clamp(-2.0, 2.0)
+    colours = F.grid_sample(
+        rearrange(rgbd[:, :, :3], "b n c h w -> (b n) c h w"), grid, padding_mode="border", align_corners=False
+    )
+    best = _best_source(view.sees, view.z, view.surface)
+    picked = reduce(
+        rearrange(colours, "(b n) c h w -> b n c h w", n=n) * best[:, :, None], "b n c h w -> b c h w", "sum"
+    )
+    mask = view.sees.any(1, keepdim=True).to(rgbd.dtype)
+    return Anchor(torch.cat([picked, encode_depth(view.surface)[:, None] * mask], 1), mask)
+
+
+def _best_source(sees: Tensor, z: Tensor, surface: Tensor) -> Tensor:
+    """One source per pixel, bool [B, N, h, w]: the first that was close enough to show the surface sharply."""
+    order = torch.arange(sees.shape[1], device=z.device)[:, None, None] * 1e-3
+    blur = (z / (BLUR_RATIO * surface[:, None])).clamp_min(1.0)
+    best = torch.where(sees, blur + order, torch.inf).argmin(1, keepdim=True)
+    return torch.zeros_like(sees).scatter(1, best, True) & sees
+
+
+def _project(x: Tensor, y: Tensor, z: Tensor, intrinsics: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Camera coordinates [B, N, p] -> pixel coordinates (column, row), 0 at the picture's left and upper edge."""
+    fx, fy, cx, cy = (repeat(value, "b -> b 1 1") for value in intrinsics.unbind(-1))
+    depth = z.clamp_min(MIN_DEPTH)
+    return (x / depth * fx + cx) * size, (y / depth * fy + cy) * size

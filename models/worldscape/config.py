@@ -1,0 +1,217 @@
+"""Configs of the world model and their named presets; saved beside the weights, checked when read back.
+
+Presets differ in numbers only: `debug` for tests, `nano` for two CPU cores, `small` for one GPU, `wan-1.3b` for users
+who have those weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+from worldscape.conditioning.controls import ControlScale
+
+Config = TypeVar("Config")
+
+
+def _require(is_fine: bool, what: str, rule: str) -> None:
+    if not is_fine:
+        raise ValueError(f"{what} is not allowed: {rule}.")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodecConfig:
+    """Frames RGB + inverse depth (size x size) <-> latents (grid x grid tokens, latent_channels each).
+
+    widths: channels of the stages, from half resolution down to the token grid.
+    """
+
+    size: int = 64
+    widths: tuple[int, ...] = (64, 96, 160, 256)
+    latent_channels: int = 32
+
+    def __post_init__(self) -> None:
+        _require(len(self.widths) >= 2, f"widths {self.widths}", "a codec has at least two stages")
+        _require(min(self.widths) >= 8, f"widths {self.widths}", "a stage has at least 8 channels")
+        _require(self.latent_channels >= 1, f"latent_channels {self.latent_channels}", "it must be at least 1")
+        is_divisible = self.size > 0 and self.size % (1 << len(self.widths)) == 0
+        _require(is_divisible, f"size {self.size}", f"it must be a positive multiple of {1 << len(self.widths)}")
+
+    @property
+    def grid(self) -> int:
+        """Tokens along one side of the picture."""
+        return self.size >> len(self.widths)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of one frame, P."""
+        return self.grid**2
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TransformerConfig:
+    """The generator: a causal Wan-style transformer over the tokens of a few frames.
+
+    anchor: whether memory reprojected into the new view is an input (else Pluecker rays and history alone).
+    patch: latents along each side of one token (1 for our codec; 2 for Wan 2.1).
+    """
+
+    width: int = 256
+    num_layers: int = 6
+    num_heads: int = 8
+    mlp_width: int = 1024
+    patch: int = 1
+    anchor: bool = True
+    attention: str = "sdpa"
+    rope_base: float = 100.0
+
+    def __post_init__(self) -> None:
+        for name in ("width", "num_layers", "num_heads", "mlp_width", "patch"):
+            _require(getattr(self, name) >= 1, f"{name} {getattr(self, name)}", "it must be at least 1")
+        is_split = self.width % self.num_heads == 0 and (self.width // self.num_heads) % 2 == 0
+        _require(is_split, f"width {self.width} with {self.num_heads} heads", "each head needs an even share of it")
+        allowed = ("reference", "sdpa", "flash")
+        _require(self.attention in allowed, f"attention {self.attention!r}", f"choose one of {', '.join(allowed)}")
+
+    @property
+    def head_width(self) -> int:
+        """Width of one attention head, K."""
+        return self.width // self.num_heads
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class MemoryConfig:
+    """What a slot remembers: num_sink first frames, local_window recent ones, num_keyframes pictures with geometry.
+
+    num_anchors keyframes are reprojected into each new view. A frame becomes a keyframe when the memory covered less
+    than `novelty` of its pixels.
+    """
+
+    num_sink: int = 1
+    local_window: int = 6
+    num_keyframes: int = 32
+    num_anchors: int = 4
+    novelty: float = 0.97
+
+    def __post_init__(self) -> None:
+        for name in ("num_sink", "local_window", "num_anchors"):
+            _require(getattr(self, name) >= 1, f"{name} {getattr(self, name)}", "it must be at least 1")
+        _require(
+            self.num_keyframes >= self.num_anchors,
+            f"num_keyframes {self.num_keyframes}",
+            f"it must be at least num_anchors ({self.num_anchors})",
+        )
+        _require(0 < self.novelty <= 1, f"novelty {self.novelty}", "it is a share of the pixels in (0, 1]")
+
+    @property
+    def num_context(self) -> int:
+        """Frames of history that the generator reads at most."""
+        return self.num_sink + self.local_window
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadsConfig:
+    """Width of the small networks that read motion, reward and termination off the generator's features."""
+
+    width: int = 128
+
+    def __post_init__(self) -> None:
+        _require(self.width >= 1, f"heads width {self.width}", "it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorldConfig:
+    """All that defines a world model but its weights.
+
+    steps_per_frame: denoising model calls a frame by default. context_level: noise level at which finished frames are
+    committed to history. field_of_view: degrees, assumed for pictures that come without intrinsics.
+    """
+
+    preset: str = "nano"
+    codec: CodecConfig = field(default_factory=CodecConfig)
+    transformer: TransformerConfig = field(default_factory=TransformerConfig)
+    memory: MemoryConfig = field(default_factory=MemoryConfig)
+    heads: HeadsConfig = field(default_factory=HeadsConfig)
+    controls: ControlScale = field(default_factory=ControlScale)
+    steps_per_frame: int = 2
+    context_level: float = 0.0
+    field_of_view: float = 80.0
+
+    def __post_init__(self) -> None:
+        _require(self.steps_per_frame >= 1, f"steps_per_frame {self.steps_per_frame}", "it must be at least 1")
+        _require(0 <= self.context_level < 1, f"context_level {self.context_level}", "it lies in [0, 1)")
+        _require(0 < self.field_of_view < 180, f"field_of_view {self.field_of_view}", "degrees between 0 and 180")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types."""
+        return _plain(asdict(self))
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> WorldConfig:
+        """The inverse of to_dict. Raises ValueError for unknown keys and values that are not allowed."""
+        return _build(cls, values, "config")
+
+
+def preset(name: str) -> WorldConfig:
+    """The named preset. Raises ValueError for an unknown name."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}: choose one of {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+PRESETS: dict[str, WorldConfig] = {
+    "debug": WorldConfig(
+        preset="debug",
+        codec=CodecConfig(widths=(8, 8, 12, 16), latent_channels=8),
+        transformer=TransformerConfig(width=24, num_layers=2, num_heads=2, mlp_width=48),
+        memory=MemoryConfig(local_window=3, num_keyframes=6, num_anchors=2),
+        heads=HeadsConfig(width=16),
+        steps_per_frame=1,
+    ),
+    "nano": WorldConfig(preset="nano"),
+    "small": WorldConfig(
+        preset="small",
+        codec=CodecConfig(size=128, widths=(64, 96, 160, 256), latent_channels=32),
+        transformer=TransformerConfig(width=384, num_layers=10, num_heads=12, mlp_width=1536),
+        heads=HeadsConfig(width=256),
+    ),
+    "wan-1.3b": WorldConfig(
+        preset="wan-1.3b",
+        codec=CodecConfig(size=512, widths=(96, 192, 384), latent_channels=16),
+        transformer=TransformerConfig(
+            width=1536, num_layers=30, num_heads=12, mlp_width=8960, patch=2, anchor=False, rope_base=10000.0
+        ),
+    ),
+}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _build(kind: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """A config dataclass from plain values; nested configs by the type of their defaults."""
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{where} is {values!r}; it must be a table of settings.")
+    known = {item.name: item for item in fields(kind)}  # pyright: ignore[reportArgumentType]
+    unknown = sorted(set(values) - set(known))
+    if unknown:
+        raise ValueError(f"{where} has unknown keys {unknown}; known are {sorted(known)}.")
+    default = kind()
+    changes = {name: _read(getattr(default, name), value, f"{where}.{name}") for name, value in values.items()}
+    return replace(default, **changes)  # pyright: ignore[reportType]
+
+
+def _read(default: Any, value: Any, where: str) -> Any:
+    if hasattr(default, "__dataclass_fields__"):
+        return _build(type(default), value, where)
+    if isinstance(default, tuple) and isinstance(value, (list, tuple)):
+        return tuple(value)
+    if isinstance(default, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if type(default) is not type(value):
+        raise ValueError(f"{where} is {value!r}; it must be of type {type(default).__name__}.")
+    return value

@@ -1,0 +1,128 @@
+"""Recorded frames in memory, and the draws that training makes from them: pure functions of (seed, step, rank)."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from worldscape.codec import frame_to_rgbd
+from worldscape.conditioning.reproject import encode_depth
+from worldscape.data.episode import HELD_OUT_SEED, EpisodeReader
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class FrameStore:
+    """All episodes of a dataset, one after another; episode e holds the frames starts[e] : starts[e + 1].
+
+    frames uint8 [N, h, w, 3], depth float16 [N, h, w] metres, pose float32 [N, 4, 4], camera float32 [N, 6],
+    controls and realised float32 [N, 6] (what led *to* the frame; zero in an episode's first), reward, success and
+    terminated [N] (likewise), intrinsics float32 [4].
+    """
+
+    frames: np.ndarray
+    depth: np.ndarray
+    pose: np.ndarray
+    camera: np.ndarray
+    controls: np.ndarray
+    realised: np.ndarray
+    reward: np.ndarray
+    success: np.ndarray
+    terminated: np.ndarray
+    intrinsics: np.ndarray
+    starts: np.ndarray
+
+    @property
+    def num_episodes(self) -> int:
+        """Number of episodes."""
+        return len(self.starts) - 1
+
+    def rgbd(self, index: np.ndarray) -> Tensor:
+        """Frames at these positions [...] -> RGB-D [..., 4, h, w], RGB and inverse depth in [-1, 1]."""
+        flat = index.reshape(-1)
+        inverse = encode_depth(torch.from_numpy(self.depth[flat]).float())
+        rgbd = frame_to_rgbd(torch.from_numpy(self.frames[flat]), inverse)
+        return rgbd.reshape(*index.shape, *rgbd.shape[1:])
+
+
+def load_frames(dataset: str | Path, size: int) -> FrameStore:
+    """Read a recorded dataset into memory.
+
+    Raises ValueError when depth, pose or realised motion is missing, pictures are not size x size, or a held-out
+    layout seed is among the episodes.
+    """
+    reader = EpisodeReader(dataset)
+    reader.require("depth", "pose", "camera", "intrinsics", "controls", "realised")
+    held_out = [seed for seed in reader.seeds if seed is not None and seed >= HELD_OUT_SEED]
+    if held_out:
+        raise ValueError(
+            f"{dataset} holds {len(held_out)} held-out layouts (seed {held_out[0]}); "
+            f"train on seeds below {HELD_OUT_SEED}."
+        )
+    episodes = list(reader)
+    shape = episodes[0].frames.shape[1:]
+    if shape != (size, size, 3):
+        raise ValueError(f"{dataset} has pictures of shape {shape}; this preset takes {(size, size, 3)}.")
+    return FrameStore(
+        frames=np.concatenate([e.frames for e in episodes]),
+        depth=np.concatenate([e.depth for e in episodes]),
+        pose=np.concatenate([e.pose for e in episodes]),
+        camera=np.concatenate([e.camera for e in episodes]),
+        controls=_after_reset(episodes, "controls"),
+        realised=_after_reset(episodes, "realised"),
+        reward=_after_reset(episodes, "rewards"),
+        success=_after_reset(episodes, "success"),
+        terminated=_after_reset(episodes, "terminations"),
+        intrinsics=np.array(episodes[0].intrinsics, np.float32),
+        starts=np.concatenate([[0], np.cumsum([len(e) + 1 for e in episodes])]),
+    )
+
+
+def _after_reset(episodes: list, name: str) -> np.ndarray:
+    """Step quantities aligned with the frame they led to; zeros where the simulator did not report them."""
+    rows = []
+    for episode in episodes:
+        values = getattr(episode, name)
+        values = np.zeros(len(episode)) if values is None else np.asarray(values)
+        rows.append(np.concatenate([np.zeros_like(values[:1]), values]).astype(np.float32))
+    return np.concatenate(rows)
+
+
+def draw_targets(
+    store: FrameStore, rng: np.random.Generator, batch: int, history: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Random frames with at least `history` frames before them -> their positions and episodes' starts, each [batch]."""
+    episodes = rng.integers(store.num_episodes, size=batch)
+    first, after = store.starts[episodes], store.starts[episodes + 1]
+    low = np.minimum(first + history, after - 1)
+    return rng.integers(low, after), first
+
+
+def draw_sources(rng: np.random.Generator, targets: np.ndarray, first: np.ndarray, num: int) -> np.ndarray:
+    """For each target `num` earlier frames of its episode [batch, num]: half of them recent, the rest from anywhere."""
+    age = (targets - first)[:, None].clip(1)
+    recent = rng.integers(1, 9, size=(len(targets), num))
+    anywhere = 1 + (rng.random((len(targets), num)) * age).astype(int)
+    back = np.where(rng.random((len(targets), num)) < 0.5, recent, anywhere)
+    return np.maximum(targets[:, None] - np.minimum(back, age), first[:, None])
+
+
+def corrupt_sources(rgbd: Tensor, generator: torch.Generator) -> Tensor:
+    """Stored pictures as a dream would have made them: [B, N, 4, h, w] with colour casts, blur and wrong depth.
+
+    Half of the rows stay as they are. Depth errors are smooth and relative (about 3 %), colour casts about 2 %.
+    """
+    b, n, _, h, w = rgbd.shape
+    options = {"generator": generator, "device": rgbd.device, "dtype": rgbd.dtype}
+    is_hurt = (torch.rand(b, 1, 1, 1, 1, **options) < 0.5).to(rgbd.dtype)
+    cast = 0.04 * torch.randn(b, n, 3, 1, 1, **options) + 0.02 * torch.randn(b, n, 3, h, w, **options)
+    rough = torch.randn(b * n, 1, 5, 5, **options)
+    smooth = torch.nn.functional.interpolate(rough, (h, w), mode="bilinear", align_corners=True)
+    error = 0.03 * rearrange(smooth, "(b n) 1 h w -> b n 1 h w", n=n) * (rgbd[:, :, 3:] + 1.0)
+    blurred = torch.nn.functional.avg_pool2d(rearrange(rgbd[:, :, :3], "b n c h w -> (b n) c h w"), 3, 1, 1)
+    blurred = rearrange(blurred, "(b n) c h w -> b n c h w", n=n)
+    blur = 0.5 * torch.rand(b, n, 1, 1, 1, **options) * is_hurt
+    colour = (1 - blur) * rgbd[:, :, :3] + blur * blurred + is_hurt * cast
+    return torch.cat([colour, rgbd[:, :, 3:] + is_hurt * error], 2).clamp(-1.0, 1.0)

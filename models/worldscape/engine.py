@@ -1,0 +1,366 @@
+"""WorldEngine: many dreamed worlds advanced together, each slot with its own pose, history, memory and noise.
+
+One step: the motion head says what the world lets happen, memory is reprojected into the new view, `denoise` refines
+noise against fixed history (writes nothing), `commit` appends exactly one frame, the codec decodes it.
+"""
+
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from worldscape.codec import Encoded, empty_anchor, frame_to_rgbd, normalise_tokens, rgbd_to_frame
+from worldscape.conditioning.camera import apply_control, invert_pose, pose_from_state, state_from_pose
+from worldscape.conditioning.reproject import Anchor, decode_depth, encode_depth
+from worldscape.flow import euler_step, sampling_levels
+from worldscape.memory.context import ContextCache
+from worldscape.memory.keyframes import KeyframeMemory
+from worldscape.noise import slot_noise
+from worldscape.transformer import FrameInputs, Prediction, frame_rays
+from worldscape.world import WorldModel
+
+SAMPLER_SHIFT = 3.0  # spends sampling steps where most is decided, near pure noise
+
+
+@dataclass(slots=True)
+class Start:
+    """Real frames that open R worlds, oldest first; the last is the current one.
+
+    frames uint8 [R, F, h, w, 3]; depth float32 [R, F, h, w] metres, or None to let the depth head guess; pose float32
+    [R, F, 4, 4] camera to world, or None (only with F = 1) for a level camera at the origin; intrinsics float32 [R, 4]
+    normalised, or None for the config's field of view.
+    """
+
+    frames: Tensor
+    depth: Tensor | None = None
+    pose: Tensor | None = None
+    intrinsics: Tensor | None = None
+
+
+@dataclass(slots=True)
+class EngineFrame:
+    """What all B slots show now; fresh tensors on the engine's device.
+
+    frame uint8 [B, h, w, 3]; depth float32 [B, h, w] metres; pose [B, 4, 4]; camera [B, 6]; realised [B, 6] control
+    that took place; reward, success, end [B] probabilities; coverage [B] share of pixels anchored in memory; latent
+    [B, P, C]; steps long [B] since opening; model_calls: transformer forwards made by this call.
+    """
+
+    frame: Tensor
+    depth: Tensor
+    pose: Tensor
+    camera: Tensor
+    realised: Tensor
+    reward: Tensor
+    success: Tensor
+    end: Tensor
+    coverage: Tensor
+    latent: Tensor
+    steps: Tensor
+    model_calls: int
+
+
+@dataclass(slots=True)
+class SlotState:
+    """All there is to know of the slots, each tensor with a leading B; caches index slots themselves."""
+
+    context: ContextCache
+    keyframes: KeyframeMemory
+    camera: Tensor
+    intrinsics: Tensor
+    seeds: Tensor
+    steps: Tensor
+    is_open: Tensor
+    latent: Tensor
+    features: Tensor
+    rgbd: Tensor
+    coverage: Tensor
+    realised: Tensor
+    events: Tensor = field(repr=False)
+
+
+class View(NamedTuple):
+    """A view about to be dreamed: rays and anchor for the generator and the decoder."""
+
+    rays: Tensor
+    anchor: Anchor
+    guess: Encoded
+    token_coverage: Tensor
+
+
+class WorldEngine:
+    """Opens, steps and reopens B slots of one world model.
+
+    Args:
+        model: the world model; moved to `device`, set to eval.
+        num_slots: B, worlds advanced together.
+        device: torch device.
+        steps_per_frame: denoising model calls a frame; None takes the config's.
+    """
+
+    def __init__(
+        self,
+        model: WorldModel,
+        num_slots: int,
+        *,
+        device: str | torch.device = "cpu",
+        steps_per_frame: int | None = None,
+    ):
+        if num_slots < 1:
+            raise ValueError(f"num_slots is {num_slots}; an engine has at least 1 slot.")
+        calls = model.config.steps_per_frame if steps_per_frame is None else steps_per_frame
+        self.config = model.config
+        self.num_slots = num_slots
+        self.device = torch.device(device)
+        self.model = model.to(self.device).eval()
+        self.levels = sampling_levels(calls, SAMPLER_SHIFT)
+        self.state = self._fresh(num_slots)
+
+    @torch.inference_mode()
+    def open(self, start: Start, seeds: Tensor, rows: Tensor | None = None) -> EngineFrame:
+        """Open the slots `rows` (long [R]; None: all) on R starts with seeds long [R]; other slots stay as they are.
+
+        Returns all slots. Raises ValueError when shapes disagree.
+        """
+        rows = torch.arange(self.num_slots, device=self.device) if rows is None else rows.to(self.device)
+        start = self._checked(start, seeds, rows)
+        fresh = self._fresh(len(rows))
+        fresh.seeds = seeds.to(self.device, torch.long)
+        fresh.is_open[:] = True
+        assert start.intrinsics is not None and start.depth is not None and start.pose is not None
+        fresh.intrinsics = start.intrinsics
+        for index in range(start.frames.shape[1]):
+            rgbd = frame_to_rgbd(start.frames[:, index], encode_depth(start.depth[:, index]))
+            self._commit_real(fresh, rgbd, start.pose[:, index])
+        write_rows(self.state, fresh, rows)
+        return self._present(start.frames.shape[1])
+
+    @torch.inference_mode()
+    def step(self, controls: Tensor, active: Tensor | None = None) -> EngineFrame:
+        """Advance every active slot by one frame; controls float [B, 6] in metres and radians, active bool [B].
+
+        Raises ValueError for a wrong shape, a non-finite control, or an active slot that was never opened.
+        """
+        state = self.state
+        active = torch.ones_like(state.is_open) if active is None else active.to(self.device)
+        controls = self._checked_controls(controls, active)
+        realised = self.realise(state, controls)
+        camera = apply_control(state.camera, realised, self.config.controls.max_pitch)
+        realised = torch.cat([realised[:, :3], angle_difference(camera, state.camera)], 1)
+        view = self.look(state, camera, pose_from_state(state.camera))
+        latent = self.denoise(state, view)
+        prediction = self.commit(state, latent, view, active)
+        rgbd = self.model.codec.decode(latent, view.anchor, view.guess.skips).float().clamp(-1.0, 1.0)
+        self._finish(state, camera, realised, rgbd, latent, prediction, view.anchor, active)
+        return self._present(len(self.levels))
+
+    def close(self) -> None:
+        """Free the slots' memory; the engine cannot be used afterwards."""
+        self.state = self._fresh(0)
+        self.num_slots = 0
+
+    def realise(self, state: SlotState, controls: Tensor) -> Tensor:
+        """What the world lets happen of the controls [B, 6]: a walk that the motion head calls blocked does not."""
+        free = self.model.heads.motion(state.features, state.latent, controls) > 0
+        return torch.cat([controls[:, :3] * free[:, None], controls[:, 3:]], 1)
+
+    def look(self, state: SlotState, camera: Tensor, previous: Tensor) -> View:
+        """Rays and anchor of the view from `camera` [B, 6]; `previous` is the camera-to-world pose [B, 4, 4] before."""
+        pose = pose_from_state(camera)
+        if self.config.transformer.anchor:
+            anchor = state.keyframes.recall(pose, state.intrinsics)
+        else:
+            anchor = empty_anchor(len(camera), self.config.codec.size, state.rgbd)
+        return self._view(pose, previous, anchor, state.intrinsics)
+
+    def denoise(self, state: SlotState, view: View) -> Tensor:
+        """Refine this step's noise into the new frame's latent [B, P, C]; reads history, writes nothing."""
+        shape = state.latent.shape[1:]
+        noise = slot_noise(state.seeds, state.context.count, shape.numel()).reshape(-1, *shape)
+        history, positions = state.context.read(), state.context.next_positions()
+        latent = clean = noise[:, None]
+        for level, next_level in zip(self.levels[:-1], self.levels[1:], strict=True):
+            inputs = self._inputs(latent, torch.full_like(latent[:, :, 0, 0], level), view)
+            clean = self.model.transformer(inputs, positions, history).latent
+            latent = euler_step(latent, clean, level, next_level)
+        return normalise_tokens(clean[:, 0].float())
+
+    def commit(self, state: SlotState, latent: Tensor, view: View, active: Tensor) -> Prediction:
+        """Run the finished frame's latent [B, P, C] once and append it to the active slots' history."""
+        level = torch.full((len(latent), 1), self.config.context_level, device=self.device)
+        inputs = self._inputs(latent[:, None], level, view)
+        prediction = self.model.transformer(inputs, state.context.next_positions(), state.context.read())
+        state.context.append(prediction.layers, active)
+        return prediction
+
+    def _commit_real(self, state: SlotState, rgbd: Tensor, pose: Tensor) -> None:
+        """Take a real frame into history and memory."""
+        camera, active = state_from_pose(pose), torch.ones_like(state.is_open)
+        is_first = state.context.count == 0
+        previous = torch.where(is_first[:, None, None], pose, pose_from_state(state.camera))
+        view = self.look(state, camera, previous)
+        latent = self.model.codec.encode(rgbd).float()
+        prediction = self.commit(state, latent, view, active)
+        self._finish(state, camera, torch.zeros_like(camera), rgbd, latent, prediction, view.anchor, active)
+        state.steps.zero_()
+
+    def _finish(
+        self,
+        state: SlotState,
+        camera: Tensor,
+        realised: Tensor,
+        rgbd: Tensor,
+        latent: Tensor,
+        prediction: Prediction,
+        anchor: Anchor,
+        active: Tensor,
+    ) -> None:
+        """Write the new frame's results into the active slots."""
+        features = prediction.features[:, 0].float()
+        coverage = anchor.mask.mean((1, 2, 3))
+        number = state.context.count - 1
+        state.keyframes.admit(rgbd, pose_from_state(camera), state.intrinsics, coverage, number, active)
+        events = torch.stack(self.model.heads.events(features, latent), 1).sigmoid()
+        news = {
+            "camera": camera,
+            "realised": realised,
+            "rgbd": rgbd,
+            "latent": latent,
+            "features": features,
+            "coverage": coverage,
+            "events": events,
+            "steps": state.steps + 1,
+        }
+        for name, new in news.items():
+            old = getattr(state, name)
+            setattr(state, name, torch.where(active.reshape(-1, *[1] * (new.ndim - 1)), new.to(old.dtype), old))
+
+    def _view(self, pose: Tensor, previous: Tensor, anchor: Anchor, intrinsics: Tensor) -> View:
+        rays = frame_rays(pose, invert_pose(level_pose(previous)), intrinsics, self.config.codec.grid)
+        guess = self.model.codec.encode_anchor(anchor)
+        return View(rays, anchor, guess, token_coverage(anchor.mask, self.config.codec.grid))
+
+    def _inputs(self, latent: Tensor, level: Tensor, view: View) -> FrameInputs:
+        anchor = view.guess.latent[:, None].float()
+        return FrameInputs(latent, level, view.rays[:, None], anchor, view.token_coverage[:, None])
+
+    def _present(self, model_calls: int) -> EngineFrame:
+        """The slots' current frames as fresh tensors."""
+        state = self.state
+        reward, end = state.events.clone().unbind(1)
+        return EngineFrame(
+            frame=rgbd_to_frame(state.rgbd),
+            depth=decode_depth(state.rgbd[:, 3]),
+            pose=pose_from_state(state.camera),
+            camera=state.camera.clone(),
+            realised=state.realised.clone(),
+            reward=reward,
+            success=reward.clone(),
+            end=end,
+            coverage=state.coverage.clone(),
+            latent=state.latent.clone(),
+            steps=state.steps.clone(),
+            model_calls=model_calls,
+        )
+
+    def _fresh(self, slots: int) -> SlotState:
+        """Slots that hold nothing."""
+        config, like = self.config, torch.zeros((), device=self.device)
+        codec, transformer = config.codec, config.transformer
+        shape = (transformer.num_layers, codec.num_tokens, transformer.num_heads, transformer.head_width)
+        return SlotState(
+            context=ContextCache.empty(config.memory, slots, shape, like),
+            keyframes=KeyframeMemory.empty(config.memory, slots, codec.size, like),
+            camera=like.new_zeros(slots, 6),
+            intrinsics=like.new_zeros(slots, 4),
+            seeds=torch.zeros(slots, dtype=torch.long, device=self.device),
+            steps=torch.zeros(slots, dtype=torch.long, device=self.device),
+            is_open=torch.zeros(slots, dtype=torch.bool, device=self.device),
+            latent=like.new_zeros(slots, codec.num_tokens, codec.latent_channels),
+            features=like.new_zeros(slots, codec.num_tokens, transformer.width),
+            rgbd=like.new_zeros(slots, 4, codec.size, codec.size),
+            coverage=like.new_zeros(slots),
+            realised=like.new_zeros(slots, 6),
+            events=like.new_zeros(slots, 2),
+        )
+
+    def _checked(self, start: Start, seeds: Tensor, rows: Tensor) -> Start:
+        """The start with every field filled in and on the device. Raises ValueError for wrong shapes."""
+        size, frames = self.config.codec.size, start.frames.to(self.device)
+        if frames.ndim != 5 or frames.shape[1] < 1 or frames.shape[2:] != (size, size, 3):
+            raise ValueError(f"start frames have shape {tuple(frames.shape)}; give uint8 [R, F, {size}, {size}, 3].")
+        if frames.dtype != torch.uint8:
+            raise ValueError(f"start frames are {frames.dtype}; give uint8.")
+        if not len(frames) == len(seeds) == len(rows):
+            raise ValueError(f"{len(frames)} starts, {len(seeds)} seeds, {len(rows)} rows; the three must agree.")
+        count = frames.shape[1]
+        if start.pose is None and count > 1:
+            raise ValueError(f"{count} start frames came without poses; give poses, or one frame.")
+        pose = torch.eye(4).repeat(len(frames), count, 1, 1) if start.pose is None else start.pose
+        depth = self._guess_depth(frames) if start.depth is None else start.depth
+        intrinsics = self._default_intrinsics(len(frames)) if start.intrinsics is None else start.intrinsics
+        for name, tensor, shape in (
+            ("depth", depth, frames.shape[:4]),
+            ("pose", pose, (*frames.shape[:2], 4, 4)),
+            ("intrinsics", intrinsics, (len(frames), 4)),
+        ):
+            if tensor.shape != shape or not torch.isfinite(tensor).all():
+                raise ValueError(f"start {name} has shape {tuple(tensor.shape)}; give finite numbers {tuple(shape)}.")
+        depth, pose, intrinsics = (x.to(self.device, torch.float32) for x in (depth, pose, intrinsics))
+        return Start(frames, depth, pose, intrinsics)
+
+    def _guess_depth(self, frames: Tensor) -> Tensor:
+        rgb = rearrange(frames, "r f h w c -> (r f) c h w").float() / 127.5 - 1.0
+        depth = decode_depth(self.model.heads.depth(rgb))
+        return rearrange(depth, "(r f) h w -> r f h w", f=frames.shape[1])
+
+    def _default_intrinsics(self, rows: int) -> Tensor:
+        focal = 0.5 / torch.tan(torch.deg2rad(torch.tensor(self.config.field_of_view / 2)))
+        return torch.stack([focal, focal, torch.tensor(0.5), torch.tensor(0.5)]).repeat(rows, 1)
+
+    def _checked_controls(self, controls: Tensor, active: Tensor) -> Tensor:
+        if controls.shape != (self.num_slots, 6):
+            raise ValueError(f"controls have shape {tuple(controls.shape)}; give [{self.num_slots}, 6].")
+        if active.shape != (self.num_slots,):
+            raise ValueError(f"active has shape {tuple(active.shape)}; give bool [{self.num_slots}].")
+        if self.device.type == "cpu":  # reading a flag back would stall a GPU
+            if not torch.isfinite(controls).all():
+                raise ValueError("controls hold NaN or infinity; give finite metres and radians.")
+            if (active & ~self.state.is_open).any():
+                raise ValueError("a slot was stepped that holds no world; call open() first.")
+        return controls.to(self.device, torch.float32)
+
+
+def level_pose(pose: Tensor) -> Tensor:
+    """A camera-to-world pose [B, 4, 4] with pitch and roll removed."""
+    state = state_from_pose(pose)
+    keep = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0], device=pose.device)
+    return pose_from_state(state * keep)
+
+
+def token_coverage(mask: Tensor, grid: int) -> Tensor:
+    """Coverage mask [B, 1, h, w] -> share of each token's pixels, [B, P]."""
+    return torch.nn.functional.adaptive_avg_pool2d(mask, grid).flatten(1)
+
+
+def angle_difference(camera: Tensor, previous: Tensor) -> Tensor:
+    """Realised (yaw, pitch, roll) [B, 3] between two camera states [B, 6], wrapped to +-pi."""
+    difference = camera[:, 3:] - previous[:, 3:]
+    return torch.remainder(difference + torch.pi, 2 * torch.pi) - torch.pi
+
+
+def write_rows(target: SlotState, source: SlotState, rows: Tensor) -> None:
+    """Copy all R slots of `source` into the slots `rows` of `target`, in place."""
+    for part in ("context", "keyframes"):
+        for item in fields(getattr(source, part)):
+            new = getattr(getattr(source, part), item.name)
+            if isinstance(new, Tensor):
+                kept = getattr(getattr(target, part), item.name)
+                axis = 1 if item.name in ("keys", "values") else 0
+                kept.index_copy_(axis, rows, new)
+    for item in fields(source):
+        new = getattr(source, item.name)
+        if isinstance(new, Tensor):
+            setattr(target, item.name, getattr(target, item.name).index_copy(0, rows, new))

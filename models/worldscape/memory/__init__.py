@@ -1,0 +1,1 @@
+"""What a slot remembers: keys and values of recent frames, and keyframes with geometry."""

@@ -1,0 +1,142 @@
+"""Stage `codec`: RGB-D frames to latents and back, with and without what memory shows of the view.
+
+Each batch holds target frames and a few earlier frames of the same episode. Those are reprojected (partly corrupted, as
+a dream's would be) into the target's view. Two reconstructions are trained: from the frame's own latent, and from the
+anchor alone, which makes the anchor's latent the best guess before any generator has looked.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from worldscape.codec import RGBD_CHANNELS, empty_anchor, normalise_tokens, rgbd_to_frame
+from worldscape.conditioning.reproject import Anchor, reproject
+from worldscape.config import WorldConfig
+from worldscape.data.clips import FrameStore, corrupt_sources, draw_sources, draw_targets, load_frames
+from worldscape.train.config import TrainConfig
+from worldscape.world import WorldModel
+
+DEFAULTS = {
+    "debug": TrainConfig(steps=20, batch_size=4, lr=1e-3, warmup=2, sample_every=20, checkpoint_every=10, log_every=5),
+    "nano": TrainConfig(steps=3000, batch_size=32, lr=1e-3, warmup=100, ema=0.997, precision="bf16", threads=2),
+    "small": TrainConfig(steps=20000, batch_size=64, lr=6e-4, warmup=500, ema=0.999, precision="bf16"),
+}
+LATENT_NOISE = 0.3  # largest noise added to latents, so that the decoder forgives the generator
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodecStage:
+    """Trains the codec on a recorded dataset; see the module's docstring."""
+
+    store: FrameStore
+    config: TrainConfig
+    num_anchors: int
+    name: str = "codec"
+
+    def trainable(self, model: WorldModel) -> nn.Module:
+        """The codec."""
+        return model.codec
+
+    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
+        """Targets [B, 4, h, w], sources [B, N, 4, h, w], their poses, and which sources count."""
+        rng = np.random.default_rng([self.config.seed, step, rank, 1])
+        return self._draw(rng, self.config.batch_size)
+
+    def _draw(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
+        targets, first = draw_targets(self.store, rng, batch, history=1)
+        sources = draw_sources(rng, targets, first, self.num_anchors)
+        count = rng.integers(1, self.num_anchors + 1, size=batch)
+        return {
+            "target": self.store.rgbd(targets),
+            "sources": self.store.rgbd(sources),
+            "pose": torch.from_numpy(self.store.pose[targets]),
+            "source_poses": torch.from_numpy(self.store.pose[sources]),
+            "valid": torch.from_numpy(np.arange(self.num_anchors)[None] < count[:, None]),
+            "intrinsics": torch.from_numpy(self.store.intrinsics).expand(batch, -1).clone(),
+        }
+
+    def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Reconstruction from latents, half of the rows without memory; a quarter as much, from the anchor alone."""
+        target, codec = batch["target"], model.codec
+        num_blind = len(target) // 2
+        with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
+            sources = corrupt_sources(batch["sources"], generator)
+            anchor = reproject(sources, batch["source_poses"], batch["valid"], batch["pose"], batch["intrinsics"])
+        noisy = self._disturb(codec.encode(target), generator)
+        blind = decode_blind(model, noisy[:num_blind])
+        seeing = Anchor(anchor.rgbd[num_blind:], anchor.mask[num_blind:])
+        guess = codec.encode_anchor(seeing)
+        rebuilt = torch.cat([blind, codec.decode(noisy[num_blind:], seeing, guess.skips).float()])
+        guessed = codec.decode(guess.latent, seeing, guess.skips).float()
+        own, alone = picture_loss(rebuilt, target), picture_loss(guessed, target[num_blind:])
+        psnr = -10 * torch.log10((rebuilt[:, :3] - target[:, :3]).pow(2).mean((1, 2, 3)) / 4)
+        return {
+            "loss": own + 0.25 * alone,
+            "alone": alone.detach(),
+            "psnr_blind": psnr[:num_blind].mean().detach(),
+            "psnr": psnr[num_blind:].mean().detach(),
+            "depth": (rebuilt[:, 3] - target[:, 3]).abs().mean().detach(),
+        }
+
+    def _disturb(self, latent: Tensor, generator: torch.Generator) -> Tensor:
+        strength = LATENT_NOISE * torch.rand(len(latent), 1, 1, generator=generator, device=latent.device)
+        noise = torch.randn(latent.shape, generator=generator, device=latent.device)
+        return normalise_tokens(latent + strength * noise)
+
+    def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
+        """Rows: frames, rebuilt without memory, anchors, rebuilt with memory, from memory alone."""
+        batch = self._draw(np.random.default_rng([self.config.seed, 2]), 12)
+        device = next(model.parameters()).device
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        target = batch["target"]
+        anchor = reproject(batch["sources"], batch["source_poses"], batch["valid"], batch["pose"], batch["intrinsics"])
+        latent, guess = model.codec.encode(target), model.codec.encode_anchor(anchor)
+        blind = decode_blind(model, latent)
+        with_memory = model.codec.decode(latent, anchor, guess.skips)
+        alone = model.codec.decode(guess.latent, anchor, guess.skips)
+        return {"codec": picture_grid([target, blind, anchor.rgbd, with_memory, alone])}
+
+
+def decode_blind(model: WorldModel, latent: Tensor) -> Tensor:
+    """Decode latents [B, P, C] as if memory showed nothing -> RGB-D [B, 4, h, w]."""
+    nothing = empty_anchor(1, model.config.codec.size, latent.float())
+    skips = [skip.expand(len(latent), -1, -1, -1) for skip in model.codec.encode_anchor(nothing).skips]
+    anchor = Anchor(*(part.expand(len(latent), -1, -1, -1) for part in nothing))
+    return model.codec.decode(latent, anchor, skips).float()
+
+
+def picture_loss(rebuilt: Tensor, target: Tensor) -> Tensor:
+    """L1 of RGB and (doubled) inverse depth plus L1 of their differences between neighbours, over [B, 4, h, w]."""
+    weight = torch.ones(RGBD_CHANNELS, 1, 1, device=target.device)
+    weight[3] = 2.0
+    error = (rebuilt - target) * weight
+    edges = (error[..., 1:, :] - error[..., :-1, :]).abs().mean() + (error[..., 1:] - error[..., :-1]).abs().mean()
+    return error.abs().mean() + 0.5 * edges
+
+
+def picture_grid(rows: list[Tensor]) -> np.ndarray:
+    """Rows of RGB-D pictures, each [N, 4, h, w] -> one picture uint8, each row followed by its inverse depth."""
+    lines = []
+    for row in rows:
+        depth = row[:, 3:].expand(-1, 4, -1, -1)
+        lines.extend([rgbd_to_frame(row), rgbd_to_frame(depth)])
+    return picture_rows([line.cpu().numpy() for line in lines])
+
+
+def picture_rows(rows: list[np.ndarray]) -> np.ndarray:
+    """Rows of pictures, each uint8 [N, h, w, 3] -> one picture."""
+    return rearrange(np.stack(rows), "r n h w c -> (r h) (n w) c")
+
+
+def build_stage(
+    model_config: WorldConfig, train_config: TrainConfig, dataset: str | Path, init: str | None
+) -> CodecStage:
+    """The stage for a dataset. Raises ValueError when the dataset lacks depth or poses or has another picture size."""
+    store = load_frames(dataset, model_config.codec.size)
+    return CodecStage(store=store, config=train_config, num_anchors=model_config.memory.num_anchors)

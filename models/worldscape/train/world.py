@@ -1,0 +1,165 @@
+"""Stage `world`: the generator learns to dream the next frame from history, camera motion and memory.
+
+Clips are composed as the engine composes context: the dream's first frame (sink), then consecutive frames (local
+window, target). Every frame has its own noise level (diffusion forcing), history mostly low ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldscape.checkpoint import load_world
+from worldscape.conditioning.camera import invert_pose
+from worldscape.config import WorldConfig
+from worldscape.data.clips import FrameStore, load_frames
+from worldscape.engine import Start, WorldEngine, level_pose
+from worldscape.flow import add_noise, draw_levels
+from worldscape.train.codec import picture_rows
+from worldscape.train.config import TrainConfig
+from worldscape.train.prepare import PreparedFrames, prepare
+from worldscape.transformer import FrameInputs, frame_rays
+from worldscape.world import WorldModel
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorldTrainConfig(TrainConfig):
+    """TrainConfig of the world stage.
+
+    dream_frames: frames of each prepared dream. context_share: frames of a clip at most context_level noisy.
+    anchor_dropout: share of clips that memory shows nothing of. level_weight: how much less a frame of noise counts.
+    """
+
+    dream_frames: int = 64
+    context_share: float = 0.5
+    context_level: float = 0.25
+    anchor_dropout: float = 0.1
+    level_weight: float = 0.5
+
+
+DEFAULTS: dict[str, TrainConfig] = {
+    "debug": WorldTrainConfig(
+        steps=20, batch_size=4, lr=1e-3, warmup=2, sample_every=20, checkpoint_every=10, log_every=5, dream_frames=16
+    ),
+    "nano": WorldTrainConfig(
+        steps=9000, batch_size=32, lr=1e-3, warmup=200, ema=0.999, optimizer="muon", precision="bf16", threads=2
+    ),
+    "small": WorldTrainConfig(
+        steps=30000, batch_size=128, lr=6e-4, warmup=500, ema=0.9995, optimizer="muon", precision="bf16"
+    ),
+}
+SAMPLE_STEPS = (1, 2, 4, 8, 16, 32)
+NUM_SAMPLES = 8
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorldStage:
+    """Trains the transformer on prepared dreams; the last NUM_SAMPLES episodes are kept for the sample pictures."""
+
+    store: FrameStore
+    prepared: PreparedFrames
+    config: WorldTrainConfig
+    model_config: WorldConfig
+    name: str = "world"
+
+    def trainable(self, model: WorldModel) -> nn.Module:
+        """The transformer."""
+        return model.transformer
+
+    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
+        """Clips of T = sink + window + 1 frames: latent and guess [B, T, P, C], coverage [B, T, P], rays,
+        frames long [B, T] (positions in the store), has_anchor bool [B] (False: memory is withheld)."""
+        rng = np.random.default_rng([self.config.seed, step, rank, 4])
+        dreams = rng.integers(max(len(self.prepared.frames) - NUM_SAMPLES, 1), size=self.config.batch_size)
+        places = self._draw_places(rng)
+        clip = (torch.from_numpy(dreams)[:, None], torch.from_numpy(places))
+        return {
+            "latent": self.prepared.latent[clip].float(),
+            "guess": self.prepared.guess[clip].float(),
+            "coverage": self.prepared.coverage[clip].float(),
+            "frames": self.prepared.frames[clip],
+            "rays": self._rays(dreams, places),
+            "has_anchor": torch.from_numpy(rng.random(len(dreams)) >= self.config.anchor_dropout),
+        }
+
+    def _draw_places(self, rng: np.random.Generator) -> np.ndarray:
+        """Places of the clip's frames in their dream [B, T]: the first num_sink, then consecutive ones."""
+        memory = self.model_config.memory
+        num_tail = memory.local_window + 1
+        last = self.prepared.frames.shape[1] - num_tail
+        first = rng.integers(memory.num_sink, last + 1, size=self.config.batch_size)
+        is_opening = rng.random(self.config.batch_size) < 0.15
+        first = np.where(is_opening, memory.num_sink, first)
+        sink = np.broadcast_to(np.arange(memory.num_sink), (len(first), memory.num_sink))
+        return np.concatenate([sink, first[:, None] + np.arange(num_tail)], 1)
+
+    def _rays(self, dreams: np.ndarray, places: np.ndarray) -> Tensor:
+        frames = self.prepared.frames.numpy()
+        now = frames[dreams[:, None], places]
+        before = frames[dreams[:, None], np.maximum(places - 1, 0)]
+        pose, previous = (torch.from_numpy(self.store.pose[index]) for index in (now, before))
+        reference = invert_pose(level_pose(previous.flatten(0, 1))).unflatten(0, previous.shape[:2])
+        intrinsics = torch.from_numpy(self.store.intrinsics).expand(*now.shape, -1)
+        return frame_rays(pose, reference, intrinsics, self.model_config.codec.grid)
+
+    def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Mean squared error of the predicted clean latent, frames of high level counting less."""
+        clean, has_anchor = batch["latent"], batch["has_anchor"][:, None, None]
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        level = draw_levels(clean.shape[:2], self.config.context_share, self.config.context_level, generator)
+        inputs = FrameInputs(
+            latent=add_noise(clean, noise, level),
+            level=level,
+            rays=batch["rays"],
+            anchor=batch["guess"] * has_anchor[..., None],
+            coverage=batch["coverage"] * has_anchor,
+        )
+        positions = torch.arange(clean.shape[1], device=clean.device).expand(len(clean), -1)
+        predicted = model.transformer(inputs, positions).latent.float()
+        error = (predicted - clean).pow(2).mean((2, 3))
+        weight = 1.0 - self.config.level_weight * level
+        is_noise = (level == 1.0).float()
+        from_noise = (error * is_noise).sum() / is_noise.sum().clamp_min(1.0)
+        return {
+            "loss": (error * weight).mean(),
+            "from_noise": from_noise.detach(),
+            "guess": (batch["guess"] - clean).pow(2).mean().detach(),
+        }
+
+    def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
+        """Closed-loop dreams of episodes left out of training: rows simulator, dream at growing horizons."""
+        frames = self.prepared.frames[-NUM_SAMPLES:].numpy()
+        engine = WorldEngine(model, len(frames), device=next(model.parameters()).device)
+        engine.open(self._start(frames[:, 0]), torch.arange(len(frames)))
+        rows = []
+        horizons = [h for h in SAMPLE_STEPS if h < frames.shape[1]]
+        for horizon in range(1, max(horizons) + 1):
+            frame = engine.step(torch.from_numpy(self.store.realised[frames[:, horizon]]))
+            if horizon in horizons:
+                rows.extend([self.store.frames[frames[:, horizon]], frame.frame.cpu().numpy()])
+        return {"dream": picture_rows(rows)}
+
+    def _start(self, index: np.ndarray) -> Start:
+        return Start(
+            frames=torch.from_numpy(self.store.frames[index])[:, None],
+            depth=torch.from_numpy(self.store.depth[index]).float()[:, None],
+            pose=torch.from_numpy(self.store.pose[index])[:, None],
+            intrinsics=torch.from_numpy(self.store.intrinsics).expand(len(index), -1),
+        )
+
+
+def build_stage(
+    model_config: WorldConfig, train_config: TrainConfig, dataset: str | Path, init: str | None
+) -> WorldStage:
+    """The stage for a dataset, with memory replayed through the codec of `init`."""
+    assert init is not None and isinstance(train_config, WorldTrainConfig)
+    store = load_frames(dataset, model_config.codec.size)
+    prepared = prepare(load_world(init), store, dataset, train_config.dream_frames, train_config.seed)
+    needed = model_config.memory.num_context + 1
+    if prepared.frames.shape[1] < needed + 1:
+        raise ValueError(f"{dataset} has episodes of {prepared.frames.shape[1]} frames; clips need {needed + 1}.")
+    return WorldStage(store=store, prepared=prepared, config=train_config, model_config=model_config)

@@ -1,0 +1,139 @@
+"""The generator: a causal transformer that refines a frame's latent given history, camera motion and memory.
+
+It predicts the clean latent. A frame sees itself and earlier frames, never later ones; history comes as keys and
+values, stored before temporal rotation. Whether a call refines or commits is only a matter of what the caller keeps.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from worldscape.conditioning.camera import plucker_map
+from worldscape.config import CodecConfig, MemoryConfig, TransformerConfig
+from worldscape.nn.blocks import Block, KeysValues, Layout
+
+RAYS_PER_TOKEN = 2  # Pluecker rays along each side of a token
+
+
+class FrameInputs(NamedTuple):
+    """What the generator is told of T new frames.
+
+    latent [B, T, P, C] noisy; level [B, T] in [0, 1], 1 = pure noise; rays [B, T, 6, R, R] Pluecker map relative to the
+    previous frame (R = 2 * grid); anchor [B, T, P, C] latent that memory suggests; coverage [B, T, P] share of each
+    token's pixels that memory shows.
+    """
+
+    latent: Tensor
+    level: Tensor
+    rays: Tensor
+    anchor: Tensor
+    coverage: Tensor
+
+
+class History(NamedTuple):
+    """Committed frames: a KeysValues per layer ([B, S, P, H, K]), relative positions [B, S], valid bool [B, S]."""
+
+    layers: list[KeysValues]
+    positions: Tensor
+    valid: Tensor
+
+
+class Prediction(NamedTuple):
+    """latent [B, T, P, C] clean estimate; features [B, T, P, D]; layers: the new frames' keys and values."""
+
+    latent: Tensor
+    features: Tensor
+    layers: list[KeysValues]
+
+
+class WorldTransformer(nn.Module):
+    """Noisy frame tokens + camera rays + memory -> clean frame tokens."""
+
+    def __init__(self, config: TransformerConfig, codec: CodecConfig, memory: MemoryConfig):
+        super().__init__()
+        self.config = config
+        self.grid = codec.grid
+        self.num_context = memory.num_context
+        width, channels = config.width, codec.latent_channels
+        self.embed_latent = nn.Linear(channels, width)
+        self.embed_anchor = nn.Linear(channels + 1, width)
+        self.embed_rays = nn.Sequential(
+            nn.Linear(6 * RAYS_PER_TOKEN**2, width), nn.SiLU(), zero_linear(nn.Linear(width, width))
+        )
+        self.embed_level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.level_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
+        self.final_modulation = nn.Parameter(torch.randn(2, width) / math.sqrt(width))
+        self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.to_latent = zero_linear(nn.Linear(width, channels + 1))
+
+    def forward(self, frames: FrameInputs, positions: Tensor, history: History | None = None) -> Prediction:
+        """Refine T new frames at relative `positions` [B, T], given history (or the clip's own start)."""
+        level = self.embed_level(level_features(frames.level, self.config.width))
+        modulation = rearrange(self.level_modulation(level), "b t (n d) -> b t n d", n=6)
+        x = self.embed_latent(frames.latent) + self.embed_rays(pack_rays(frames.rays, self.grid))
+        if self.config.anchor:
+            x = x + self.embed_anchor(torch.cat([frames.anchor, frames.coverage[..., None]], -1))
+        layout = self._layout(positions, history)
+        layers = []
+        for index, block in enumerate(self.blocks):
+            x, new = block(x, modulation, None if history is None else history.layers[index], layout)
+            layers.append(new)
+        return Prediction(self._clean(x, level, frames), x, layers)
+
+    def _layout(self, positions: Tensor, history: History | None) -> Layout:
+        """A new frame sees valid history and itself with earlier new frames; True in the mask means it may look."""
+        num_new, tokens = positions.shape[1], self.grid**2
+        order = torch.arange(num_new, device=positions.device)
+        causal = order[:, None] >= order[None]
+        if history is None:
+            mask = None if num_new == 1 else expand_mask(causal[None], tokens)
+            return Layout(self.grid, positions, mask)
+        past = repeat(history.valid, "b s -> b t s", t=num_new)
+        mask = torch.cat([past, causal[None].expand(len(past), -1, -1)], -1)
+        return Layout(self.grid, torch.cat([history.positions, positions], 1), expand_mask(mask, tokens))
+
+    def _clean(self, x: Tensor, level: Tensor, frames: FrameInputs) -> Tensor:
+        """The last layer: what memory suggests, as far as it is trusted, plus what is new."""
+        shift, scale = (level[:, :, None] + self.final_modulation)[:, :, :, None].unbind(2)
+        change, trust = self.to_latent(self.final_norm(x) * (1 + scale) + shift).split([frames.latent.shape[-1], 1], -1)
+        if not self.config.anchor:
+            return change
+        return change + torch.sigmoid(trust + 1.0) * frames.anchor
+
+
+def frame_rays(pose: Tensor, reference: Tensor, intrinsics: Tensor, grid: int) -> Tensor:
+    """Pluecker map of `pose` seen from `reference`, both [..., 4, 4] -> [..., 6, R, R], R = 2 * grid rays a side.
+
+    `reference` is the inverse of the levelled previous camera: the rays tell the motion and the tilt, and nothing of
+    where in the world it happens.
+    """
+    return plucker_map(reference @ pose, intrinsics, RAYS_PER_TOKEN * grid)
+
+
+def pack_rays(rays: Tensor, grid: int) -> Tensor:
+    """Pluecker map [B, T, 6, R, R] -> rays of each token [B, T, P, 6 * (R / grid)^2]."""
+    return rearrange(rays, "b t c (h i) (w j) -> b t (h w) (c i j)", h=grid, w=grid)
+
+
+def expand_mask(frames: Tensor, tokens: int) -> Tensor:
+    """Which frame sees which, bool [B, T, S] -> which token sees which [B, 1, T * P, S * P]."""
+    return repeat(frames, "b t s -> b 1 (t p) (s q)", p=tokens, q=tokens)
+
+
+def level_features(level: Tensor, width: int) -> Tensor:
+    """Noise level [...] in [0, 1] -> sinusoidal features [..., width]."""
+    rates = 1000.0 * 10000.0 ** -(torch.arange(width // 2, device=level.device) / (width // 2))
+    angles = level[..., None].float() * rates
+    features = torch.cat([angles.cos(), angles.sin()], -1)
+    return torch.nn.functional.pad(features, (0, width - features.shape[-1]))
+
+
+def zero_linear(layer: nn.Linear) -> nn.Linear:
+    """A linear layer that starts at zero, so that what it injects starts absent."""
+    nn.init.zeros_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    return layer

@@ -1,0 +1,29 @@
+"""The world model as one module: codec, generator, heads, and the config they were built from."""
+
+import torch
+from torch import nn
+
+from worldscape.codec import Codec
+from worldscape.config import WorldConfig, preset
+from worldscape.heads import Heads
+from worldscape.transformer import WorldTransformer
+
+DEBUG_SEED = 20261122
+
+
+class WorldModel(nn.Module):
+    """Codec (frames <-> latents), transformer (the generator) and heads (motion, reward, termination)."""
+
+    def __init__(self, config: WorldConfig):
+        super().__init__()
+        self.config = config
+        self.codec = Codec(config.codec)
+        self.transformer = WorldTransformer(config.transformer, config.codec, config.memory)
+        self.heads = Heads(config.heads, config.transformer.width, config.codec.latent_channels)
+
+
+def debug_world() -> WorldModel:
+    """The `debug` preset with reproducible random weights; leaves the global random state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(DEBUG_SEED)
+        return WorldModel(preset("debug")).eval().requires_grad_(False)
