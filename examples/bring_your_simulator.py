@@ -43,7 +43,9 @@ def main() -> None:
     env = gym.make("WorldScape-Nav-v0", weights=str(heads / "weights"), starts=str(data))
     env.reset(seed=0)
     for _ in range(20):
-        env.step(env.action_space.sample())
+        _, _, terminated, truncated, _ = env.step(env.action_space.sample())
+        if terminated or truncated:
+            env.reset()
     env.close()
     print(f"the learned world is gym.make('WorldScape-Nav-v0', weights='{heads / 'weights'}', starts='{data}')")
 

@@ -20,7 +20,7 @@ def run_python(*arguments: object, cwd: Path) -> str:
     env = {key: value for key, value in os.environ.items() if key != "DISPLAY"}
     env |= {"PYTHONPATH": os.pathsep.join([str(ROOT / "models"), str(ROOT)]), "SDL_VIDEODRIVER": "dummy"}
     command = [sys.executable, "-W", "error::DeprecationWarning:__main__", *map(str, arguments)]
-    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
 
