@@ -1,0 +1,23 @@
+"""WorldScape's Gymnasium face: importing it registers the environment ids and does not import torch.
+
+`WorldScape-Nav-v0` walks through a learned world, `WorldScape-Rooms-v0` through the simulator it was learned from.
+"""
+
+import gymnasium as gym
+
+__version__ = "0.1.0"
+
+
+def _register(env_id: str, entry_point: str, **settings: object) -> None:
+    if env_id not in gym.registry:
+        gym.register(id=env_id, entry_point=entry_point, **settings)  # pyright: ignore[reportArgumentType]
+
+
+_register(
+    "WorldScape-Nav-v0",
+    "ws_gym.env:WorldScapeEnv",
+    vector_entry_point="ws_gym.vector_env:WorldScapeVectorEnv",
+    max_episode_steps=300,
+)
+# No max_episode_steps: RoomsEnv truncates by itself, because its reward depends on the limit.
+_register("WorldScape-Rooms-v0", "worldscape.data.rooms:RoomsEnv")

@@ -1,0 +1,222 @@
+"""The one place where worlds are stepped: engine, task, starts and time limit for B slots.
+
+`WorldScapeEnv` is a view of a core with one slot, `WorldScapeVectorEnv` of one with many; neither has logic of its own
+beyond Gymnasium's conventions. Which rows to reset, and when, is the caller's decision.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from gymnasium import spaces
+from gymnasium.error import ClosedEnvironmentError, Error, ResetNeeded
+from torch import Tensor
+
+from worldscape.checkpoint import load_world
+from worldscape.engine import EngineFrame, WorldEngine
+from ws_gym.actions import make_action_mode
+from ws_gym.options import WorldOptions
+from ws_gym.starts import START_OPTIONS, open_starts, override_starts, start_number
+from ws_gym.tasks import TaskResult, make_task
+
+BLOCKED_SHARE = 0.5
+"""A step is a collision when less than this share of the commanded distance was realised."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Batch:
+    """What one step shows: observation uint8 [B, h, w, 3], reward float32 [B], terminated and truncated bool [B],
+    info {name: [B, ...]}; all on the core's device."""
+
+    observation: Tensor
+    reward: Tensor
+    terminated: Tensor
+    truncated: Tensor
+    info: dict[str, Tensor]
+
+    def with_rows(self, rows: np.ndarray, other: Batch) -> Batch:
+        """This batch with `rows` bool [B] taken from `other`, as new tensors."""
+        mask = torch.as_tensor(rows, device=self.reward.device)
+        return Batch(
+            observation=_choose(mask, other.observation, self.observation),
+            reward=_choose(mask, other.reward, self.reward),
+            terminated=_choose(mask, other.terminated, self.terminated),
+            truncated=_choose(mask, other.truncated, self.truncated),
+            info={name: _choose(mask, other.info[name], value) for name, value in self.info.items()},
+        )
+
+
+class WorldCore:
+    """B worlds in one model. `needs_reset` bool [B] is True for rows that were never opened or whose episode ended."""
+
+    def __init__(self, options: WorldOptions, num_slots: int) -> None:
+        self.device = options.torch_device
+        self.num_slots = num_slots
+        self.max_episode_steps = options.max_episode_steps
+        self._process = os.getpid()
+        self.task = make_task(options.task, options.task_options)
+        self._options = options
+        self.engine: WorldEngine | None = _open_engine(options, num_slots)
+        self.actions = make_action_mode(options.actions, self.engine.config.controls)
+        side = self.engine.config.codec.size
+        self.frame_size = (side, side)
+        self.size = options.picture_size or self.frame_size
+        self.starts = open_starts(options.starts, self.frame_size, options.weights)
+        self.task.bind(num_slots, self.device)
+        self.needs_reset = np.ones(num_slots, dtype=bool)
+        self._elapsed = torch.zeros(num_slots, dtype=torch.long, device=self.device)
+
+    @property
+    def observation_space(self) -> spaces.Box:
+        """Space of one slot's observation."""
+        return spaces.Box(0, 255, (*self.size, 3), np.uint8)
+
+    def reset(self, rows: np.ndarray, rngs: Sequence[np.random.Generator], options: Mapping[str, Any]) -> Batch:
+        """Open new episodes in `rows` bool [B]; only these rows of the result mean anything.
+
+        `rngs` has one generator per slot; a slot draws its start, its noise seed and its task's goal from its own.
+        Raises ValueError for unknown or malformed `options`, ClosedEnvironmentError after close.
+        """
+        engine = self._running_engine()
+        task_options = self._task_options(options)
+        numbers = np.flatnonzero(rows).tolist()
+        chosen = [rngs[number] for number in numbers]
+        source = override_starts(options, self.frame_size) or self.starts
+        start = source.draw(chosen, start_number(options))
+        seeds = torch.tensor([int(rng.integers(2**62)) for rng in chosen])
+        frame = engine.open(start, seeds, torch.tensor(numbers))
+        mask = torch.as_tensor(rows, device=self.device)
+        self._elapsed = self._elapsed.masked_fill(mask, 0)
+        self.task.reset(frame, mask, chosen, task_options)
+        self.needs_reset = self.needs_reset & ~rows
+        result = self._checked(self.task.describe(frame))
+        none = torch.zeros_like(mask)
+        result = replace(result, reward=torch.zeros_like(result.reward), terminated=none)
+        return self._batch(frame, result, torch.zeros_like(frame.realised), none)
+
+    def step(self, actions: Any, active: np.ndarray) -> Batch:
+        """Step the rows in `active` bool [B]; only these rows of the result mean anything.
+
+        Raises ValueError for malformed actions, ResetNeeded for a row that has no episode, ClosedEnvironmentError.
+        """
+        engine = self._running_engine()
+        if (self.needs_reset & active).any():
+            rows = np.flatnonzero(self.needs_reset & active).tolist()
+            raise ResetNeeded(f"slots {rows} have no running episode; reset them before stepping.")
+        controls = torch.from_numpy(self.actions.to_controls(actions, active)).to(self.device)
+        mask = torch.as_tensor(active, device=self.device)
+        frame = engine.step(controls, mask)
+        self._elapsed = self._elapsed + mask
+        result = self._checked(self.task.step(frame, self._elapsed, mask))
+        limit = self.max_episode_steps
+        truncated = torch.zeros_like(mask) if limit is None else self._elapsed >= limit
+        ended = (result.terminated | truncated).cpu().numpy()
+        self.needs_reset = np.where(active, ended, self.needs_reset)
+        return self._batch(frame, result, controls, truncated)
+
+    def reopen(self) -> None:
+        """Make the engine of a closed core again; nothing to do for an open one."""
+        if self.engine is None:
+            self.engine = _open_engine(self._options, self.num_slots)
+            self.needs_reset[:] = True
+
+    def close(self) -> None:
+        """Free the engine's memory; may be called twice."""
+        if self.engine is None:
+            return
+        self.engine.close()
+        self.engine = None
+        if self.device.type == "cuda" and os.getpid() == self._process:
+            torch.cuda.empty_cache()
+
+    def _running_engine(self) -> WorldEngine:
+        if self.engine is None:
+            raise ClosedEnvironmentError("the environment was closed; make a new one.")
+        if self.device.type == "cuda" and os.getpid() != self._process:
+            raise Error(FORKED)
+        return self.engine
+
+    def _task_options(self, options: Mapping[str, Any]) -> dict[str, Any]:
+        known = START_OPTIONS | self.task.reset_options
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise ValueError(f"reset options {unknown} are unknown; with this task choose from {sorted(known)}.")
+        return {name: value for name, value in options.items() if name in self.task.reset_options}
+
+    def _checked(self, result: TaskResult) -> TaskResult:
+        for name in ("reward", "terminated", "success"):
+            shape = tuple(getattr(result, name).shape)
+            if shape != (self.num_slots,):
+                raise ValueError(f"the task's {name} has shape {shape}; return one per slot, ({self.num_slots},).")
+        return result
+
+    def _batch(self, frame: EngineFrame, result: TaskResult, controls: Tensor, truncated: Tensor) -> Batch:
+        info = _describe_motion(frame, controls)
+        info["depth"] = _resize_depth(frame.depth, self.size)
+        info["success"] = result.success
+        info["model_calls"] = torch.full_like(self._elapsed, frame.model_calls)
+        taken = sorted(info.keys() & result.terms.keys())
+        if taken:
+            raise ValueError(f"the task's info terms {taken} are names that the environment uses itself; rename them.")
+        return Batch(
+            observation=_resize_frames(frame.frame, self.size),
+            reward=result.reward.float(),
+            terminated=result.terminated,
+            truncated=truncated,
+            info={**info, **result.terms},
+        )
+
+
+FORKED = (
+    "a world on a CUDA device cannot be used in a forked process; instead of many processes use many slots of one "
+    "model, gym.make_vec('WorldScape-Nav-v0', num_envs=N, device='cuda'), or start processes with 'spawn'."
+)
+
+
+def _open_engine(options: WorldOptions, num_slots: int) -> WorldEngine:
+    try:
+        model = load_world(os.fspath(options.weights), options.torch_device)
+        return WorldEngine(model, num_slots, device=options.torch_device, steps_per_frame=options.steps_per_frame)
+    except RuntimeError as error:
+        if "forked subprocess" in str(error):
+            raise Error(FORKED) from error
+        raise
+
+
+def _describe_motion(frame: EngineFrame, controls: Tensor) -> dict[str, Tensor]:
+    commanded, realised = controls[:, :3].norm(dim=-1), frame.realised[:, :3].norm(dim=-1)
+    return {
+        "pose": frame.pose,
+        "camera": frame.camera,
+        "control": controls,
+        "realised": frame.realised,
+        "collision": realised < BLOCKED_SHARE * commanded,
+        "coverage": frame.coverage,
+    }
+
+
+def _resize_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 [B, H, W, 3] -> uint8 [B, h, w, 3]."""
+    if tuple(frames.shape[1:3]) == size:
+        return frames
+    pixels = rearrange(frames, "b h w c -> b c h w").float()
+    pixels = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
+    return rearrange(pixels.round().clamp(0, 255).to(torch.uint8), "b c h w -> b h w c").contiguous()
+
+
+def _resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
+    """Metres [B, H, W] -> metres [B, h, w]: nearest, because a mean of two depths is on neither surface."""
+    if tuple(depth.shape[1:3]) == size:
+        return depth
+    return torch.nn.functional.interpolate(depth[:, None], size, mode="nearest-exact")[:, 0]
+
+
+def _choose(mask: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
+    trailing = " ".join(["1"] * (chosen.ndim - 1))
+    return torch.where(rearrange(mask, f"b -> b {trailing}"), chosen, other)

@@ -1,0 +1,196 @@
+"""One dreamed world as a Gymnasium environment: a view of a `WorldCore` with one slot."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.error import ResetNeeded
+
+from ws_gym.core import Batch, WorldCore
+from ws_gym.options import RENDER_SIZE, WorldOptions
+from ws_gym.pictures import resize
+from ws_gym.viewer import Viewer, can_open_window
+
+RENDER_FPS = 10
+ROW = np.ones(1, dtype=bool)
+
+
+class WorldScapeEnv(gym.Env[np.ndarray, Any]):
+    """Walk through a world that a neural network dreams.
+
+    ## Description
+    A causal diffusion world model, trained on recorded episodes of a simulator, continues a few real frames for as long
+    as you walk. Nothing behind it is simulated: walls stop you because the model learned that they do.
+
+    World axes follow OpenCV: x right, y down, z forward; metres and radians. Yaw is positive to the right, pitch is
+    positive up.
+
+    ## Action Space
+    `actions="discrete"` (default), `Discrete(9)`:
+
+    | Num | Key | Action | Control |
+    |---|---|---|---|
+    | 0 | | no-op | none |
+    | 1 | W | forward | 0.25 m |
+    | 2 | A | left | 0.25 m |
+    | 3 | S | back | 0.25 m |
+    | 4 | D | right | 0.25 m |
+    | 5 | left arrow | turn left | 15 degrees |
+    | 6 | right arrow | turn right | 15 degrees |
+    | 7 | up arrow | look up | 10 degrees, at most 30 from level |
+    | 8 | down arrow | look down | 10 degrees, at most 30 from level |
+
+    `actions="multi_discrete"`, `MultiDiscrete([3, 3, 3, 3])`, combined keys: walk (0 none, 1 forward, 2 back), strafe
+    (1 right, 2 left), turn (1 right, 2 left), look (1 up, 2 down). Pass `noop=np.zeros(4, int)` to `utils.play.play`.
+
+    `actions="continuous"`, `Box(-1, 1, (4,), float32)`: walk, strafe, turn, look as shares of the controls above;
+    positive is forward, right, right, up. Two walking keys together walk diagonally, not faster.
+
+    ## Observation Space
+    `Box(0, 255, (height, width, 3), uint8)`: the picture from the agent's eyes. Height and width are the model's own
+    (64 for `nano`) or those of `size=`.
+
+    ## Rewards
+    Set by `task=`:
+
+    | Task | Reward | Judge |
+    |---|---|---|
+    | `goal_object` | `1 - 0.2 t / horizon` on reaching the red box | learned heads |
+    | `goal_pose` | decrease in distance, -0.01 a step, +1 within 0.3 m | dreamed camera pose |
+    | `goal_image` | decrease in image distance, +1 when the view is found | dreamed frame |
+    | `coverage` | 1 for each new cell of the floor and direction | dreamed camera pose |
+
+    or by your own: a `ws_gym.tasks.Task`, or a function `(EngineFrame, elapsed [B]) -> reward [B]`.
+
+    ## Starting State
+    Real frames of the simulator, drawn with the seed. `options` of `reset`:
+
+    | Key | Value |
+    |---|---|
+    | `image` | your own picture: uint8 [h, w, 3] or a path |
+    | `video` | your own video: uint8 [T, h, w, 3] or a path; its last frame is where you stand |
+    | `start` | index of the start to use instead of a drawn one |
+    | `goal` | `goal_pose`: (forward, right) in metres |
+    | `goal_image` | `goal_image`: the view to find, uint8 [h, w, 3] or a path |
+
+    ## Episode End
+    Terminated when the task says so. Truncated after `max_episode_steps` (300 through `gym.make`).
+
+    ## Arguments
+
+    | Name | Default | Meaning |
+    |---|---|---|
+    | `weights` | `"nano"` | name of shipped weights, a directory of your own, or `"debug"` (random, for tests) |
+    | `device` | `"cpu"` | torch device |
+    | `size` | model's | observation size in pixels, or (height, width) |
+    | `steps_per_frame` | model's | model calls that refine a frame |
+    | `actions` | `"discrete"` | `"discrete"`, `"multi_discrete"` or `"continuous"` |
+    | `task` | `"goal_object"` | see Rewards |
+    | `task_options` | `None` | keyword arguments of the task, e.g. `{"radius": 0.5}` |
+    | `starts` | `"train"` | `"train"`, `"heldout"`, `"drawn"`, or the path of a dataset, picture or video |
+    | `max_episode_steps` | `None` | steps before truncation; `gym.make` adds its own wrapper for it instead |
+    | `render_mode` | `None` | `"rgb_array"` (256 pixels) or `"human"` (a window) |
+
+    `info` holds, at reset and at each step: `pose` [4, 4] camera to world, `camera` [6] = (x, y, z, yaw, pitch, roll),
+    `control` [6] commanded and `realised` [6] obtained (right, down, forward; yaw, pitch, roll), `collision` (less than
+    half of the walk was realised), `coverage` (share of the picture that memory shows), `depth` [height, width] in
+    metres along the view axis, `success`, `model_calls` (of this step), and the task's terms.
+
+    ## Vectorized Environment
+    `gym.make_vec("WorldScape-Nav-v0", num_envs=16)` steps 16 worlds in one model, much faster than 16 environments: see
+    `WorldScapeVectorEnv`. Do not fork processes that use CUDA.
+
+    ## Version History
+    - v0: first version.
+    """
+
+    metadata = {
+        "render_modes": ["human", "rgb_array"] if can_open_window() else ["rgb_array"],
+        "render_fps": RENDER_FPS,
+    }
+
+    def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
+        self.render_mode = check_render_mode(render_mode, (None, "rgb_array", "human"))
+        self._viewer = Viewer("WorldScape", RENDER_FPS) if render_mode == "human" else None
+        self._core = WorldCore(WorldOptions.from_keywords(options), num_slots=1)
+        self.observation_space = self._core.observation_space
+        self.action_space = self._core.actions.space
+        self._frame: np.ndarray | None = None
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[np.ndarray, dict[str, Any]]:
+        """Open a new world -> (observation, info); also after close. Raises ValueError for malformed options."""
+        super().reset(seed=seed)
+        self._core.reopen()
+        observation, info = self._show(self._core.reset(ROW, [self.np_random], options or {}))
+        return observation, info
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        """Take one action -> (observation, reward, terminated, truncated, info).
+
+        Raises ValueError for an action outside the space, ResetNeeded before reset and after the episode's end,
+        ClosedEnvironmentError after close.
+        """
+        batch = self._core.step(add_row(action), ROW)
+        observation, info = self._show(batch)
+        return observation, batch.reward[0].item(), bool(batch.terminated[0]), bool(batch.truncated[0]), info
+
+    def render(self) -> np.ndarray | None:
+        """The current frame, uint8 [h, w, 3] with a longer side of 256 pixels; None when a window shows it."""
+        if self.render_mode is None:
+            return None
+        if self._frame is None:
+            raise ResetNeeded("there is nothing to render yet; call reset() first.")
+        if self._viewer is not None:
+            self._viewer.show(self._frame)
+            return None
+        return enlarge(self._frame)
+
+    def close(self) -> None:
+        """Free the model's memory and the window; may be called twice."""
+        self._core.close()
+        if self._viewer is not None:
+            self._viewer.close()
+            self._viewer = None
+
+    def get_keys_to_action(self) -> dict[tuple[int, ...], Any]:
+        """Pressed keys -> action, for `gymnasium.utils.play`: W A S D walk, arrow keys turn and look."""
+        return self._core.actions.keys_to_action()
+
+    def _show(self, batch: Batch) -> tuple[np.ndarray, dict[str, Any]]:
+        observation = batch.observation[0].cpu().numpy().copy()
+        self._frame = observation.copy()
+        if self._viewer is not None:
+            self._viewer.show(observation)
+        return observation, {name: first_row(value.cpu().numpy()) for name, value in batch.info.items()}
+
+
+def check_render_mode(mode: str | None, modes: tuple[str | None, ...]) -> str | None:
+    """The mode; raises ValueError when it is none of `modes`."""
+    if mode not in modes:
+        raise ValueError(f"render_mode={mode!r} is not supported here; choose one of {modes}.")
+    return mode
+
+
+def enlarge(frame: np.ndarray) -> np.ndarray:
+    """uint8 [h, w, 3] -> a new array with a longer side of at least RENDER_SIZE pixels, to look at."""
+    scale = max(1.0, RENDER_SIZE / max(frame.shape[:2]))
+    return resize(frame, (round(frame.shape[0] * scale), round(frame.shape[1] * scale)))
+
+
+def add_row(action: Any) -> np.ndarray:
+    """One action -> a batch of one."""
+    if hasattr(action, "detach"):
+        action = action.detach().cpu()
+    try:
+        return np.asarray(action)[None]
+    except ValueError as error:
+        raise ValueError(f"action {action!r} is ragged; give one action of the action space.") from error
+
+
+def first_row(values: np.ndarray) -> Any:
+    """Row 0 of [B, ...] as a Python scalar or an array of its own."""
+    return values[0].item() if values.ndim == 1 else values[0].copy()

@@ -1,0 +1,83 @@
+"""The settings that one world and many worlds share, checked before anything is loaded."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+
+from ws_gym.actions import check_action_mode
+
+MIN_SIZE = 16
+
+RENDER_SIZE = 256
+"""Pixels on the longer side of what `render()` returns: 64 pixels are enough to learn from, not to look at."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class WorldOptions:
+    """Keyword arguments of `WorldScapeEnv` and `WorldScapeVectorEnv`; see their docstrings. Raises ValueError."""
+
+    weights: str | os.PathLike[str] = "nano"
+    device: str | torch.device = "cpu"
+    size: int | tuple[int, int] | None = None
+    steps_per_frame: int | None = None
+    actions: str = "discrete"
+    task: Any = "goal_object"
+    task_options: Mapping[str, Any] | None = None
+    starts: Any = "train"
+    max_episode_steps: int | None = None
+
+    def __post_init__(self) -> None:
+        check_action_mode(self.actions)
+        _check_count("steps_per_frame", self.steps_per_frame)
+        _check_count("max_episode_steps", self.max_episode_steps)
+        if not isinstance(self.weights, (str, os.PathLike)):
+            raise ValueError(f"weights={self.weights!r} is neither a name nor a path; pass e.g. 'nano'.")
+        _ = self.picture_size, self.torch_device
+
+    @property
+    def picture_size(self) -> tuple[int, int] | None:
+        """Height and width of observations, None for the model's own."""
+        return None if self.size is None else _check_size(self.size)
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device that all tensors are on."""
+        return _check_device(self.device)
+
+    @classmethod
+    def from_keywords(cls, keywords: Mapping[str, Any]) -> WorldOptions:
+        """Options from an environment's keyword arguments; raises ValueError for a name that does not exist."""
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(keywords) - set(known))
+        if unknown:
+            raise ValueError(f"unknown option {', '.join(unknown)}; WorldScape-Nav takes {', '.join(known)}.")
+        return cls(**keywords)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+        raise ValueError(f"{name}={value!r} is no count; give a whole number of at least 1, or None.")
+
+
+def _check_size(size: Any) -> tuple[int, int]:
+    pair = (size, size) if isinstance(size, int) else size
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise ValueError(f"size={size!r} is no picture size; give pixels, or (height, width).")
+    if not all(isinstance(side, int) and not isinstance(side, bool) and side >= MIN_SIZE for side in pair):
+        raise ValueError(f"size={size!r} is too small or not whole; give pixels of at least {MIN_SIZE}.")
+    return pair[0], pair[1]
+
+
+def _check_device(device: Any) -> torch.device:
+    try:
+        checked = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r} is not a torch device ({error}); give 'cpu' or 'cuda'.") from error
+    if checked.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r} but torch finds no CUDA device; give device='cpu'.")
+    return checked

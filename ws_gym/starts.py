@@ -1,0 +1,223 @@
+"""Where worlds begin: shipped start frames, a dataset, a user's own picture or video, or simple drawn rooms.
+
+A source is a numbered collection of starts; a slot draws a number from its own generator, so a seed means the same
+start whatever the number of slots.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+
+from worldscape.checkpoint import DEBUG, SHIPPED
+from worldscape.data.episode import EpisodeReader
+from worldscape.data.starts import Starts, load_starts
+from worldscape.engine import Start
+from ws_gym.drawn_rooms import draw_room
+from ws_gym.pictures import load_last_frame, load_picture, resize
+
+START_OPTIONS = frozenset({"image", "video", "start"})
+SPLITS = ("train", "heldout")
+DRAWN = "drawn"
+NUM_DRAWN = 1_000_000
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
+VIDEO_SUFFIXES = (".mp4", ".gif", ".avi", ".mov", ".mkv", ".webm")
+
+
+class StartSource(ABC):
+    """A numbered collection of starts for frames of `size` = (height, width)."""
+
+    def __init__(self, size: tuple[int, int]) -> None:
+        self.size = size
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of starts."""
+
+    @abstractmethod
+    def pick(self, numbers: Sequence[int]) -> Starts:
+        """The starts with these numbers, all with the same number of frames."""
+
+    def draw(self, rngs: Sequence[np.random.Generator], number: int | None = None) -> Start:
+        """One start per generator, or `number` for all of them; raises ValueError for a number that does not exist."""
+        if number is not None and not 0 <= number < len(self):
+            raise ValueError(f"start {number} does not exist: there are {len(self)}; choose from 0 to {len(self) - 1}.")
+        # Drawn even when not used, so that the rest of the slot's random numbers stay the same.
+        drawn = [int(rng.integers(len(self))) for rng in rngs]
+        return to_start(self.pick(drawn if number is None else [number] * len(rngs)), self.size)
+
+
+class CollectedStarts(StartSource):
+    """A file of starts, or a picture or video of the user."""
+
+    def __init__(self, starts: Starts, size: tuple[int, int]) -> None:
+        super().__init__(size)
+        self.starts = starts
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    def pick(self, numbers: Sequence[int]) -> Starts:
+        return self.starts.rows(np.asarray(numbers))
+
+
+class DatasetStarts(StartSource):
+    """Every frame of a recorded dataset, numbered through all episodes; read when picked."""
+
+    def __init__(self, reader: EpisodeReader, size: tuple[int, int]) -> None:
+        super().__init__(size)
+        self.reader = reader
+        self.ends = np.cumsum(reader.lengths + 1)
+
+    def __len__(self) -> int:
+        return int(self.ends[-1])
+
+    def pick(self, numbers: Sequence[int]) -> Starts:
+        cuts = [self._cut(number) for number in numbers]
+        return Starts(**{name: np.stack([cut[name] for cut in cuts]) for name in cuts[0]})
+
+    def _cut(self, number: int) -> dict[str, np.ndarray]:
+        index = int(np.searchsorted(self.ends, number, side="right"))
+        frame = number - int(self.ends[index] - self.reader.lengths[index] - 1)
+        episode = self.reader.episode(index)
+        cut = {"frames": episode.frames[frame, None], "seeds": np.int64(-1)}
+        for name in ("depth", "pose"):
+            if getattr(episode, name) is not None:
+                cut[name] = getattr(episode, name)[frame, None]
+        if episode.intrinsics is not None:
+            cut["intrinsics"] = episode.intrinsics
+        return cut
+
+
+class DrawnStarts(StartSource):
+    """Rooms of `drawn_rooms`, for weights without any files."""
+
+    def __len__(self) -> int:
+        return NUM_DRAWN
+
+    def pick(self, numbers: Sequence[int]) -> Starts:
+        rooms = [draw_room(number, self.size) for number in numbers]
+        return Starts(
+            frames=np.stack([room.frame[None] for room in rooms]),
+            seeds=np.asarray(numbers, np.int64),
+            depth=np.stack([room.depth[None] for room in rooms]),
+            intrinsics=np.stack([room.intrinsics for room in rooms]),
+        )
+
+
+def open_starts(starts: Any, size: tuple[int, int], weights: str | os.PathLike[str]) -> StartSource:
+    """The source that `starts=` names: "train", "heldout", "drawn", or a path: dataset, starts file, picture, video.
+
+    Random weights ("debug") fall back to drawn rooms where no starts are shipped. Raises ValueError for anything else.
+    """
+    if starts in SPLITS:
+        file = SHIPPED / f"starts-{starts}.safetensors"
+        if weights == DEBUG and not file.is_file():
+            return DrawnStarts(size)
+        return CollectedStarts(_read_starts(file), size)
+    if starts == DRAWN:
+        return DrawnStarts(size)
+    if not isinstance(starts, (str, os.PathLike)):
+        raise ValueError(f"starts={starts!r} names no starts; give {', '.join(SPLITS)}, {DRAWN} or a path.")
+    return _open_path(Path(starts), size)
+
+
+def override_starts(options: Mapping[str, Any], size: tuple[int, int]) -> StartSource | None:
+    """The source that reset options ask for with "image" or "video", or None. Raises ValueError for malformed ones."""
+    if "image" in options and "video" in options:
+        raise ValueError("reset options have both 'image' and 'video'; give one of them.")
+    if "image" in options:
+        return _of_frame(load_picture(options["image"], size), size)
+    if "video" in options:
+        return _of_frame(load_last_frame(options["video"], size), size)
+    return None
+
+
+def start_number(options: Mapping[str, Any]) -> int | None:
+    """The reset option "start", or None. Raises ValueError for what is no whole number."""
+    number = options.get("start")
+    if number is None:
+        return None
+    if isinstance(number, bool) or not isinstance(number, (int, np.integer)):
+        raise ValueError(f"the reset option start={number!r} is no whole number; give the number of a start.")
+    return int(number)
+
+
+def to_start(starts: Starts, size: tuple[int, int]) -> Start:
+    """Starts of any picture size -> the engine's Start at `size`: centre-cropped to its aspect, resized."""
+    if starts.pose is None:
+        starts = _last_frames(starts)
+    frames, depth, intrinsics = _crop(starts, size)
+    rows = len(frames)
+    flat = np.stack([resize(frame, size) for frame in rearrange(frames, "r f h w c -> (r f) h w c")])
+    return Start(
+        frames=torch.from_numpy(rearrange(flat, "(r f) h w c -> r f h w c", r=rows)),
+        depth=None if depth is None else torch.from_numpy(_pick_pixels(depth, size).astype(np.float32)),
+        pose=None if starts.pose is None else torch.from_numpy(starts.pose.astype(np.float32)),
+        intrinsics=None if intrinsics is None else torch.from_numpy(intrinsics.astype(np.float32)),
+    )
+
+
+def _last_frames(starts: Starts) -> Starts:
+    """Only the last frame of each start: where the earlier ones were taken is not known without poses."""
+    depth = None if starts.depth is None else starts.depth[:, -1:]
+    return replace(starts, frames=starts.frames[:, -1:], depth=depth)
+
+
+def _crop(starts: Starts, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Frames, depth and intrinsics of the largest centred part with the aspect of `size`."""
+    height, width = starts.frames.shape[2:4]
+    crop_height = min(height, round(width * size[0] / size[1]))
+    crop_width = min(width, round(height * size[1] / size[0]))
+    top, left = (height - crop_height) // 2, (width - crop_width) // 2
+    window = (slice(None), slice(None), slice(top, top + crop_height), slice(left, left + crop_width))
+    intrinsics = starts.intrinsics
+    if intrinsics is not None:
+        stretch = np.array([width / crop_width, height / crop_height] * 2, np.float32)
+        intrinsics = intrinsics * stretch - np.array([0, 0, left / crop_width, top / crop_height], np.float32)
+    depth = None if starts.depth is None else starts.depth[window]
+    return starts.frames[window], depth, intrinsics
+
+
+def _pick_pixels(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Depth [R, F, H, W] -> [R, F, h, w] by nearest pixel: a mean of two depths is on neither surface."""
+    height, width = depth.shape[2:]
+    rows = ((np.arange(size[0]) + 0.5) * height / size[0]).astype(int)
+    columns = ((np.arange(size[1]) + 0.5) * width / size[1]).astype(int)
+    return depth[:, :, rows[:, None], columns]
+
+
+def _open_path(path: Path, size: tuple[int, int]) -> StartSource:
+    suffix = path.suffix.lower()
+    if suffix in PICTURE_SUFFIXES:
+        return _of_frame(load_picture(path, size), size)
+    if suffix in VIDEO_SUFFIXES:
+        return _of_frame(load_last_frame(path, size), size)
+    if suffix == ".safetensors":
+        return CollectedStarts(_read_starts(path), size)
+    return DatasetStarts(EpisodeReader(path), size)
+
+
+def _of_frame(frame: np.ndarray, size: tuple[int, int]) -> StartSource:
+    """One start of one frame uint8 [h, w, 3]."""
+    return CollectedStarts(Starts(frames=frame[None, None], seeds=np.array([-1])), size)
+
+
+def _read_starts(path: Path) -> Starts:
+    modified = path.stat().st_mtime_ns if path.is_file() else 0
+    return _cached_starts(path.resolve(), modified)
+
+
+@lru_cache(maxsize=4)
+def _cached_starts(path: Path, modified: int) -> Starts:
+    """Read once per process and version of the file: environments share it and only read it."""
+    return load_starts(path)

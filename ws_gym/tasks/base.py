@@ -1,0 +1,84 @@
+"""What a task is: batched state and a result per step, judged from what the engine dreamed.
+
+Every tensor has one row per slot, and a row depends on its own slot only; that is what lets slots reset alone.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from worldscape.engine import EngineFrame
+
+
+@dataclass(kw_only=True, slots=True)
+class TaskResult:
+    """Judgement of one step: reward float32 [B], terminated bool [B], success bool [B], info terms {name: [B, ...]}."""
+
+    reward: Tensor
+    terminated: Tensor
+    success: Tensor
+    terms: dict[str, Tensor] = field(default_factory=dict)
+
+
+class Task(ABC):
+    """A reward, an episode end and the info terms that explain them.
+
+    Subclass it and pass an instance: `gym.make("WorldScape-Nav-v0", task=MyTask())`. The environment works on its own
+    copy. State is kept in tensors with one row per slot, created in `bind`.
+    """
+
+    reset_options: frozenset[str] = frozenset()
+    """Names that `reset(options={...})` may carry for this task."""
+
+    num_slots: int
+    device: torch.device
+
+    def bind(self, num_slots: int, device: torch.device) -> None:
+        """Called once, before the first reset: create per-slot state."""
+        self.num_slots = num_slots
+        self.device = device
+
+    # Not abstract, because a task without state per episode has nothing to do here.
+    def reset(  # noqa: B027
+        self,
+        frame: EngineFrame,
+        rows: Tensor,
+        rngs: Sequence[np.random.Generator],
+        options: Mapping[str, Any],
+    ) -> None:
+        """Start new episodes in the rows that are True in `rows` bool [B], and in no others.
+
+        `frame` holds the first frames, `rngs` one generator per row started, in row order: draw all randomness
+        from it, so that a seed gives the same goals whatever the number of slots.
+        """
+
+    def describe(self, frame: EngineFrame) -> TaskResult:
+        """The result reported at reset, with the same terms as `step`; rewards and ends are not used."""
+        return self.step(frame, torch.zeros(self.num_slots, dtype=torch.long, device=self.device), self.none())
+
+    @abstractmethod
+    def step(self, frame: EngineFrame, elapsed: Tensor, active: Tensor) -> TaskResult:
+        """Judge one step: `elapsed` long [B] counts steps; rows not in `active` bool [B] must keep their state."""
+
+    def none(self) -> Tensor:
+        """bool [B], all False."""
+        return torch.zeros(self.num_slots, dtype=torch.bool, device=self.device)
+
+
+class FunctionTask(Task):
+    """A user's own reward function `function(frame, elapsed) -> reward [B]`; episodes end at the time limit only."""
+
+    def __init__(self, function: Callable[[EngineFrame, Tensor], Tensor]) -> None:
+        self.function = function
+
+    def step(self, frame: EngineFrame, elapsed: Tensor, active: Tensor) -> TaskResult:
+        reward = torch.as_tensor(self.function(frame, elapsed), dtype=torch.float32, device=self.device)
+        return TaskResult(reward=reward, terminated=self.none(), success=self.none())

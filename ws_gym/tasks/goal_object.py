@@ -1,0 +1,44 @@
+"""Find the object that the world was trained with (the red box of the rooms), judged by the learned heads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ws_gym.tasks.base import Task, TaskResult
+
+if TYPE_CHECKING:
+    from worldscape.engine import EngineFrame
+
+
+class GoalObject(Task):
+    """MiniWorld's go-to-object: reward `1 - 0.2 * t / horizon` on reaching the goal object at step t, else 0.
+
+    Reaching it is what the success and reward heads, learned from the simulator's own events, read from the dream: the
+    mean of their probabilities is above `threshold`. The episode ends there, or where the termination head says so.
+
+    Info terms: `reward_probability`, `success_probability`, `end_probability`.
+    """
+
+    def __init__(self, *, threshold: float = 0.5, horizon: int = 300) -> None:
+        if not 0.0 < threshold < 1.0:
+            raise ValueError(f"goal_object threshold is {threshold}; give a probability between 0 and 1.")
+        if horizon < 1:
+            raise ValueError(f"goal_object horizon is {horizon}; give a number of steps of at least 1.")
+        self.threshold = threshold
+        self.horizon = horizon
+
+    def step(self, frame: EngineFrame, elapsed: Tensor, active: Tensor) -> TaskResult:
+        reached = (frame.success + frame.reward) / 2 > self.threshold
+        share = (elapsed / self.horizon).clamp(max=1.0)
+        return TaskResult(
+            reward=reached * (1.0 - 0.2 * share),
+            terminated=reached | (frame.end > self.threshold),
+            success=reached,
+            terms={
+                "reward_probability": frame.reward,
+                "success_probability": frame.success,
+                "end_probability": frame.end,
+            },
+        )

@@ -1,0 +1,230 @@
+"""Many dreamed worlds stepped together in one model: Gymnasium's vector conventions around a `WorldCore`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from gymnasium.error import ResetNeeded
+from gymnasium.utils import seeding
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from ws_gym.core import Batch, WorldCore
+from ws_gym.env import RENDER_FPS, check_render_mode, enlarge
+from ws_gym.options import WorldOptions
+
+OUTPUTS = ("numpy", "torch")
+
+
+class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
+    """`num_envs` worlds of `WorldScapeEnv` in one model, each with its own start, episode length and memory.
+
+    ## Description
+    Slot i seeded with s + i dreams what `WorldScapeEnv` seeded with s + i dreams.
+
+    ## Action Space
+    `WorldScapeEnv`'s, batched.
+
+    ## Observation Space
+    `Box(0, 255, (num_envs, height, width, 3), uint8)`.
+
+    ## Rewards
+    As in `WorldScapeEnv`, float32 [num_envs].
+
+    ## Starting State
+    As in `WorldScapeEnv`. `reset(seed=s)` seeds slot i with s + i; a sequence gives each slot its own seed.
+    `reset(options={"reset_mask": bool [num_envs]})` opens the marked slots only and leaves the others as they are.
+
+    ## Episode End
+    As in `WorldScapeEnv`; `max_episode_steps` (300 through `gym.make_vec`) truncates here, without a wrapper.
+
+    ## Arguments
+    Those of `WorldScapeEnv`, and:
+
+    | Name | Default | Meaning |
+    |---|---|---|
+    | `num_envs` | `1` | number of slots |
+    | `autoreset_mode` | `NEXT_STEP` | what happens to a row whose episode ended, see below |
+    | `output` | `"numpy"` | `"torch"`: observations, rewards, ends and infos are tensors that stay on the device |
+    | `render_mode` | `None` | `"rgb_array"`: `render()` returns a tuple of frames |
+
+    Autoreset modes (an `AutoresetMode` or its name):
+
+    - `NEXT_STEP`: the next step ignores the row's action and returns the new episode's first observation, reward 0.
+    - `SAME_STEP`: the same step returns the new episode's first observation; the old one's last observation and info
+      are in `info["final_obs"]` and `info["final_info"]`, rows marked in `_final_obs` and `_final_info`.
+      With `output="torch"`, `final_obs` is a tensor of all rows.
+    - `DISABLED`: stepping the row raises; reset it with `reset_mask`.
+
+    ## Vectorized Environment
+    `gym.make_vec("WorldScape-Nav-v0", num_envs=16)` builds this class.
+
+    ## Version History
+    - v0: first version.
+    """
+
+    metadata: dict[str, Any] = {
+        "render_modes": ["rgb_array"],
+        "render_fps": RENDER_FPS,
+        "autoreset_mode": AutoresetMode.NEXT_STEP,
+    }
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        *,
+        autoreset_mode: AutoresetMode | str = AutoresetMode.NEXT_STEP,
+        output: str = "numpy",
+        render_mode: str | None = None,
+        **options: Any,
+    ) -> None:
+        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+            raise ValueError(f"num_envs={num_envs!r} is no count; give a whole number of at least 1.")
+        if output not in OUTPUTS:
+            raise ValueError(f"output={output!r} is unknown; choose one of {OUTPUTS}.")
+        self.num_envs = num_envs
+        self.autoreset_mode = _autoreset_mode(autoreset_mode)
+        self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
+        self.output = output
+        self.render_mode = check_render_mode(render_mode, (None, "rgb_array"))
+        self._core = WorldCore(WorldOptions.from_keywords(options), num_envs)
+        self.single_observation_space = self._core.observation_space
+        self.single_action_space = self._core.actions.space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._rngs = [seeding.np_random()[0] for _ in range(num_envs)]
+        self._batch: Batch | None = None
+
+    def reset(
+        self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Open new worlds -> (observations, infos). Raises ValueError for malformed seeds, masks and options."""
+        super().reset(seed=seed if isinstance(seed, int) else None)
+        rest = dict(options or {})
+        rows = _reset_mask(rest.pop("reset_mask", None), self.num_envs)
+        for row, row_seed in enumerate(_row_seeds(seed, self.num_envs)):
+            if rows[row] and row_seed is not None:
+                self._rngs[row], _ = seeding.np_random(row_seed)
+        opened = self._core.reset(rows, self._rngs, rest)
+        self._batch = opened if self._batch is None else self._batch.with_rows(rows, opened)
+        return self._export(self._batch.observation), self._export_info(self._batch.info, rows)
+
+    def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
+        """One action per slot -> (observations, rewards, terminations, truncations, infos).
+
+        Raises ValueError for malformed actions, ResetNeeded before reset or, with DISABLED, after a row's end.
+        """
+        if self._batch is None and not self.closed:
+            raise ResetNeeded("the worlds are not open yet; call reset() before step().")
+        everything = np.ones(self.num_envs, dtype=bool)
+        final_info: dict[str, Any] = {}
+        if self.autoreset_mode is AutoresetMode.NEXT_STEP:
+            batch = self._step_or_reset(actions)
+        else:
+            batch = self._core.step(actions, everything)
+            ended = self._core.needs_reset.copy()
+            if self.autoreset_mode is AutoresetMode.SAME_STEP and ended.any():
+                final_info = self._export_final(batch, ended)
+                batch = self._reopen(batch, ended)
+        self._batch = batch
+        outcome = (batch.observation, batch.reward, batch.terminated, batch.truncated)
+        observation, reward, terminated, truncated = (self._export(value) for value in outcome)
+        return observation, reward, terminated, truncated, {**self._export_info(batch.info, everything), **final_info}
+
+    def render(self) -> tuple[np.ndarray, ...] | None:
+        """One frame per slot, uint8 [h, w, 3] with a longer side of 256 pixels."""
+        if self.render_mode is None:
+            return None
+        if self._batch is None:
+            raise ResetNeeded("there is nothing to render yet; call reset() first.")
+        return tuple(enlarge(frame) for frame in self._batch.observation.cpu().numpy())
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Free the model's memory."""
+        self._core.close()
+        self._batch = None
+
+    def get_keys_to_action(self) -> dict[tuple[int, ...], Any]:
+        """Pressed keys -> action of one slot."""
+        return self._core.actions.keys_to_action()
+
+    def _step_or_reset(self, actions: Any) -> Batch:
+        """NEXT_STEP: rows whose episode ended are reset, the others step."""
+        ended = self._core.needs_reset.copy()
+        if not ended.any():
+            return self._core.step(actions, ~ended)
+        stepped = None if ended.all() else self._core.step(actions, ~ended)
+        opened = self._core.reset(ended, self._rngs, {})
+        return opened if stepped is None else stepped.with_rows(ended, opened)
+
+    def _reopen(self, batch: Batch, ended: np.ndarray) -> Batch:
+        """SAME_STEP: first frames of new episodes, beside the reward and the ends of the old ones."""
+        shown = batch.with_rows(ended, self._core.reset(ended, self._rngs, {}))
+        shown.reward, shown.terminated, shown.truncated = batch.reward, batch.terminated, batch.truncated
+        return shown
+
+    def _export(self, value: Tensor) -> Any:
+        """A copy that the user may keep and change: tensor or array."""
+        return value.clone() if self.output == "torch" else value.cpu().numpy().copy()
+
+    def _export_info(self, info: dict[str, Tensor], rows: np.ndarray) -> dict[str, Any]:
+        """Gymnasium's vector infos: each name with its values and, under `_name`, the rows that have one."""
+        exported: dict[str, Any] = {}
+        for name, value in info.items():
+            exported[name] = self._export(value)
+            exported[f"_{name}"] = self._mask(rows)
+        return exported
+
+    def _export_final(self, batch: Batch, ended: np.ndarray) -> dict[str, Any]:
+        observation = self._export(batch.observation)
+        if self.output == "numpy":
+            final = np.full(self.num_envs, None, dtype=object)
+            for row in np.flatnonzero(ended):
+                final[row] = observation[row].copy()
+            observation = final
+        return {
+            "final_obs": observation,
+            "_final_obs": self._mask(ended),
+            "final_info": self._export_info(batch.info, ended),
+            "_final_info": self._mask(ended),
+        }
+
+    def _mask(self, rows: np.ndarray) -> Any:
+        return torch.as_tensor(rows, device=self._core.device).clone() if self.output == "torch" else rows.copy()
+
+
+def _autoreset_mode(mode: AutoresetMode | str) -> AutoresetMode:
+    if isinstance(mode, AutoresetMode):
+        return mode
+    for known in AutoresetMode:
+        if mode in (known.name, known.value, known.name.lower()):
+            return known
+    raise ValueError(f"autoreset_mode={mode!r} is unknown; choose one of {[known.name for known in AutoresetMode]}.")
+
+
+def _reset_mask(mask: Any, num_envs: int) -> np.ndarray:
+    if mask is None:
+        return np.ones(num_envs, dtype=bool)
+    if isinstance(mask, Tensor):
+        mask = mask.cpu().numpy()
+    mask = np.asarray(mask)
+    if mask.dtype != np.bool_ or mask.shape != (num_envs,) or not mask.any():
+        raise ValueError(
+            f"reset_mask {mask!r} is no choice of slots; give a bool array of shape ({num_envs},) with a True in it."
+        )
+    return mask.copy()
+
+
+def _row_seeds(seed: Any, num_envs: int) -> list[int | None]:
+    if seed is None:
+        return [None] * num_envs
+    if isinstance(seed, (int, np.integer)):
+        return [int(seed) + row for row in range(num_envs)]
+    seeds = list(seed)
+    if len(seeds) != num_envs:
+        raise ValueError(f"{len(seeds)} seeds for {num_envs} slots; give one seed, or one per slot.")
+    return seeds
