@@ -105,6 +105,22 @@ def test_optimizer_state_survives_its_tensor_form():
     assert all(torch.equal(tensor, loaded[key]) for key, tensor in saved.items())
 
 
+def test_loaded_state_has_the_layout_of_its_parameter():
+    """Resuming a channels-last convolution gave other weights: fused AdamW read the loaded moments in another order."""
+    module = ToyTransformer()
+    optimizers = build_optimizers(module, toy_config())
+    module(torch.randn(4, 4)).square().sum().backward()
+    optimizers[0].step()
+    stored = {key: value.contiguous() for key, value in optimizer_tensors(optimizers).items()}
+    fresh = build_optimizers(module, toy_config())
+    load_optimizer_tensors(fresh, stored)
+    weight = module.conv.weight
+    assert weight.stride() != weight.contiguous().stride()
+    for field in ("exp_avg", "exp_avg_sq"):
+        assert fresh[0].state[weight][field].stride() == weight.stride()
+        assert torch.equal(fresh[0].state[weight][field], optimizers[0].state[weight][field])
+
+
 def test_overrides_read_text_as_the_fields_type():
     texts = ["lr=1e-3", "steps=2000", "compile=true", "betas=[0.8, 0.9]", "schedule=cosine", "clip=0"]
     config = override(TrainConfig(), parse_assignments(texts))

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from einops import rearrange
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -38,7 +39,7 @@ class ToyTransformer(nn.Module):
         self.embedding = nn.Embedding(3, WIDTH)
         self.project_in = nn.Linear(4, WIDTH)
         self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)) for _ in range(2))
-        self.conv = nn.Conv1d(1, 1, 3, padding=1)
+        self.conv = nn.Conv2d(2, 2, 3, padding=1).to(memory_format=torch.channels_last)
         self.dropout = nn.Dropout(0.1)
         self.register_buffer("seen", torch.zeros(()))
 
@@ -48,7 +49,8 @@ class ToyTransformer(nn.Module):
         x = self.project_in(x) + self.embedding.weight.sum(0)
         for block in self.blocks:
             x = x + torch.tanh(block(x))
-        return self.dropout(self.conv(x[:, None])[:, 0])
+        picture = self.conv(rearrange(x, "b (c h w) -> b c h w", c=2, h=2))
+        return self.dropout(rearrange(picture, "b c h w -> b (c h w)"))
 
 
 class ToyWorld(nn.Module):

@@ -123,3 +123,12 @@ def load_optimizer_tensors(optimizers: list[torch.optim.Optimizer], named: dict[
         states[int(index)].setdefault(int(parameter), {})[field] = value
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        _match_layout(optimizer)
+
+
+def _match_layout(optimizer: torch.optim.Optimizer) -> None:
+    """Give state the memory layout of its parameter: fused AdamW walks both by address, not by index."""
+    for parameter, state in optimizer.state.items():
+        for field, value in state.items():
+            if value.shape == parameter.shape and value.stride() != parameter.stride():
+                state[field] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
