@@ -23,7 +23,14 @@ class WorldModel(nn.Module):
 
 
 def debug_world() -> WorldModel:
-    """The `debug` preset with reproducible random weights; leaves the global random state as it was."""
+    """The `debug` preset with reproducible random weights; leaves the global random state as it was.
+
+    What training starts at zero is random too, so that a dream depends on everything it should.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(DEBUG_SEED)
-        return WorldModel(preset("debug")).eval().requires_grad_(False)
+        model = WorldModel(preset("debug")).eval().requires_grad_(False)
+        for parameter in model.parameters():
+            if not parameter.any():
+                torch.nn.init.normal_(parameter, std=0.1)
+    return model

@@ -93,7 +93,7 @@ def _after_reset(episodes: list, name: str) -> np.ndarray:
 def draw_targets(
     store: FrameStore, rng: np.random.Generator, batch: int, history: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Random frames with at least `history` frames before them -> their positions and episodes' starts, each [batch]."""
+    """Random frames with `history` frames or more before them -> their positions and episodes' starts, each [batch]."""
     episodes = rng.integers(store.num_episodes, size=batch)
     first, after = store.starts[episodes], store.starts[episodes + 1]
     low = np.minimum(first + history, after - 1)

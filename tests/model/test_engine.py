@@ -1,0 +1,177 @@
+"""The engine's promises: slots are independent, dreams are reproducible, one frame a commit."""
+
+import pytest
+import torch
+
+from worldscape.engine import Start, WorldEngine
+from worldscape.world import debug_world
+
+
+@pytest.fixture(scope="module")
+def model():
+    return debug_world()
+
+
+def starts(num: int, frames: int = 1, seed: int = 0) -> Start:
+    rng = torch.Generator().manual_seed(seed)
+    pictures = torch.randint(0, 256, (num, frames, 64, 64, 3), generator=rng, dtype=torch.uint8)
+    depth = 1.0 + 4.0 * torch.rand(num, frames, 1, 1, generator=rng).expand(-1, -1, 64, 64)
+    return Start(pictures, depth.contiguous(), torch.eye(4).repeat(num, frames, 1, 1))
+
+
+def pick(start: Start, rows: list[int]) -> Start:
+    assert start.depth is not None and start.pose is not None
+    return Start(start.frames[rows], start.depth[rows], start.pose[rows])
+
+
+def controls(num: int, steps: int) -> torch.Tensor:
+    rng = torch.Generator().manual_seed(1)
+    return 0.2 * torch.randn(steps, num, 6, generator=rng)
+
+
+def dream(model, start: Start, seeds: list[int], moves: torch.Tensor) -> list[torch.Tensor]:
+    engine = WorldEngine(model, len(seeds))
+    engine.open(start, torch.tensor(seeds))
+    return [engine.step(move).frame for move in moves]
+
+
+def test_the_same_seed_gives_the_same_dream(model):
+    moves = controls(2, 5)
+    first, again = (dream(model, starts(2), [5, 6], moves) for _ in range(2))
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+
+
+def test_another_seed_gives_another_dream(model):
+    moves = controls(1, 3)
+    one, other = dream(model, starts(1), [5], moves), dream(model, starts(1), [6], moves)
+    assert not torch.equal(one[-1], other[-1])
+
+
+def test_a_slot_of_a_batch_dreams_as_it_does_alone(model):
+    """Sums run in another order for another batch shape: a pixel may round differently, by one level of 255."""
+    start, moves = starts(4), controls(4, 8)
+    together = dream(model, start, [1, 2, 3, 4], moves)
+    for row in range(4):
+        alone = dream(model, pick(start, [row]), [row + 1], moves[:, row : row + 1])
+        for a, b in zip(together, alone, strict=True):
+            assert int((a[row].int() - b[0].int()).abs().max()) <= 1
+
+
+def test_reopened_rows_equal_fresh_ones_and_leave_the_others_untouched(model):
+    moves = controls(3, 8)
+    plain, engine = WorldEngine(model, 3), WorldEngine(model, 3)
+    for each in (plain, engine):
+        each.open(starts(3), torch.tensor([1, 2, 3]))
+        for move in moves[:4]:
+            each.step(move)
+    engine.open(pick(starts(3, seed=7), [1]), torch.tensor([9]), torch.tensor([1]))
+    fresh = WorldEngine(model, 1)
+    fresh.open(pick(starts(3, seed=7), [1]), torch.tensor([9]))
+    for move in moves[4:]:
+        ours, untouched, new = engine.step(move), plain.step(move), fresh.step(move[1:2])
+        assert torch.equal(ours.frame[[0, 2]], untouched.frame[[0, 2]])
+        assert int((ours.frame[1].int() - new.frame[0].int()).abs().max()) <= 1
+    assert ours.steps.tolist() == [8, 4, 8]
+
+
+def test_inactive_slots_stand_still(model):
+    engine, moves = WorldEngine(model, 2), controls(2, 4)
+    opened = engine.open(starts(2), torch.tensor([1, 2]))
+    for move in moves:
+        frame = engine.step(move, torch.tensor([True, False]))
+    assert torch.equal(frame.frame[1], opened.frame[1])
+    assert torch.equal(frame.camera[1], opened.camera[1])
+    assert frame.steps.tolist() == [4, 0]
+
+
+def test_denoise_writes_nothing_and_commit_appends_one_frame(model):
+    engine = WorldEngine(model, 2)
+    engine.open(starts(2), torch.tensor([1, 2]))
+    state = engine.state
+    view = engine.look(state, state.camera, torch.eye(4).repeat(2, 1, 1))
+    before = state.context.keys.clone()
+    latent = engine.denoise(state, view)
+    assert torch.equal(state.context.keys, before) and state.context.count.tolist() == [1, 1]
+    engine.commit(state, latent, view, torch.ones(2, dtype=torch.bool))
+    assert not torch.equal(state.context.keys, before) and state.context.count.tolist() == [2, 2]
+
+
+def test_several_start_frames_make_history(model):
+    engine = WorldEngine(model, 1)
+    engine.open(starts(1, frames=3), torch.tensor([1]))
+    assert engine.state.context.count.tolist() == [3]
+
+
+def test_a_start_shows_itself_and_its_depth(model):
+    engine, start = WorldEngine(model, 1), starts(1)
+    frame = engine.open(start, torch.tensor([1]))
+    assert torch.equal(frame.frame, start.frames[:, 0])
+    assert start.depth is not None
+    torch.testing.assert_close(frame.depth, start.depth[:, 0], rtol=1e-4, atol=1e-4)
+    assert frame.steps.tolist() == [0]
+
+
+def test_turning_moves_the_camera_by_what_was_commanded(model):
+    engine = WorldEngine(model, 1)
+    engine.open(starts(1), torch.tensor([1]))
+    frame = engine.step(torch.tensor([[0.0, 0.0, 0.0, 0.3, -0.1, 0.0]]))
+    torch.testing.assert_close(frame.camera[0, 3:], torch.tensor([0.3, -0.1, 0.0]))
+    torch.testing.assert_close(frame.realised[0], torch.tensor([0.0, 0.0, 0.0, 0.3, -0.1, 0.0]), atol=1e-6, rtol=0)
+
+
+def test_results_are_fresh_tensors(model):
+    engine = WorldEngine(model, 1)
+    first = engine.open(starts(1), torch.tensor([1]))
+    kept = first.frame.clone(), first.latent.clone()
+    engine.step(controls(1, 1)[0])
+    assert torch.equal(first.frame, kept[0]) and torch.equal(first.latent, kept[1])
+
+
+@pytest.mark.parametrize(
+    ("moves", "message"),
+    [
+        (torch.zeros(2, 5), r"give \[2, 6\]"),
+        (torch.full((2, 6), torch.nan), "NaN or infinity"),
+    ],
+)
+def test_bad_controls_are_refused(model, moves, message):
+    engine = WorldEngine(model, 2)
+    engine.open(starts(2), torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match=message):
+        engine.step(moves)
+
+
+def test_stepping_before_opening_is_refused(model):
+    with pytest.raises(ValueError, match=r"call open\(\) first"):
+        WorldEngine(model, 1).step(torch.zeros(1, 6))
+
+
+def test_bad_starts_are_refused(model):
+    engine, good = WorldEngine(model, 1), starts(1)
+    with pytest.raises(ValueError, match="start frames have shape"):
+        engine.open(Start(torch.zeros(1, 1, 32, 32, 3, dtype=torch.uint8)), torch.tensor([1]))
+    with pytest.raises(ValueError, match="give uint8"):
+        engine.open(Start(good.frames.float()), torch.tensor([1]))
+    with pytest.raises(ValueError, match="the three must agree"):
+        engine.open(good, torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match="came without poses"):
+        engine.open(Start(starts(1, frames=2).frames), torch.tensor([1]))
+    with pytest.raises(ValueError, match="start depth"):
+        engine.open(Start(good.frames, torch.full((1, 1, 64, 64), torch.nan), good.pose), torch.tensor([1]))
+
+
+def test_memory_does_not_grow_with_the_horizon(model):
+    engine = WorldEngine(model, 1)
+    engine.open(starts(1), torch.tensor([1]))
+
+    def size() -> int:
+        parts = (engine.state, engine.state.context, engine.state.keyframes)
+        tensors = [getattr(part, name) for part in parts for name in part.__slots__]
+        return sum(t.numel() for t in tensors if isinstance(t, torch.Tensor))
+
+    for move in controls(1, 3):
+        engine.step(move)
+    early = size()
+    for move in controls(1, 40):
+        engine.step(move)
+    assert size() == early

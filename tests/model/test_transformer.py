@@ -1,0 +1,156 @@
+"""The generator: causality, cached dreaming against recomputing, attention backends, rope."""
+
+import pytest
+import torch
+from einops import rearrange
+
+from worldscape.config import CodecConfig, MemoryConfig, TransformerConfig
+from worldscape.memory.context import ContextCache
+from worldscape.memory.naive import NaiveContext
+from worldscape.nn.attention import attend
+from worldscape.nn.blocks import KeysValues
+from worldscape.nn.rope import rotate_space, rotate_time
+from worldscape.transformer import FrameInputs, WorldTransformer
+
+CODEC = CodecConfig(size=32, widths=(8, 8, 8, 8), latent_channels=6)
+MEMORY = MemoryConfig(num_sink=1, local_window=3, num_keyframes=4, num_anchors=2)
+CONFIG = TransformerConfig(width=24, num_layers=3, num_heads=2, mlp_width=48)
+
+
+def build(**changes) -> WorldTransformer:
+    torch.manual_seed(0)
+    config = TransformerConfig(**{**{"width": 24, "num_layers": 3, "num_heads": 2, "mlp_width": 48}, **changes})
+    model = WorldTransformer(config, CODEC, MEMORY)
+    for parameter in model.parameters():  # no zero-initialised part may hide a mistake
+        torch.nn.init.normal_(parameter, std=0.2)
+    return model.eval().requires_grad_(False)
+
+
+def frames(batch: int, num: int, seed: int = 0) -> FrameInputs:
+    rng = torch.Generator().manual_seed(seed)
+    tokens, channels = CODEC.num_tokens, CODEC.latent_channels
+    return FrameInputs(
+        latent=torch.randn(batch, num, tokens, channels, generator=rng),
+        level=torch.rand(batch, num, generator=rng),
+        rays=torch.randn(batch, num, 6, 2 * CODEC.grid, 2 * CODEC.grid, generator=rng),
+        anchor=torch.randn(batch, num, tokens, channels, generator=rng),
+        coverage=torch.rand(batch, num, tokens, generator=rng),
+    )
+
+
+def cut(inputs: FrameInputs, rows: slice, times: slice) -> FrameInputs:
+    return FrameInputs(*(part[rows, times] for part in inputs))
+
+
+def positions(batch: int, num: int) -> torch.Tensor:
+    return torch.arange(num).expand(batch, -1)
+
+
+def test_a_later_frame_never_changes_an_earlier_one():
+    model, first, second = build(), frames(2, 4), frames(2, 4, seed=1)
+    mixed = FrameInputs(*(torch.cat([a[:, :3], b[:, 3:]], 1) for a, b in zip(first, second, strict=True)))
+    one, other = model(first, positions(2, 4)).latent, model(mixed, positions(2, 4)).latent
+    assert torch.equal(one[:, :3], other[:, :3])
+    assert not torch.allclose(one[:, 3], other[:, 3])
+
+
+def test_an_earlier_frame_does_change_a_later_one():
+    model, first, second = build(), frames(1, 3), frames(1, 3, seed=1)
+    mixed = FrameInputs(*(torch.cat([b[:, :1], a[:, 1:]], 1) for a, b in zip(first, second, strict=True)))
+    assert not torch.allclose(model(first, positions(1, 3)).latent[:, 2], model(mixed, positions(1, 3)).latent[:, 2])
+
+
+def test_the_ring_cache_equals_its_naive_twin_over_a_sliding_window():
+    """Also just after frames were evicted: 12 frames pass through a window of 1 + 3."""
+    model, inputs = build(), frames(2, 12)
+    cache = ContextCache.empty(MEMORY, 2, (3, CODEC.num_tokens, 2, 12), torch.zeros(()))
+    twins = [NaiveContext(MEMORY), NaiveContext(MEMORY)]
+    for step in range(12):
+        now = cut(inputs, slice(None), slice(step, step + 1))
+        ours = model(now, cache.next_positions(), cache.read())
+        for row, twin in enumerate(twins):
+            one = cut(now, slice(row, row + 1), slice(None))
+            history = twin.read() if twin.frames else None
+            theirs = model(one, twin.next_positions(), history)
+            torch.testing.assert_close(ours.latent[row : row + 1], theirs.latent, atol=2e-5, rtol=1e-4)
+            twin.append(theirs.layers)
+        cache.append(ours.layers, torch.ones(2, dtype=torch.bool))
+
+
+def test_cached_dreaming_equals_running_the_whole_clip():
+    model, inputs = build(), frames(2, MEMORY.num_context + 1)
+    whole = model(inputs, positions(2, MEMORY.num_context + 1)).latent
+    cache = ContextCache.empty(MEMORY, 2, (3, CODEC.num_tokens, 2, 12), torch.zeros(()))
+    for step in range(MEMORY.num_context + 1):
+        result = model(cut(inputs, slice(None), slice(step, step + 1)), cache.next_positions(), cache.read())
+        torch.testing.assert_close(result.latent[:, 0], whole[:, step], atol=2e-5, rtol=1e-4)
+        cache.append(result.layers, torch.ones(2, dtype=torch.bool))
+
+
+def test_inactive_slots_keep_their_cache_bit_for_bit():
+    model, inputs = build(), frames(3, 6)
+    cache = ContextCache.empty(MEMORY, 3, (3, CODEC.num_tokens, 2, 12), torch.zeros(()))
+    for step in range(6):
+        before = cache.keys.clone(), cache.frames.clone(), cache.count.clone()
+        active = torch.tensor([True, step % 2 == 0, False])
+        result = model(cut(inputs, slice(None), slice(step, step + 1)), cache.next_positions(), cache.read())
+        cache.append(result.layers, active)
+        for stored, old, axis in ((cache.keys, before[0], 1), (cache.frames, before[1], 0), (cache.count, before[2], 0)):
+            still = (~active).nonzero()[:, 0]
+            assert torch.equal(stored.index_select(axis, still), old.index_select(axis, still))
+    assert cache.count.tolist() == [6, 3, 0]
+
+
+def test_without_anchor_memory_is_ignored():
+    model, inputs = build(anchor=False), frames(1, 2)
+    other = inputs._replace(anchor=torch.zeros_like(inputs.anchor), coverage=torch.zeros_like(inputs.coverage))
+    assert torch.equal(model(inputs, positions(1, 2)).latent, model(other, positions(1, 2)).latent)
+
+
+def test_new_weights_repeat_what_memory_suggests():
+    """Injections start at zero: an untrained generator passes the anchor on, scaled by its initial trust."""
+    torch.manual_seed(0)
+    model, inputs = WorldTransformer(CONFIG, CODEC, MEMORY), frames(1, 1)
+    expected = torch.sigmoid(torch.tensor(1.0)) * inputs.anchor
+    torch.testing.assert_close(model(inputs, positions(1, 1)).latent, expected)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_attention_backends_agree(masked):
+    rng = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, 3, length, 8, generator=rng) for length in (5, 7, 7))
+    mask = torch.rand(2, 1, 5, 7, generator=rng) < 0.7 if masked else None
+    if mask is not None:
+        mask[..., 0] = True
+    torch.testing.assert_close(attend(q, k, v, mask, "sdpa"), attend(q, k, v, mask, "reference"))
+
+
+def test_unknown_attention_backend_is_refused():
+    with pytest.raises(ValueError, match="choose reference, sdpa or flash"):
+        attend(*(torch.zeros(1, 1, 1, 2),) * 3, None, "quick")
+
+
+def test_rope_depends_on_relative_time_only():
+    rng = torch.Generator().manual_seed(0)
+    q, k = (torch.randn(1, 1, 1, 1, 12, generator=rng) for _ in range(2))
+
+    def score(query_time: int, key_time: int) -> float:
+        turned = [rotate_time(x, torch.tensor([[t]]), 100.0) for x, t in ((q, query_time), (k, key_time))]
+        return float((turned[0] * turned[1]).sum())
+
+    assert score(5, 2) == pytest.approx(score(9, 6), abs=1e-5)
+    assert score(5, 2) != pytest.approx(score(5, 4), abs=1e-3)
+
+
+def test_rope_keeps_lengths_and_leaves_the_first_token_alone():
+    x = torch.randn(1, 2, 4, 3, 12, generator=torch.Generator().manual_seed(0))
+    turned = rotate_space(x, grid=2, base=100.0)
+    torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
+    assert torch.equal(turned[:, :, 0], x[:, :, 0])
+
+
+def test_naive_history_lists_sink_and_window():
+    twin = NaiveContext(MEMORY)
+    for number in range(9):
+        twin.append([KeysValues(*(torch.full((1, 1, 1, 1, 2), float(number)),) * 2)])
+    assert rearrange(twin.read().layers[0].keys, "1 s 1 1 k -> s k")[:, 0].tolist() == [0, 6, 7, 8]
