@@ -18,7 +18,7 @@ from worldscape.flow import euler_step, sampling_levels
 from worldscape.memory.context import ContextCache
 from worldscape.memory.keyframes import KeyframeMemory
 from worldscape.noise import slot_noise
-from worldscape.transformer import FrameInputs, Prediction, frame_rays
+from worldscape.transformer import FrameInputs, PlacedHistory, Prediction, frame_rays
 from worldscape.world import WorldModel
 
 SAMPLER_SHIFT = 3.0  # spends sampling steps where most is decided, near pure noise
@@ -150,8 +150,9 @@ class WorldEngine:
         camera = apply_control(state.camera, realised, self.config.controls.max_pitch)
         realised = torch.cat([realised[:, :3], angle_difference(camera, state.camera)], 1)
         view = self.look(state, camera, pose_from_state(state.camera))
-        latent = self.denoise(state, view)
-        prediction = self.commit(state, latent, view, active)
+        history = self.read(state)
+        latent = self.denoise(state, view, history)
+        prediction = self.commit(state, latent, view, history, active)
         rgbd = self.model.codec.decode(latent, view.anchor, view.guess.skips).float().clamp(-1.0, 1.0)
         self._finish(state, camera, realised, rgbd, latent, prediction, view.anchor, active)
         return self._present(len(self.levels))
@@ -175,11 +176,15 @@ class WorldEngine:
             anchor = empty_anchor(len(camera), self.config.codec.size, state.rgbd)
         return self._view(pose, previous, anchor, state.intrinsics)
 
-    def denoise(self, state: SlotState, view: View) -> Tensor:
+    def read(self, state: SlotState) -> PlacedHistory:
+        """History as this step's model calls read it."""
+        return self.model.transformer.place(state.context.read())
+
+    def denoise(self, state: SlotState, view: View, history: PlacedHistory) -> Tensor:
         """Refine this step's noise into the new frame's latent [B, P, C]; reads history, writes nothing."""
         shape = state.latent.shape[1:]
         noise = slot_noise(state.seeds, state.context.count, shape.numel()).reshape(-1, *shape)
-        history, positions = state.context.read(), state.context.next_positions()
+        positions = state.context.next_positions()
         latent = clean = noise[:, None]
         for level, next_level in zip(self.levels[:-1], self.levels[1:], strict=True):
             inputs = self._inputs(latent, torch.full_like(latent[:, :, 0, 0], level), view)
@@ -187,11 +192,13 @@ class WorldEngine:
             latent = euler_step(latent, clean, level, next_level)
         return normalise_tokens(clean[:, 0].float())
 
-    def commit(self, state: SlotState, latent: Tensor, view: View, active: Tensor) -> Prediction:
+    def commit(
+        self, state: SlotState, latent: Tensor, view: View, history: PlacedHistory, active: Tensor
+    ) -> Prediction:
         """Run the finished frame's latent [B, P, C] once and append it to the active slots' history."""
         level = torch.full((len(latent), 1), self.config.context_level, device=self.device)
         inputs = self._inputs(latent[:, None], level, view)
-        prediction = self.model.transformer(inputs, state.context.next_positions(), state.context.read())
+        prediction = self.model.transformer(inputs, state.context.next_positions(), history)
         state.context.append(prediction.layers, active)
         return prediction
 
@@ -202,7 +209,7 @@ class WorldEngine:
         previous = torch.where(is_first[:, None, None], pose, pose_from_state(state.camera))
         view = self.look(state, camera, previous)
         latent = self.model.codec.encode(rgbd).float()
-        prediction = self.commit(state, latent, view, active)
+        prediction = self.commit(state, latent, view, self.read(state), active)
         self._finish(state, camera, torch.zeros_like(camera), rgbd, latent, prediction, view.anchor, active)
         state.steps.zero_()
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from worldscape.conditioning.camera import plucker_map
 from worldscape.config import CodecConfig, MemoryConfig, TransformerConfig
 from worldscape.nn.blocks import Block, KeysValues, Layout
+from worldscape.nn.rope import Rotation, rotate, space_angles, time_angles
 
 RAYS_PER_TOKEN = 2  # Pluecker rays along each side of a token
 
@@ -34,10 +35,21 @@ class FrameInputs(NamedTuple):
 
 
 class History(NamedTuple):
-    """Committed frames: a KeysValues per layer ([B, S, P, H, K]), relative positions [B, S], valid bool [B, S]."""
+    """Committed frames as stored: keys without temporal rotation and values [L, B, S, P, H, K], their small relative
+    positions [B, S], valid bool [B, S].
+    """
 
-    layers: list[KeysValues]
+    keys: Tensor
+    values: Tensor
     positions: Tensor
+    valid: Tensor
+
+
+class PlacedHistory(NamedTuple):
+    """History ready to be read in one step: keys rotated to their relative times."""
+
+    keys: Tensor
+    values: Tensor
     valid: Tensor
 
 
@@ -70,7 +82,12 @@ class WorldTransformer(nn.Module):
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.to_latent = zero_linear(nn.Linear(width, channels + 1))
 
-    def forward(self, frames: FrameInputs, positions: Tensor, history: History | None = None) -> Prediction:
+    def place(self, history: History) -> PlacedHistory:
+        """Rotate stored keys to their relative times: once a step, for all model calls of that step."""
+        angles = time_angles(history.positions, self.config.head_width, self.config.rope_base)
+        return PlacedHistory(rotate(history.keys, Rotation.of(angles)), history.values, history.valid)
+
+    def forward(self, frames: FrameInputs, positions: Tensor, history: PlacedHistory | None = None) -> Prediction:
         """Refine T new frames at relative `positions` [B, T], given history (or the clip's own start)."""
         level = self.embed_level(level_features(frames.level, self.config.width))
         modulation = rearrange(self.level_modulation(level), "b t (n d) -> b t n d", n=6)
@@ -80,21 +97,26 @@ class WorldTransformer(nn.Module):
         layout = self._layout(positions, history)
         layers = []
         for index, block in enumerate(self.blocks):
-            x, new = block(x, modulation, None if history is None else history.layers[index], layout)
+            past = None if history is None else KeysValues(history.keys[index], history.values[index])
+            x, new = block(x, modulation, past, layout)
             layers.append(new)
         return Prediction(self._clean(x, level, frames), x, layers)
 
-    def _layout(self, positions: Tensor, history: History | None) -> Layout:
-        """A new frame sees valid history and itself with earlier new frames; True in the mask means it may look."""
-        num_new, tokens = positions.shape[1], self.grid**2
-        order = torch.arange(num_new, device=positions.device)
-        causal = order[:, None] >= order[None]
+    def _layout(self, positions: Tensor, history: PlacedHistory | None) -> Layout:
+        config = self.config
+        space = space_angles(self.grid, config.head_width, config.rope_base, positions.device)
+        time = time_angles(positions, config.head_width, config.rope_base)
+        mask = self._mask(positions.shape[1], history, positions.device)
+        return Layout(Rotation.of(space), Rotation.of(time), Rotation.of(space + time), mask)
+
+    def _mask(self, num_new: int, history: PlacedHistory | None, device: torch.device) -> Tensor | None:
+        """A new frame sees valid history and itself with earlier new frames; True means it may look."""
+        order = torch.arange(num_new, device=device)
+        causal = (order[:, None] >= order[None])[None]
         if history is None:
-            mask = None if num_new == 1 else expand_mask(causal[None], tokens)
-            return Layout(self.grid, positions, mask)
+            return None if num_new == 1 else expand_mask(causal, self.grid**2)
         past = repeat(history.valid, "b s -> b t s", t=num_new)
-        mask = torch.cat([past, causal[None].expand(len(past), -1, -1)], -1)
-        return Layout(self.grid, torch.cat([history.positions, positions], 1), expand_mask(mask, tokens))
+        return expand_mask(torch.cat([past, causal.expand(len(past), -1, -1)], -1), self.grid**2)
 
     def _clean(self, x: Tensor, level: Tensor, frames: FrameInputs) -> Tensor:
         """The last layer: what memory suggests, as far as it is trusted, plus what is new."""

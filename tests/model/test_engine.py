@@ -90,9 +90,10 @@ def test_denoise_writes_nothing_and_commit_appends_one_frame(model):
     state = engine.state
     view = engine.look(state, state.camera, torch.eye(4).repeat(2, 1, 1))
     before = state.context.keys.clone()
-    latent = engine.denoise(state, view)
+    history = engine.read(state)
+    latent = engine.denoise(state, view, history)
     assert torch.equal(state.context.keys, before) and state.context.count.tolist() == [1, 1]
-    engine.commit(state, latent, view, torch.ones(2, dtype=torch.bool))
+    engine.commit(state, latent, view, history, torch.ones(2, dtype=torch.bool))
     assert not torch.equal(state.context.keys, before) and state.context.count.tolist() == [2, 2]
 
 

@@ -9,7 +9,7 @@ from worldscape.memory.context import ContextCache
 from worldscape.memory.naive import NaiveContext
 from worldscape.nn.attention import attend
 from worldscape.nn.blocks import KeysValues
-from worldscape.nn.rope import rotate_space, rotate_time
+from worldscape.nn.rope import Rotation, rotate, space_angles, time_angles
 from worldscape.transformer import FrameInputs, WorldTransformer
 
 CODEC = CodecConfig(size=32, widths=(8, 8, 8, 8), latent_channels=6)
@@ -67,10 +67,10 @@ def test_the_ring_cache_equals_its_naive_twin_over_a_sliding_window():
     twins = [NaiveContext(MEMORY), NaiveContext(MEMORY)]
     for step in range(12):
         now = cut(inputs, slice(None), slice(step, step + 1))
-        ours = model(now, cache.next_positions(), cache.read())
+        ours = model(now, cache.next_positions(), model.place(cache.read()))
         for row, twin in enumerate(twins):
             one = cut(now, slice(row, row + 1), slice(None))
-            history = twin.read() if twin.frames else None
+            history = model.place(twin.read()) if twin.frames else None
             theirs = model(one, twin.next_positions(), history)
             torch.testing.assert_close(ours.latent[row : row + 1], theirs.latent, atol=2e-5, rtol=1e-4)
             twin.append(theirs.layers)
@@ -82,7 +82,9 @@ def test_cached_dreaming_equals_running_the_whole_clip():
     whole = model(inputs, positions(2, MEMORY.num_context + 1)).latent
     cache = ContextCache.empty(MEMORY, 2, (3, CODEC.num_tokens, 2, 12), torch.zeros(()))
     for step in range(MEMORY.num_context + 1):
-        result = model(cut(inputs, slice(None), slice(step, step + 1)), cache.next_positions(), cache.read())
+        result = model(
+            cut(inputs, slice(None), slice(step, step + 1)), cache.next_positions(), model.place(cache.read())
+        )
         torch.testing.assert_close(result.latent[:, 0], whole[:, step], atol=2e-5, rtol=1e-4)
         cache.append(result.layers, torch.ones(2, dtype=torch.bool))
 
@@ -93,9 +95,15 @@ def test_inactive_slots_keep_their_cache_bit_for_bit():
     for step in range(6):
         before = cache.keys.clone(), cache.frames.clone(), cache.count.clone()
         active = torch.tensor([True, step % 2 == 0, False])
-        result = model(cut(inputs, slice(None), slice(step, step + 1)), cache.next_positions(), cache.read())
+        result = model(
+            cut(inputs, slice(None), slice(step, step + 1)), cache.next_positions(), model.place(cache.read())
+        )
         cache.append(result.layers, active)
-        for stored, old, axis in ((cache.keys, before[0], 1), (cache.frames, before[1], 0), (cache.count, before[2], 0)):
+        for stored, old, axis in (
+            (cache.keys, before[0], 1),
+            (cache.frames, before[1], 0),
+            (cache.count, before[2], 0),
+        ):
             still = (~active).nonzero()[:, 0]
             assert torch.equal(stored.index_select(axis, still), old.index_select(axis, still))
     assert cache.count.tolist() == [6, 3, 0]
@@ -135,7 +143,8 @@ def test_rope_depends_on_relative_time_only():
     q, k = (torch.randn(1, 1, 1, 1, 12, generator=rng) for _ in range(2))
 
     def score(query_time: int, key_time: int) -> float:
-        turned = [rotate_time(x, torch.tensor([[t]]), 100.0) for x, t in ((q, query_time), (k, key_time))]
+        angles = [time_angles(torch.tensor([[t]]), 12, 100.0) for t in (query_time, key_time)]
+        turned = [rotate(x, Rotation.of(a)) for x, a in zip((q, k), angles, strict=True)]
         return float((turned[0] * turned[1]).sum())
 
     assert score(5, 2) == pytest.approx(score(9, 6), abs=1e-5)
@@ -144,7 +153,7 @@ def test_rope_depends_on_relative_time_only():
 
 def test_rope_keeps_lengths_and_leaves_the_first_token_alone():
     x = torch.randn(1, 2, 4, 3, 12, generator=torch.Generator().manual_seed(0))
-    turned = rotate_space(x, grid=2, base=100.0)
+    turned = rotate(x, Rotation.of(space_angles(2, 12, 100.0, x.device)))
     torch.testing.assert_close(turned.norm(dim=-1), x.norm(dim=-1))
     assert torch.equal(turned[:, :, 0], x[:, :, 0])
 
@@ -153,4 +162,4 @@ def test_naive_history_lists_sink_and_window():
     twin = NaiveContext(MEMORY)
     for number in range(9):
         twin.append([KeysValues(*(torch.full((1, 1, 1, 1, 2), float(number)),) * 2)])
-    assert rearrange(twin.read().layers[0].keys, "1 s 1 1 k -> s k")[:, 0].tolist() == [0, 6, 7, 8]
+    assert rearrange(twin.read().keys, "1 1 s 1 1 k -> s k")[:, 0].tolist() == [0, 6, 7, 8]

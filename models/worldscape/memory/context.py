@@ -43,8 +43,7 @@ class ContextCache:
         shift = (self.count - self.config.num_context).clamp_min(0)[:, None]
         is_sink = torch.arange(self.config.num_context, device=self.frames.device) < self.config.num_sink
         positions = torch.where(is_sink, self.frames, self.frames - shift).clamp_min(0)
-        layers = [KeysValues(keys, values) for keys, values in zip(self.keys, self.values, strict=True)]
-        return History(layers, positions, self.frames >= 0)
+        return History(self.keys, self.values, positions, self.frames >= 0)
 
     def next_positions(self) -> Tensor:
         """Relative position of the frame about to be dreamed: long [B, 1]."""

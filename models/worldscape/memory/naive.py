@@ -24,11 +24,11 @@ class NaiveContext:
         """The first num_sink frames and the last local_window, oldest first, numbered 0, 1, 2, ..."""
         sink, window = self.config.num_sink, self.config.local_window
         chosen = self.frames[:sink] + self.frames[sink:][-window:]
-        layers = []
-        for frames in zip(*chosen, strict=True):
-            layers.append(KeysValues(torch.cat([f.keys for f in frames], 1), torch.cat([f.values for f in frames], 1)))
+        layers = list(zip(*chosen, strict=True))
+        keys = torch.stack([torch.cat([frame.keys for frame in layer], 1) for layer in layers])
+        values = torch.stack([torch.cat([frame.values for frame in layer], 1) for layer in layers])
         positions = torch.arange(len(chosen))[None]
-        return History(layers, positions, torch.ones_like(positions, dtype=torch.bool))
+        return History(keys, values, positions, torch.ones_like(positions, dtype=torch.bool))
 
     def next_positions(self) -> torch.Tensor:
         """Relative position of the next frame, long [1, 1]."""

@@ -9,21 +9,26 @@ from torch import Tensor, nn
 
 from worldscape.config import TransformerConfig
 from worldscape.nn.attention import attend
-from worldscape.nn.rope import rotate_space, rotate_time
+from worldscape.nn.rope import Rotation, rotate
 
 
 class KeysValues(NamedTuple):
-    """Keys (before temporal rotation) and values of frames: each [B, T, P, H, K]."""
+    """Keys and values of frames: each [B, T, P, H, K]. Keys that are stored carry no temporal rotation yet."""
 
     keys: Tensor
     values: Tensor
 
 
 class Layout(NamedTuple):
-    """Where the tokens of a call stand: grid side, positions [B, S + T] of history and new frames, mask or None."""
+    """Where the tokens of a call stand: rotations in space and time of the T new frames, and who sees whom.
 
-    grid: int
-    positions: Tensor
+    space broadcasts to [P, 1, K / 2], time to [B, T, 1, 1, K / 2], both to [B, T, P, 1, K / 2]; mask bool to
+    [B, 1, T * P, (S + T) * P], or None where all see all.
+    """
+
+    space: Rotation
+    time: Rotation
+    both: Rotation
     mask: Tensor | None
 
 
@@ -55,17 +60,16 @@ class Block(nn.Module):
         return x + gate2 * self.mlp(self.norm2(x) * (1 + scale2) + shift2), new
 
     def _attention(self, x: Tensor, history: KeysValues | None, layout: Layout) -> tuple[Tensor, KeysValues]:
-        q, k, v = self.qkv(x).chunk(3, -1)
-        split = "b t p (h k) -> b t p h k"
-        heads = self.config.num_heads
-        q = rotate_space(rearrange(self.norm_q(q), split, h=heads), layout.grid, self.config.rope_base)
-        k = rotate_space(rearrange(self.norm_k(k), split, h=heads), layout.grid, self.config.rope_base)
-        new = KeysValues(k, rearrange(v, split, h=heads))
-        keys = new.keys if history is None else torch.cat([history.keys.to(k.dtype), new.keys], 1)
-        values = new.values if history is None else torch.cat([history.values.to(v.dtype), new.values], 1)
-        num_new = x.shape[1]
-        q = rotate_time(q, layout.positions[:, -num_new:], self.config.rope_base)
-        keys = rotate_time(keys, layout.positions, self.config.rope_base)
-        q, keys, values = (rearrange(y, "b t p h k -> b h (t p) k") for y in (q, keys, values))
+        q, k, v = (rearrange(y, "b t p (h k) -> b t p h k", h=self.config.num_heads) for y in self._project(x))
+        stored = KeysValues(rotate(k, layout.space), v)
+        keys, values = rotate(stored.keys, layout.time), v
+        if history is not None:
+            keys = torch.cat([history.keys.to(k.dtype), keys], 1)
+            values = torch.cat([history.values.to(v.dtype), values], 1)
+        q, keys, values = (rearrange(y, "b t p h k -> b h (t p) k") for y in (rotate(q, layout.both), keys, values))
         mixed = attend(q, keys.to(q.dtype), values.to(q.dtype), layout.mask, self.config.attention)
-        return self.out(rearrange(mixed, "b h (t p) k -> b t p (h k)", t=num_new)), new
+        return self.out(rearrange(mixed, "b h (t p) k -> b t p (h k)", t=x.shape[1])), stored
+
+    def _project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        q, k, v = self.qkv(x).chunk(3, -1)
+        return self.norm_q(q), self.norm_k(k), v

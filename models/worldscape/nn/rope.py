@@ -1,7 +1,7 @@
-"""Rotary positions in time, row and column, split over a head's channels as in Wan 2.1.
+"""Rotary positions in time, row and column, split over a head's channel pairs as in Wan 2.1.
 
 Rows and columns never change and are rotated in before keys are stored; time is rotated in when keys are read, because
-a stored frame's relative time changes with every step.
+a stored frame's relative time changes with every step. Channel i is paired with channel i + K / 2.
 """
 
 from typing import NamedTuple
@@ -10,46 +10,47 @@ import torch
 from torch import Tensor
 
 
-class RopeSplit(NamedTuple):
-    """Channels of a head that carry time, row and column; all even."""
+class Rotation(NamedTuple):
+    """Cosines and sines of one angle per channel pair, broadcastable to [..., K / 2]."""
 
-    time: int
-    row: int
-    column: int
+    cos: Tensor
+    sin: Tensor
 
-
-def split_channels(head_width: int) -> RopeSplit:
-    """Wan 2.1's split: a third each for row and column (rounded down to even), the rest for time."""
-    side = 2 * (head_width // 6)
-    return RopeSplit(head_width - 2 * side, side, side)
+    @classmethod
+    def of(cls, angles: Tensor) -> "Rotation":
+        """Rotation by angles in radians."""
+        return cls(angles.cos(), angles.sin())
 
 
-def rotate(x: Tensor, angles: Tensor) -> Tensor:
-    """Rotate channel pairs of x [..., 2n] by angles broadcastable to [..., n] radians."""
-    even, odd = x[..., 0::2], x[..., 1::2]
-    cos, sin = angles.cos().to(x.dtype), angles.sin().to(x.dtype)
-    return torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1).flatten(-2)
+def rotate(x: Tensor, by: Rotation) -> Tensor:
+    """Rotate the channel pairs of x [..., K]."""
+    first, second = x.chunk(2, -1)
+    cos, sin = by.cos.to(x.dtype), by.sin.to(x.dtype)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
-def frequencies(channels: int, base: float, device: torch.device) -> Tensor:
-    """Angular frequencies [channels / 2] of rotary positions, radians per unit of position."""
-    exponents = torch.arange(0, channels, 2, device=device, dtype=torch.float32) / max(channels, 1)
-    return base**-exponents
+def split_pairs(head_width: int) -> tuple[int, int, int]:
+    """Channel pairs of a head that carry time, row and column: Wan 2.1 gives row and column a third each."""
+    side = head_width // 6
+    return head_width // 2 - 2 * side, side, side
 
 
-def rotate_space(x: Tensor, grid: int, base: float) -> Tensor:
-    """Rotate row and column channels of x [..., P, H, K], P = grid * grid tokens row by row."""
-    split = split_channels(x.shape[-1])
-    place = torch.arange(grid, device=x.device, dtype=torch.float32)
-    row = place.repeat_interleave(grid)[:, None, None] * frequencies(split.row, base, x.device)
-    column = place.repeat(grid)[:, None, None] * frequencies(split.column, base, x.device)
-    time_part, row_part, column_part = x.split(list(split), -1)
-    return torch.cat([time_part, rotate(row_part, row), rotate(column_part, column)], -1)
+def space_angles(grid: int, head_width: int, base: float, device: torch.device) -> Tensor:
+    """Row and column angles of the tokens of a frame, row by row: [P, 1, K / 2], zero for the pairs that carry time."""
+    time, row, column = split_pairs(head_width)
+    place = torch.arange(grid, device=device, dtype=torch.float32)
+    rows = place.repeat_interleave(grid)[:, None] * frequencies(row, base, device)
+    columns = place.repeat(grid)[:, None] * frequencies(column, base, device)
+    return torch.cat([rows.new_zeros(grid**2, time), rows, columns], -1)[:, None]
 
 
-def rotate_time(x: Tensor, positions: Tensor, base: float) -> Tensor:
-    """Rotate the time channels of x [B, T, P, H, K] by frame positions [B, T] (small relative indices)."""
-    split = split_channels(x.shape[-1])
-    angles = positions.float()[..., None, None, None] * frequencies(split.time, base, x.device)
-    time_part, rest = x.split([split.time, split.row + split.column], -1)
-    return torch.cat([rotate(time_part, angles), rest], -1)
+def time_angles(positions: Tensor, head_width: int, base: float) -> Tensor:
+    """Time angles of frames at positions [B, T]: [B, T, 1, 1, K / 2], zero for the pairs that carry space."""
+    time, row, column = split_pairs(head_width)
+    angles = positions.float()[..., None] * frequencies(time, base, positions.device)
+    return torch.nn.functional.pad(angles, (0, row + column))[:, :, None, None]
+
+
+def frequencies(pairs: int, base: float, device: torch.device) -> Tensor:
+    """Angular frequencies [pairs] of rotary positions, radians per unit of position."""
+    return base ** -(torch.arange(pairs, device=device, dtype=torch.float32) / max(pairs, 1))
