@@ -1,0 +1,164 @@
+"""The rooms simulator: reproducible, solid walls, true geometry, the goal."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from worldscape.codec import frame_to_rgbd
+from worldscape.conditioning.camera import apply_control
+from worldscape.conditioning.reproject import encode_depth, reproject
+from worldscape.data.explore import FORWARD, TURN_LEFT, TURN_RIGHT, explore, goal
+from worldscape.data.rooms import RoomsEnv
+from worldscape.data.rooms_layout import draw_plan
+
+
+@pytest.fixture(scope="module")
+def env():
+    env = RoomsEnv(max_episode_steps=0)
+    yield env
+    env.close()
+
+
+def picture(frame, info) -> torch.Tensor:
+    depth = torch.from_numpy(info["depth"])[None]
+    return frame_to_rgbd(torch.from_numpy(frame.copy())[None], encode_depth(depth))
+
+
+def test_the_seed_decides_everything(env):
+    first, info = env.reset(seed=11)
+    other, _ = env.reset(seed=12)
+    again, again_info = env.reset(seed=11)
+    assert np.array_equal(first, again)
+    assert np.array_equal(info["depth"], again_info["depth"])
+    assert not np.array_equal(first, other)
+
+
+def test_plans_vary_and_are_reproducible():
+    plans = [draw_plan(np.random.default_rng(seed)) for seed in range(60)]
+    assert plans[3] == draw_plan(np.random.default_rng(3))
+    assert {len(plan.rooms) for plan in plans} >= {1, 2, 4}
+    assert 5 <= sum(plan.outdoor for plan in plans) <= 30
+    assert all(room.max_x > room.min_x and room.max_z > room.min_z for plan in plans for room in plan.rooms)
+
+
+def test_two_worlds_in_one_process_do_not_draw_each_other(env):
+    """A bug's story: MiniWorld compiles every world into display list 1, so the last one built was drawn for all."""
+    frame, _ = env.reset(seed=1)
+    second = RoomsEnv(max_episode_steps=0)
+    second.reset(seed=2)
+    assert np.array_equal(env.step(0)[0], frame)
+    second.close()
+    assert np.array_equal(env.step(0)[0], frame)
+
+
+def test_pose_depth_and_picture_belong_together(env):
+    """What one frame shows, carried over by its depth and the two poses, is what a frame two turns on shows."""
+    frame, info = env.reset(seed=5)
+    before = picture(frame, info)
+    for _ in range(2):
+        frame, _, _, _, later = env.step(TURN_RIGHT)
+    anchor = reproject(
+        before[:, None],
+        torch.from_numpy(info["pose"])[None, None],
+        torch.ones(1, 1, dtype=torch.bool),
+        torch.from_numpy(later["pose"])[None],
+        torch.from_numpy(info["intrinsics"])[None],
+    )
+    shown = float(anchor.mask.mean())
+    error = ((anchor.rgbd - picture(frame, later)) * anchor.mask)[:, :3].pow(2).sum() / (3 * anchor.mask.sum())
+    assert 0.4 < shown < 0.8  # 30 of 80 degrees are new
+    assert -10 * float(torch.log10(error / 4)) > 27  # dB
+
+
+def test_the_camera_moves_as_the_realised_control_says(env):
+    _, info = env.reset(seed=6)
+    rng = np.random.default_rng(0)
+    for _ in range(60):
+        camera = torch.from_numpy(info["camera"])
+        _, _, _, _, info = env.step(int(rng.integers(9)))
+        expected = apply_control(camera, torch.from_numpy(info["realised"]), env.scale.max_pitch)
+        difference = torch.from_numpy(info["camera"]) - expected
+        difference[3] = torch.remainder(difference[3] + torch.pi, 2 * torch.pi) - torch.pi
+        assert float(difference.abs().max()) < 1e-4
+
+
+def test_walls_stop_the_walker(env):
+    _, info = env.reset(seed=7)
+    blocked = False
+    for _ in range(80):
+        camera = info["camera"]
+        _, _, _, _, info = env.step(FORWARD)
+        if info["collision"]:
+            blocked = True
+            assert np.array_equal(info["camera"], camera)
+            assert np.array_equal(info["realised"], np.zeros(6))
+    assert blocked
+
+
+def test_looking_up_stops_at_the_limit(env):
+    env.reset(seed=8)
+    for _ in range(6):
+        _, _, _, _, info = env.step(7)
+    assert info["camera"][4] == pytest.approx(np.pi / 6, abs=1e-5)
+    assert info["realised"][4] == pytest.approx(0.0, abs=1e-6)
+
+
+def test_the_goal_policy_finds_the_box_and_is_paid():
+    env = RoomsEnv(max_episode_steps=200)
+    found = 0
+    for seed in range(12):
+        observation, info = env.reset(seed=seed)
+        act = goal(env, np.random.default_rng(seed))
+        for step in range(1, 201):
+            observation, reward, terminated, truncated, info = env.step(act(observation, info))
+            if terminated:
+                found += 1
+                assert info["success"] and reward == pytest.approx(1 - 0.2 * step / 200)
+                assert info["goal_distance"] < 1.3
+            if terminated or truncated:
+                break
+    assert found >= 6
+    with pytest.raises(gym.error.ResetNeeded):
+        env.step(0)
+    env.close()
+
+
+def test_exploring_comes_back_to_views_it_left(env):
+    """Share of frames from which a camera pose at least 10 steps older lies within 0.3 m and 20 degrees."""
+    shares = []
+    for seed in range(4):
+        observation, info = env.reset(seed=seed)
+        act = explore(env, np.random.default_rng(seed))
+        cameras = [info["camera"]]
+        for _ in range(128):
+            observation, _, _, _, info = env.step(act(observation, info))
+            cameras.append(info["camera"])
+        cameras = np.stack(cameras)
+        near = np.linalg.norm(cameras[:, None, :3] - cameras[None, :, :3], axis=-1) < 0.3
+        turn = np.abs((cameras[:, None, 3] - cameras[None, :, 3] + np.pi) % (2 * np.pi) - np.pi) < np.radians(20)
+        older = np.tri(len(cameras), k=-10, dtype=bool)
+        shares.append((near & turn & older).any(1).mean())
+    assert np.mean(shares) > 0.3
+
+
+@pytest.mark.parametrize(("action", "message"), [(9, "out of range"), (1.5, "whole number"), (True, "whole number")])
+def test_bad_actions_are_refused(env, action, message):
+    env.reset(seed=1)
+    with pytest.raises(ValueError, match=message):
+        env.step(action)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"size": -4}, {"size": 8}, {"max_episode_steps": -1}, {"render_mode": "human"}]
+)
+def test_bad_settings_are_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        RoomsEnv(**settings)
+
+
+def test_turning_left_and_right_cancel(env):
+    frame, _ = env.reset(seed=9)
+    for action in (TURN_LEFT, TURN_LEFT, TURN_RIGHT, TURN_RIGHT):
+        observation, *_ = env.step(action)
+    assert np.abs(observation.astype(int) - frame).max() <= 2
