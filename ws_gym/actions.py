@@ -44,11 +44,10 @@ class ActionMode(ABC):
         Raises ValueError for a wrong type, a wrong shape, NaN or a value outside the space in an active row.
         """
         actions = _as_numbers(actions, self.space)
-        expected = (len(active), *(self.space.shape or ()))
-        if actions.shape != expected:
-            raise ValueError(
-                f"actions have shape {actions.shape}; {self.space} for {len(active)} slots takes {expected}."
-            )
+        if actions.ndim == 0 or len(actions) != len(active):
+            raise ValueError(f"actions have shape {actions.shape}; give one action for each of {len(active)} slots.")
+        if actions.shape[1:] != self.space.shape:
+            raise ValueError(f"an action has shape {actions.shape[1:]}; one of {self.space} has {self.space.shape}.")
         controls = np.zeros((len(active), self.table.shape[1]), np.float32)
         if active.any():
             controls[active] = self._convert(self._validated(actions[active]))

@@ -25,6 +25,8 @@ from ws_gym.options import WorldOptions
 from ws_gym.starts import START_OPTIONS, open_starts, override_starts, start_number
 from ws_gym.tasks import TaskResult, make_task
 
+IMPORTED_IN = os.getpid()
+
 BLOCKED_SHARE = 0.5
 """A step is a collision when less than this share of the commanded distance was realised."""
 
@@ -60,6 +62,7 @@ class WorldCore:
         self.num_slots = num_slots
         self.max_episode_steps = options.max_episode_steps
         self._process = os.getpid()
+        _leave_the_parents_threads()
         self.task = make_task(options.task, options.task_options)
         self._options = options
         self.engine: WorldEngine | None = _open_engine(options, num_slots)
@@ -138,6 +141,7 @@ class WorldCore:
     def _running_engine(self) -> WorldEngine:
         if self.engine is None:
             raise ClosedEnvironmentError("the environment was closed; make a new one.")
+        _leave_the_parents_threads()
         if self.device.type == "cuda" and os.getpid() != self._process:
             raise Error(FORKED)
         return self.engine
@@ -177,6 +181,12 @@ FORKED = (
     "a world on a CUDA device cannot be used in a forked process; instead of many processes use many slots of one "
     "model, gym.make_vec('WorldScape-Nav-v0', num_envs=N, device='cuda'), or start processes with 'spawn'."
 )
+
+
+def _leave_the_parents_threads() -> None:
+    """In a forked process, compute with one thread: OpenMP would wait for ever for those that only the parent has."""
+    if os.getpid() != IMPORTED_IN and torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
 
 
 def _open_engine(options: WorldOptions, num_slots: int) -> WorldEngine:

@@ -106,14 +106,14 @@ def test_rows_that_are_not_active_do_not_move_and_are_not_checked():
         ("discrete", "forward", "are not numbers"),
         ("discrete", True, "are not numbers"),
         ("discrete", None, "are not numbers"),
-        ("discrete", [1, 2], "have shape"),
+        ("discrete", [1, 2], r"an action has shape \(2,\); one of Discrete\(9\) has \(\)"),
         ("multi_discrete", [0, 0, 0, 3], "value 3 is outside MultiDiscrete"),
-        ("multi_discrete", [0, 0, 0], "have shape"),
-        ("multi_discrete", 1, "have shape"),
+        ("multi_discrete", [0, 0, 0], r"an action has shape \(3,\)"),
+        ("multi_discrete", 1, r"an action has shape \(\)"),
         ("continuous", [0.0, 0.0, np.nan, 0.0], "value nan is outside Box"),
         ("continuous", [0.0, 0.0, np.inf, 0.0], "value inf is outside Box"),
         ("continuous", [0.0, 0.0, 0.0, 1.01], "value 1.01 is outside Box"),
-        ("continuous", [[0.0] * 4], "have shape"),
+        ("continuous", [[0.0] * 4], r"an action has shape \(1, 4\)"),
     ],
 )
 def test_wrong_actions_are_refused(mode, action, message):

@@ -364,6 +364,7 @@ class TestBadInput:
         env = make_env()
         env.reset()
         core_of(env).device = torch.device("cuda")
+        monkeypatch.setattr(core_module, "_leave_the_parents_threads", lambda: None)
         monkeypatch.setattr(core_module.os, "getpid", lambda: -1)
         with pytest.raises(Error, match=r"forked process; .*gym\.make_vec"):
             env.step(0)

@@ -1,5 +1,7 @@
 """Many worlds in one model: seeds, autoreset modes, masks, wrappers."""
 
+import os
+import subprocess
 import sys
 import types
 from typing import Any
@@ -328,6 +330,31 @@ class TestSpec:
         np.testing.assert_array_equal(own.reset(seed=0)[0], other.reset(seed=0)[0])
         np.testing.assert_array_equal(own.step(np.array([1]))[0], other.step(np.array([1]))[0])
         other.close()
+
+
+FORKING = """
+import gymnasium as gym, numpy as np, torch, ws_gym
+torch.set_num_threads(2)
+options = {"weights": "debug", "starts": "drawn", "task": "coverage"}
+env = gym.make("WorldScape-Nav-v0", **options)
+env.reset(seed=0), env.step(1)
+torch.ones(2000, 2000) @ torch.ones(2000, 2000)
+forked = {"vectorization_mode": "async", "vector_kwargs": {"context": "fork"}}
+envs = gym.make_vec("WorldScape-Nav-v0", num_envs=2, **forked, **options)
+envs.reset(seed=0)
+print(envs.step(np.array([1, 5]))[0].mean() > 0)
+envs.close()
+"""
+
+
+@pytest.mark.slow
+def test_forked_processes_do_not_wait_for_their_parents_threads():
+    """A child forked after torch had computed with two threads hung in its first parallel loop."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, "-c", FORKING], env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
+    assert done.stdout == "True\n"
 
 
 @pytest.fixture(scope="module")
