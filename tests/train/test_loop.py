@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -31,7 +32,7 @@ def run_toy(*arguments: object, torchrun: int = 0) -> subprocess.CompletedProces
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={torchrun}"] if torchrun else []
     command = [sys.executable, *launcher, str(HERE / "toys.py"), *map(str, arguments)]
     env = {**os.environ, "PYTHONPATH": f"{ROOT / 'models'}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"}
-    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=120, check=False)
+    return subprocess.run(command, env=env, capture_output=True, text=True, timeout=300, check=False)
 
 
 def run_files(out: Path, step: int) -> dict[str, dict[str, Tensor]]:
@@ -149,6 +150,17 @@ def test_the_log_has_means_of_the_interval_lr_and_speed(tmp_path, capsys):
     assert five[0]["lr"] == lr_at(toy_config(), 4)
     assert five[0].keys() == {"step", "loss", "error", "grad_norm", "lr", "it_s"}
     assert "step 5/10 loss" in capsys.readouterr().out
+
+
+def test_a_terminal_gets_a_progress_bar(tmp_path, monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    train_toy(ToyStage(), ToyWorld(), toy_config(), tmp_path)
+    shown = terminal.getvalue()
+    assert "toy:" in shown and "10/10" in shown and "loss" in shown
+    assert f"finished 10 steps: {tmp_path / 'weights'}" in shown
 
 
 def test_tensorboard_gets_the_scalars(tmp_path):

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from worldscape.train.config import TrainConfig, override, parse_assignments
 from worldscape.train.loop import train
+from worldscape.train.run_state import detach
 
 WIDTH = 8
 
@@ -39,7 +40,8 @@ class ToyTransformer(nn.Module):
         self.embedding = nn.Embedding(3, WIDTH)
         self.project_in = nn.Linear(4, WIDTH)
         self.blocks = nn.ModuleList(nn.Sequential(nn.LayerNorm(WIDTH), nn.Linear(WIDTH, WIDTH)) for _ in range(2))
-        self.conv = nn.Conv2d(2, 2, 3, padding=1).to(memory_format=torch.channels_last)
+        self.conv = nn.Conv2d(2, 2, 3, padding=1)
+        self.conv.weight = nn.Parameter(self.conv.weight.detach().contiguous(memory_format=torch.channels_last))
         self.dropout = nn.Dropout(0.1)
         self.register_buffer("seen", torch.zeros(()))
 
@@ -114,7 +116,7 @@ def main() -> None:
     model.transformer.dropout.p = float(dropout)
     stage = ToyStage(noise=float(noise), kill_at=int(kill_at), signal_number=int(number))
     average = train_toy(stage, model, override(toy_config(), parse_assignments(sys.argv[6:])), Path(out))
-    save_file(average.state_dict(), Path(out) / f"rank_{os.environ.get('RANK', 0)}.safetensors")
+    save_file(detach(average.state_dict()), Path(out) / f"rank_{os.environ.get('RANK', 0)}.safetensors")
 
 
 if __name__ == "__main__":
