@@ -1,5 +1,6 @@
 """What the tests of the environments share: worlds with random weights that need no files, and comparisons."""
 
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -50,16 +51,36 @@ class EndAt(Task):
 
 def assert_same(first: Any, second: Any) -> None:
     """Equal values, types and keys, to the last bit, in nested dicts, tuples and arrays."""
+    _compare(first, second, np.testing.assert_array_equal)
+
+
+def assert_close(first: Any, second: Any) -> None:
+    """Equal but for what the number of rows in a matrix product may change: the last bits of floats (1e-4 of their
+    size), and a colour that rounds the other way in at most one pixel of a thousand."""
+    _compare(first, second, _compare_values)
+
+
+def _compare(first: Any, second: Any, compare_values: Callable[[Any, Any], None]) -> None:
     assert type(first) is type(second), (first, second)
     if isinstance(first, dict):
         assert first.keys() == second.keys()
         for key in first:
-            assert_same(first[key], second[key])
+            _compare(first[key], second[key], compare_values)
     elif isinstance(first, (tuple, list)):
         for one, other in zip(first, second, strict=True):
-            assert_same(one, other)
+            _compare(one, other, compare_values)
     else:
-        np.testing.assert_array_equal(first, second)
+        compare_values(first, second)
+
+
+def _compare_values(first: Any, second: Any) -> None:
+    first, second = np.asarray(first), np.asarray(second)
+    assert first.dtype == second.dtype and first.shape == second.shape
+    if first.dtype == np.uint8:
+        difference = np.abs(first.astype(int) - second)
+        assert difference.max() <= 1 and difference.mean() < 1e-3
+    else:
+        np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
 
 
 def row_of(infos: dict[str, Any], row: int) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import DictInfoToList, RecordEpisodeStatistics, RecordVideo
 
-from tests.gym.helpers import EndAt, assert_same, core_of, drop_calls, make_env, make_vec, row_of
+from tests.gym.helpers import EndAt, assert_close, assert_same, core_of, drop_calls, make_env, make_vec, row_of
 from ws_gym.actions import ACTION_MODES
 from ws_gym.tasks import TASKS
 
@@ -50,16 +50,15 @@ class TestSlots:
         for row in range(3):
             env = make_env(**options)
             observation, info = env.reset(seed=3 + row)
-            assert_same((together[0][0][row], row_of(together[0][1], row)), (observation, info))
+            assert_close((together[0][0][row], row_of(together[0][1], row)), (observation, info))
             for result, action in zip(together[1:], actions, strict=True):
                 observations, rewards, terminations, truncations, infos = result
                 if core_of(env).needs_reset[0]:
                     break
                 observation, reward, terminated, truncated, info = env.step(action[row])
-                np.testing.assert_array_equal(observations[row], observation)
-                assert rewards[row] == reward
+                assert_close((observations[row], row_of(infos, row)), (observation, info))
+                assert rewards[row] == pytest.approx(reward, rel=1e-4, abs=1e-5)
                 assert (terminations[row], truncations[row]) == (terminated, truncated)
-                assert_same(row_of(infos, row), info)
 
     def test_twins_agree_for_50_steps(self):
         first, second = make_vec(3, max_episode_steps=20), make_vec(3, max_episode_steps=20)
@@ -191,8 +190,8 @@ class TestDisabled:
         fresh.reset(seed=40)
         for action in actions[4:]:
             one, new, other = envs.step(action), fresh.step(action), undisturbed.step(action)
-            np.testing.assert_array_equal(one[0][1], new[0][1])
-            assert_same(row_of(one[4], 1), row_of(new[4], 1))
+            # Opened in a batch of one instead of three.
+            assert_close((one[0][1], row_of(one[4], 1)), (new[0][1], row_of(new[4], 1)))
             for row in (0, 2):
                 np.testing.assert_array_equal(one[0][row], other[0][row])
                 assert_same(row_of(one[4], row), row_of(other[4], row))
