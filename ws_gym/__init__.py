@@ -19,5 +19,4 @@ _register(
     vector_entry_point="ws_gym.vector_env:WorldScapeVectorEnv",
     max_episode_steps=300,
 )
-# No max_episode_steps: RoomsEnv truncates by itself, because its reward depends on the limit.
-_register("WorldScape-Rooms-v0", "worldscape.data.rooms:RoomsEnv")
+_register("WorldScape-Rooms-v0", "worldscape.data.rooms:RoomsEnv", max_episode_steps=300)

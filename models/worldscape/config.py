@@ -1,18 +1,15 @@
 """Configs of the world model and their named presets; saved beside the weights, checked when read back.
 
-Presets differ in numbers only: `debug` for tests, `nano` for two CPU cores, `small` for one GPU, `wan-1.3b` for users
-who have those weights.
+Presets differ in numbers only: `debug` for tests, `nano` for two CPU cores, `small` for one GPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
-from typing import Any, TypeVar
+from typing import Any
 
 from worldscape.conditioning.controls import ControlScale
-
-Config = TypeVar("Config")
 
 
 def _require(is_fine: bool, what: str, rule: str) -> None:
@@ -54,20 +51,18 @@ class TransformerConfig:
     """The generator: a causal Wan-style transformer over the tokens of a few frames.
 
     anchor: whether memory reprojected into the new view is an input (else Pluecker rays and history alone).
-    patch: latents along each side of one token (1 for our codec; 2 for Wan 2.1).
     """
 
     width: int = 256
     num_layers: int = 6
     num_heads: int = 8
     mlp_width: int = 1024
-    patch: int = 1
     anchor: bool = True
     attention: str = "sdpa"
     rope_base: float = 100.0
 
     def __post_init__(self) -> None:
-        for name in ("width", "num_layers", "num_heads", "mlp_width", "patch"):
+        for name in ("width", "num_layers", "num_heads", "mlp_width"):
             _require(getattr(self, name) >= 1, f"{name} {getattr(self, name)}", "it must be at least 1")
         is_split = self.width % self.num_heads == 0 and (self.width // self.num_heads) % 2 == 0
         _require(is_split, f"width {self.width} with {self.num_heads} heads", "each head needs an even share of it")
@@ -176,13 +171,6 @@ PRESETS: dict[str, WorldConfig] = {
         transformer=TransformerConfig(width=384, num_layers=10, num_heads=12, mlp_width=1536),
         heads=HeadsConfig(width=256),
     ),
-    "wan-1.3b": WorldConfig(
-        preset="wan-1.3b",
-        codec=CodecConfig(size=512, widths=(96, 192, 384), latent_channels=16),
-        transformer=TransformerConfig(
-            width=1536, num_layers=30, num_heads=12, mlp_width=8960, patch=2, anchor=False, rope_base=10000.0
-        ),
-    ),
 }
 
 
@@ -192,17 +180,17 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _build(kind: type[Config], values: Mapping[str, Any], where: str) -> Config:
+def _build(kind: Any, values: Mapping[str, Any], where: str) -> Any:
     """A config dataclass from plain values; nested configs by the type of their defaults."""
     if not isinstance(values, Mapping):
         raise ValueError(f"{where} is {values!r}; it must be a table of settings.")
-    known = {item.name: item for item in fields(kind)}  # pyright: ignore[reportArgumentType]
+    known = {item.name: item for item in fields(kind)}
     unknown = sorted(set(values) - set(known))
     if unknown:
         raise ValueError(f"{where} has unknown keys {unknown}; known are {sorted(known)}.")
     default = kind()
     changes = {name: _read(getattr(default, name), value, f"{where}.{name}") for name, value in values.items()}
-    return replace(default, **changes)  # pyright: ignore[reportType]
+    return replace(default, **changes)
 
 
 def _read(default: Any, value: Any, where: str) -> Any:

@@ -4,6 +4,8 @@ A latent at level s is (1 - s) * clean + s * noise, so level 1 is pure noise. Th
 along the path is (latent - clean) / s.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -28,7 +30,7 @@ def euler_step(latent: Tensor, clean: Tensor, level: float, next_level: float) -
 
 
 def draw_levels(
-    shape: tuple[int, int], context_share: float, context_level: float, generator: torch.Generator
+    shape: Sequence[int], context_share: float, context_level: float, generator: torch.Generator
 ) -> Tensor:
     """Noise levels of training clips [B, T]: diffusion forcing with many frames left as clean as history is.
 

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from worldscape.config import HeadsConfig
 
+RARE = -3.0  # logit of an event before anything is learned
+
 
 class Events(NamedTuple):
     """Logits [B] that the frame earns the task's reward, and that it ends the episode."""
@@ -52,6 +54,7 @@ class EventHead(nn.Module):
     def __init__(self, width: int, features: int, channels: int):
         super().__init__()
         self.head = TokenHead(features + channels, width, 2)
+        nn.init.constant_(self.head.pooled[-1].bias, RARE)  # pyright: ignore[reportArgumentType]
 
     def forward(self, features: Tensor, latent: Tensor) -> Events:
         return Events(*self.head(torch.cat([features, latent], -1)).unbind(-1))

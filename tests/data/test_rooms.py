@@ -8,7 +8,7 @@ import torch
 from worldscape.codec import frame_to_rgbd
 from worldscape.conditioning.camera import apply_control
 from worldscape.conditioning.reproject import encode_depth, reproject
-from worldscape.data.explore import FORWARD, TURN_LEFT, TURN_RIGHT, explore, goal
+from worldscape.data.explore import FORWARD, TURN_LEFT, TURN_RIGHT, _sticky_random, explore, goal
 from worldscape.data.rooms import RoomsEnv
 from worldscape.data.rooms_layout import draw_plan
 
@@ -124,24 +124,32 @@ def test_the_goal_policy_finds_the_box_and_is_paid():
     env.close()
 
 
-def test_exploring_comes_back_to_views_it_left():
-    """Share of frames from which a camera pose at least 10 steps older lies within 0.3 m and 20 degrees."""
-    endless = RoomsEnv(max_episode_steps=0, goal_terminates=False)
-    shares = []
-    for seed in range(4):
-        observation, info = endless.reset(seed=seed)
-        act = explore(endless, np.random.default_rng(seed))
-        cameras = [info["camera"]]
-        for _ in range(128):
-            observation, _, _, _, info = endless.step(act(observation, info))
-            cameras.append(info["camera"])
-        cameras = np.stack(cameras)
-        near = np.linalg.norm(cameras[:, None, :3] - cameras[None, :, :3], axis=-1) < 0.3
-        turn = np.abs((cameras[:, None, 3] - cameras[None, :, 3] + np.pi) % (2 * np.pi) - np.pi) < np.radians(20)
-        older = np.tri(len(cameras), k=-10, dtype=bool)
-        shares.append((near & turn & older).any(1).mean())
-    endless.close()
-    assert np.mean(shares) > 0.3
+def share_of_returns(env: RoomsEnv, policy, seed: int) -> float:
+    """Share of frames that show a view again after having left it: within 0.3 m and 20 degrees of an earlier camera,
+    with a camera more than 1 m or 60 degrees away in between.
+    """
+    observation, info = env.reset(seed=seed)
+    act = policy(env, np.random.default_rng(seed))
+    cameras = [info["camera"]]
+    for _ in range(128):
+        observation, _, _, _, info = env.step(act(observation, info))
+        cameras.append(info["camera"])
+    cameras = np.stack(cameras)
+    distance = np.linalg.norm(cameras[:, None, :3] - cameras[None, :, :3], axis=-1)
+    turn = np.abs((cameras[:, None, 3] - cameras[None, :, 3] + np.pi) % (2 * np.pi) - np.pi)
+    same, other = (distance < 0.3) & (turn < np.radians(20)), (distance > 1) | (turn > np.radians(60))
+    returned = [any(same[now, old] and other[now, old:now].any() for old in range(now)) for now in range(len(cameras))]
+    return float(np.mean(returned))
+
+
+def test_exploring_leaves_views_and_comes_back_to_them():
+    """More often than a walker who keeps a random key pressed for a while."""
+    env = RoomsEnv(goal_terminates=False)
+    explored = np.mean([share_of_returns(env, explore, seed) for seed in range(8)])
+    wandered = np.mean([share_of_returns(env, _sticky_random, seed) for seed in range(8)])
+    env.close()
+    assert explored > 0.18
+    assert explored > 1.5 * wandered
 
 
 @pytest.mark.parametrize(("action", "message"), [(9, "out of range"), (1.5, "whole number"), (True, "whole number")])
@@ -151,9 +159,7 @@ def test_bad_actions_are_refused(env, action, message):
         env.step(action)
 
 
-@pytest.mark.parametrize(
-    "settings", [{"size": -4}, {"size": 8}, {"max_episode_steps": -1}, {"render_mode": "human"}]
-)
+@pytest.mark.parametrize("settings", [{"size": -4}, {"size": 8}, {"max_episode_steps": -1}, {"render_mode": "human"}])
 def test_bad_settings_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         RoomsEnv(**settings)

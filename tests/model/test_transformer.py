@@ -1,5 +1,7 @@
 """The generator: causality, cached dreaming against recomputing, attention backends, rope."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from einops import rearrange
@@ -19,7 +21,7 @@ CONFIG = TransformerConfig(width=24, num_layers=3, num_heads=2, mlp_width=48)
 
 def build(**changes) -> WorldTransformer:
     torch.manual_seed(0)
-    config = TransformerConfig(**{**{"width": 24, "num_layers": 3, "num_heads": 2, "mlp_width": 48}, **changes})
+    config = replace(CONFIG, **changes)
     model = WorldTransformer(config, CODEC, MEMORY)
     for parameter in model.parameters():  # no zero-initialised part may hide a mistake
         torch.nn.init.normal_(parameter, std=0.2)
@@ -135,7 +137,8 @@ def test_attention_backends_agree(masked):
 
 def test_unknown_attention_backend_is_refused():
     with pytest.raises(ValueError, match="choose reference, sdpa or flash"):
-        attend(*(torch.zeros(1, 1, 1, 2),) * 3, None, "quick")
+        nothing = torch.zeros(1, 1, 1, 2)
+        attend(nothing, nothing, nothing, None, "quick")
 
 
 def test_rope_depends_on_relative_time_only():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from worldscape.codec import frame_to_rgbd
 from worldscape.conditioning.reproject import encode_depth
-from worldscape.data.episode import HELD_OUT_SEED, EpisodeReader
+from worldscape.data.episode import HELD_OUT_SEED, Episode, EpisodeReader
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,9 +67,9 @@ def load_frames(dataset: str | Path, size: int) -> FrameStore:
         raise ValueError(f"{dataset} has pictures of shape {shape}; this preset takes {(size, size, 3)}.")
     return FrameStore(
         frames=np.concatenate([e.frames for e in episodes]),
-        depth=np.concatenate([e.depth for e in episodes]),
-        pose=np.concatenate([e.pose for e in episodes]),
-        camera=np.concatenate([e.camera for e in episodes]),
+        depth=_of_frames(episodes, "depth"),
+        pose=_of_frames(episodes, "pose"),
+        camera=_of_frames(episodes, "camera"),
         controls=_after_reset(episodes, "controls"),
         realised=_after_reset(episodes, "realised"),
         reward=_after_reset(episodes, "rewards"),
@@ -80,7 +80,11 @@ def load_frames(dataset: str | Path, size: int) -> FrameStore:
     )
 
 
-def _after_reset(episodes: list, name: str) -> np.ndarray:
+def _of_frames(episodes: list[Episode], name: str) -> np.ndarray:
+    return np.concatenate([getattr(episode, name) for episode in episodes])
+
+
+def _after_reset(episodes: list[Episode], name: str) -> np.ndarray:
     """Step quantities aligned with the frame they led to; zeros where the simulator did not report them."""
     rows = []
     for episode in episodes:

@@ -15,7 +15,7 @@ from worldscape.conditioning.controls import DISCRETE_ACTIONS, ControlScale, dis
 FIELD_OF_VIEW = 80.0  # degrees, vertical and horizontal (the picture is square)
 
 
-class RoomsEnv(gym.Env[np.ndarray, int]):
+class RoomsEnv(gym.Env[np.ndarray, np.int64]):
     """Procedurally varied rooms, indoor and open-air, with a red box to find.
 
     ## Description
@@ -44,7 +44,7 @@ class RoomsEnv(gym.Env[np.ndarray, int]):
     `Box(0, 255, (size, size, 3), uint8)`: the first-person picture, 80 degrees wide and high.
 
     ## Rewards
-    `1 - 0.2 * t / max_episode_steps` on reaching the red box at step t, else 0.
+    `1 - 0.2 * t / T` on reaching the red box at step t, else 0.
 
     ## Starting State
     A free place, facing open space.
@@ -55,7 +55,8 @@ class RoomsEnv(gym.Env[np.ndarray, int]):
     ## Arguments
     - `size`: picture height and width in pixels (at least 16).
     - `goal_terminates`: end the episode at the red box; recordings set False and read `info["success"]`.
-    - `max_episode_steps`: steps before truncation; also T in the reward. 0 means no limit.
+    - `max_episode_steps`: steps before truncation by the environment itself; 0 (default) leaves it to `gym.make`, which
+      truncates after 300. T in the reward is this number, or 300 for 0.
     - `render_mode`: None or `"rgb_array"` (256 x 256).
 
     `info` holds `depth` [size, size] (metres along the view axis, at most 50), `pose` [4, 4] (camera to world, OpenCV
@@ -73,7 +74,7 @@ class RoomsEnv(gym.Env[np.ndarray, int]):
         self,
         size: int = 64,
         goal_terminates: bool = True,
-        max_episode_steps: int = 300,
+        max_episode_steps: int = 0,
         render_mode: str | None = None,
     ):
         if not isinstance(size, int) or size < 16:
@@ -114,7 +115,7 @@ class RoomsEnv(gym.Env[np.ndarray, int]):
         self._needs_reset = False
         return self._observe(np.zeros(6, np.float32), collision=False)
 
-    def step(self, action: int):
+    def step(self, action: Any):
         """Take one action -> (observation, reward, terminated, truncated, info)."""
         if self._needs_reset:
             raise gym.error.ResetNeeded("Call reset() before step(), and again after an episode ended.")

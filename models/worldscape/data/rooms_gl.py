@@ -3,6 +3,10 @@
 MiniWorld keeps one display list for all its worlds; `RoomsWorld` recompiles its own whenever another world drew last.
 """
 
+# MiniWorld types positions and directions as None (they are arrays once placed) and angles as int.
+# pyright: reportAttributeAccessIssue=false, reportOptionalMemberAccess=false, reportOperatorIssue=false
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false, reportCallIssue=false
+
 import contextlib
 import io
 import math

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -18,8 +18,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from worldscape.checkpoint import weights_id
 from worldscape.codec import normalise_tokens
+from worldscape.config import MemoryConfig
 from worldscape.data.clips import FrameStore
 from worldscape.engine import token_coverage
 from worldscape.memory.keyframes import KeyframeMemory
@@ -42,14 +42,16 @@ class PreparedFrames:
     frames: Tensor
 
 
-def prepare(model: WorldModel, store: FrameStore, dataset: str | Path, length: int, seed: int) -> PreparedFrames:
+def prepare(
+    model: WorldModel, memory: MemoryConfig, store: FrameStore, dataset: str | Path, length: int, seed: int
+) -> PreparedFrames:
     """Replay every episode through memory, or read the result of an earlier call with the same inputs.
 
-    length: frames of each dream, cut from a random place of its episode.
+    length: frames of each dream, cut from a random place of its episode. memory: the policy of the dreams.
     """
-    path = _cache_path(model, store, dataset, length, seed)
+    path = _cache_path(model, memory, store, dataset, length, seed)
     if not path.exists():
-        tensors = _replay_all(model, store, length, seed)
+        tensors = _replay_all(model, memory, store, length, seed)
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         save_file(tensors, partial)
@@ -57,15 +59,22 @@ def prepare(model: WorldModel, store: FrameStore, dataset: str | Path, length: i
     return PreparedFrames(**load_file(path))
 
 
-def _cache_path(model: WorldModel, store: FrameStore, dataset: str | Path, length: int, seed: int) -> Path:
-    settings = [weights_id(model), len(store.frames), store.num_episodes, length, seed, LARGEST_DISTURBANCE]
-    settings.append(model.config.to_dict()["memory"])
-    key = hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:16]
+def _cache_path(
+    model: WorldModel, memory: MemoryConfig, store: FrameStore, dataset: str | Path, length: int, seed: int
+) -> Path:
+    """Named by all that the result depends on; the generator and the heads are not among it."""
+    config = replace(model.config, memory=memory).to_dict()
+    settings = [config["codec"], config["memory"], len(store.frames), store.num_episodes, length, seed]
+    digest = hashlib.sha256(json.dumps([*settings, LARGEST_DISTURBANCE]).encode())
+    for name, tensor in sorted(model.codec.state_dict().items()):
+        digest.update(name.encode() + tensor.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())
     folder = Path(dataset)
-    return folder.parent / f".{folder.name}-prepared" / f"{key}.safetensors"
+    return folder.parent / f".{folder.name}-prepared" / f"{digest.hexdigest()[:16]}.safetensors"
 
 
-def _replay_all(model: WorldModel, store: FrameStore, length: int, seed: int) -> dict[str, Tensor]:
+def _replay_all(
+    model: WorldModel, memory: MemoryConfig, store: FrameStore, length: int, seed: int
+) -> dict[str, Tensor]:
     rng = np.random.default_rng([seed, 3])
     sizes = np.diff(store.starts)
     length = min(length, int(sizes.min()))
@@ -74,23 +83,21 @@ def _replay_all(model: WorldModel, store: FrameStore, length: int, seed: int) ->
     parts = []
     with Progress("episodes prepared", total=len(frames)) as progress:
         for rows in frames.split(EPISODES_AT_ONCE):
-            parts.append(_replay(model, store, rows, seed))
+            parts.append(_replay(model, memory, store, rows, torch.Generator().manual_seed(seed + int(rows[0, 0]))))
             progress.update(len(rows))
     return {"frames": frames, **{name: torch.cat([part[name] for part in parts]) for name in parts[0]}}
 
 
 @torch.inference_mode()
-def _replay(model: WorldModel, store: FrameStore, frames: Tensor, seed: int) -> dict[str, Tensor]:
+def _replay(
+    model: WorldModel, policy: MemoryConfig, store: FrameStore, frames: Tensor, generator: torch.Generator
+) -> dict[str, Tensor]:
     """One batch of dreams, frames long [E, F] -> latent, guess, coverage."""
     device = next(model.parameters()).device
-    memory = KeyframeMemory.empty(
-        model.config.memory, len(frames), model.config.codec.size, torch.zeros((), device=device)
-    )
+    memory = KeyframeMemory.empty(policy, len(frames), model.config.codec.size, torch.zeros((), device=device))
     intrinsics = torch.from_numpy(store.intrinsics).to(device).expand(len(frames), -1)
     active = torch.ones(len(frames), dtype=torch.bool, device=device)
-    strength = LARGEST_DISTURBANCE * torch.rand(
-        len(frames), 1, 1, generator=torch.Generator().manual_seed(seed + int(frames[0, 0]))
-    ).to(device)
+    strength = LARGEST_DISTURBANCE * torch.rand(len(frames), 1, 1, generator=generator).to(device)
     steps: dict[str, list[Tensor]] = {"latent": [], "guess": [], "coverage": []}
     for step in range(frames.shape[1]):
         index = frames[:, step].numpy()
@@ -100,7 +107,8 @@ def _replay(model: WorldModel, store: FrameStore, frames: Tensor, seed: int) -> 
             latent, guess = model.codec.encode(rgbd).float(), model.codec.encode_anchor(anchor)
             kept = rgbd
             if step > 0:
-                disturbed = normalise_tokens(latent + strength * torch.randn_like(latent))
+                noise = torch.randn(latent.shape, generator=generator).to(device)
+                disturbed = normalise_tokens(latent + strength * noise)
                 kept = model.codec.decode(disturbed, anchor, guess.skips).float().clamp(-1.0, 1.0)
         number = torch.full((len(frames),), step, device=device)
         memory.admit(kept, pose, intrinsics, anchor.mask.mean((1, 2, 3)), number, active)

@@ -158,7 +158,9 @@ def build_stage(
     """The stage for a dataset, with memory replayed through the codec of `init`."""
     assert init is not None and isinstance(train_config, WorldTrainConfig)
     store = load_frames(dataset, model_config.codec.size)
-    prepared = prepare(load_world(init), store, dataset, train_config.dream_frames, train_config.seed)
+    prepared = prepare(
+        load_world(init), model_config.memory, store, dataset, train_config.dream_frames, train_config.seed
+    )
     needed = model_config.memory.num_context + 1
     if prepared.frames.shape[1] < needed + 1:
         raise ValueError(f"{dataset} has episodes of {prepared.frames.shape[1]} frames; clips need {needed + 1}.")
