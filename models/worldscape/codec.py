@@ -94,7 +94,8 @@ class Codec(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
-        self.to(memory_format=torch.channels_last)  # the layout in which CPU and GPU convolutions are fast
+        # The layout in which convolutions are fast.
+        self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def encode(self, rgbd: Tensor) -> Tensor:
         """A full frame [B, 4, h, w] -> latent [B, P, C]. Raises ValueError for another size."""

@@ -14,6 +14,7 @@ from torch import Tensor
 from worldscape.codec import Encoded, empty_anchor, frame_to_rgbd, normalise_tokens, rgbd_to_frame
 from worldscape.conditioning.camera import apply_control, invert_pose, pose_from_state, state_from_pose
 from worldscape.conditioning.reproject import Anchor, decode_depth, encode_depth
+from worldscape.fast import FastTransformer
 from worldscape.flow import euler_step, sampling_levels
 from worldscape.memory.context import ContextCache
 from worldscape.memory.keyframes import KeyframeMemory
@@ -98,6 +99,7 @@ class WorldEngine:
         num_slots: B, worlds advanced together.
         device: torch device.
         steps_per_frame: denoising model calls a frame; None takes the config's.
+        use_fast: run the generator through its inference-only rewrite (fast.py); same results to rounding.
     """
 
     def __init__(
@@ -107,6 +109,7 @@ class WorldEngine:
         *,
         device: str | torch.device = "cpu",
         steps_per_frame: int | None = None,
+        use_fast: bool = True,
     ):
         if num_slots < 1:
             raise ValueError(f"num_slots is {num_slots}; an engine has at least 1 slot.")
@@ -115,6 +118,7 @@ class WorldEngine:
         self.num_slots = num_slots
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
+        self.generator = FastTransformer(self.model.transformer) if use_fast else self.model.transformer
         self.levels = sampling_levels(calls, SAMPLER_SHIFT)
         self.state = self._fresh(num_slots)
 
@@ -178,7 +182,7 @@ class WorldEngine:
 
     def read(self, state: SlotState) -> PlacedHistory:
         """History as this step's model calls read it."""
-        return self.model.transformer.place(state.context.read())
+        return self.generator.place(state.context.read())
 
     def denoise(self, state: SlotState, view: View, history: PlacedHistory) -> Tensor:
         """Refine this step's noise into the new frame's latent [B, P, C]; reads history, writes nothing."""
@@ -188,7 +192,7 @@ class WorldEngine:
         latent = clean = noise[:, None]
         for level, next_level in zip(self.levels[:-1], self.levels[1:], strict=True):
             inputs = self._inputs(latent, torch.full_like(latent[:, :, 0, 0], level), view)
-            clean = self.model.transformer(inputs, positions, history).latent
+            clean = self.generator(inputs, positions, history).latent
             latent = euler_step(latent, clean, level, next_level)
         return normalise_tokens(clean[:, 0].float())
 
@@ -198,7 +202,7 @@ class WorldEngine:
         """Run the finished frame's latent [B, P, C] once and append it to the active slots' history."""
         level = torch.full((len(latent), 1), self.config.context_level, device=self.device)
         inputs = self._inputs(latent[:, None], level, view)
-        prediction = self.model.transformer(inputs, state.context.next_positions(), history)
+        prediction = self.generator(inputs, state.context.next_positions(), history)
         state.context.append(prediction.layers, active)
         return prediction
 

@@ -29,9 +29,7 @@ def euler_step(latent: Tensor, clean: Tensor, level: float, next_level: float) -
     return clean + (next_level / level) * (latent - clean)
 
 
-def draw_levels(
-    shape: Sequence[int], context_share: float, context_level: float, generator: torch.Generator
-) -> Tensor:
+def draw_levels(shape: Sequence[int], context_share: float, context_level: float, generator: torch.Generator) -> Tensor:
     """Noise levels of training clips [B, T]: diffusion forcing with many frames left as clean as history is.
 
     A `context_share` of the frames is at a level uniform in [0, context_level]; of the others half are pure noise

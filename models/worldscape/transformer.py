@@ -100,7 +100,7 @@ class WorldTransformer(nn.Module):
             past = None if history is None else KeysValues(history.keys[index], history.values[index])
             x, new = block(x, modulation, past, layout)
             layers.append(new)
-        return Prediction(self._clean(x, level, frames), x, layers)
+        return Prediction(self.read_clean(x, level, frames), x, layers)
 
     def _layout(self, positions: Tensor, history: PlacedHistory | None) -> Layout:
         config = self.config
@@ -118,7 +118,7 @@ class WorldTransformer(nn.Module):
         past = repeat(history.valid, "b s -> b t s", t=num_new)
         return expand_mask(torch.cat([past, causal.expand(len(past), -1, -1)], -1), self.grid**2)
 
-    def _clean(self, x: Tensor, level: Tensor, frames: FrameInputs) -> Tensor:
+    def read_clean(self, x: Tensor, level: Tensor, frames: FrameInputs) -> Tensor:
         """The last layer: what memory suggests, as far as it is trusted, plus what is new."""
         shift, scale = (level[:, :, None] + self.final_modulation)[:, :, :, None].unbind(2)
         change, trust = self.to_latent(self.final_norm(x) * (1 + scale) + shift).split([frames.latent.shape[-1], 1], -1)

@@ -48,18 +48,13 @@ def reproject(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrin
     depth = decode_depth(rgbd[:, :, 3])
     rays = camera_rays(intrinsics, rgbd.shape[-1])
     fine = _splat_depth(depth, rays, invert_pose(target)[:, None] @ poses, valid, intrinsics)
-    to_source = invert_pose(poses) @ target[:, None]
-    chosen = None
-    for surface in _candidates(fine):
-        seen = _look_back(depth, surface, rays, to_source, valid, intrinsics)
-        chosen = seen if chosen is None else _nearer(chosen, seen)
-    assert chosen is not None
-    return _gather(rgbd, chosen)
+    seen = _look_back(depth, _candidates(fine), rays, invert_pose(poses) @ target[:, None], valid, intrinsics)
+    return _gather(rgbd, _choose(seen))
 
 
 class LookBack(NamedTuple):
-    """A supposed surface [B, h, w] (metres) in the target view: where in each stored picture it falls (grid
-    [B, N, h, w, 2] in [-1, 1]), its depth there (z [B, N, h, w]), and which pictures truly see it (sees bool).
+    """C supposed surfaces [B, C, h, w] (metres) in the target view: where in each of N stored pictures they fall (grid
+    [B, N, C, h, w, 2] in [-1, 1]), at what depth (z [B, N, C, h, w]), and which pictures truly see them (sees, bool).
     """
 
     surface: Tensor
@@ -83,70 +78,72 @@ def _splat_depth(depth: Tensor, rays: Tensor, to_target: Tensor, valid: Tensor, 
     return rearrange(surface[:, :-1], "b (h w) -> b h w", h=size)
 
 
-def _candidates(fine: Tensor) -> list[Tensor]:
-    """Surfaces to try, each [B, h, w]: as splatted, and spread over wider neighbourhoods.
+def _candidates(fine: Tensor) -> Tensor:
+    """Surfaces to try, [B, 3, h, w]: as splatted, and spread over wider neighbourhoods.
 
     What comes nearer is magnified: its points land apart, and the background shines through between them. The wider
     surfaces close those gaps; looking back refuses them where they spread too far.
     """
     near = -F.max_pool2d(-fine[:, None], 3, 1, 1)
-    wide = -F.max_pool2d(-near, 5, 1, 2)
-    return [fine, near[:, 0], wide[:, 0]]
+    return torch.cat([fine[:, None], near, -F.max_pool2d(-near, 5, 1, 2)], 1)
 
 
 def _look_back(
     depth: Tensor, surface: Tensor, rays: Tensor, to_source: Tensor, valid: Tensor, intrinsics: Tensor
 ) -> LookBack:
-    """Test a supposed surface against the depth that the stored pictures [B, N, h, w] hold where it falls."""
+    """Test supposed surfaces [B, C, h, w] against the depth that the stored pictures [B, N, h, w] hold there."""
     size = depth.shape[-1]
-    points = rearrange(rays * surface[..., None], "b h w c -> b 1 (h w) c")
+    points = rearrange(rays[:, None] * surface[..., None], "b c h w xyz -> b 1 (c h w) xyz")
     seen = points @ to_source[..., :3, :3].transpose(-1, -2) + to_source[..., None, :3, 3]
     x, y, z = seen.unbind(-1)
     column, row = _project(x, y, z, intrinsics, size)
     is_inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
-    index = row.floor().long().clamp(0, size - 1) * size + column.floor().long().clamp(0, size - 1)
+    index = row.clamp(0, size - 1).long() * size + column.clamp(0, size - 1).long()
     stored = rearrange(depth, "b n h w -> b n (h w)").gather(2, index)
     agrees = (stored - z).abs() < DEPTH_TOLERANCE * z + 0.05
-    sees = is_inside & agrees & (z > MIN_DEPTH) & valid[..., None]
-    sees, z = (rearrange(x, "b n (h w) -> b n h w", h=size) for x in (sees, z))
-    grid = rearrange(torch.stack([column, row], -1) * (2.0 / size) - 1.0, "b n (h w) c -> b n h w c", h=size)
-    return LookBack(surface, grid, z, sees & (surface < FAR)[:, None])
+    is_real = rearrange(surface < FAR, "b c h w -> b 1 (c h w)")
+    sees = is_inside & agrees & (z > MIN_DEPTH) & valid[..., None] & is_real
+    grid = torch.stack([column, row], -1) * (2.0 / size) - 1.0
+    split = "b n (c h w) ... -> b n c h w ..."
+    return LookBack(surface, *(rearrange(part, split, h=size, w=size) for part in (grid, z, sees)))
 
 
-def _nearer(chosen: LookBack, other: LookBack) -> LookBack:
-    """Per pixel `other`, where it is seen and is clearly nearer than `chosen`, or where `chosen` is seen by none."""
-    is_seen, was_seen = other.sees.any(1), chosen.sees.any(1)
-    take = is_seen & (~was_seen | (other.surface < NEARER * chosen.surface))
-    everywhere = take[:, None]
-    return LookBack(
-        torch.where(take, other.surface, chosen.surface),
-        torch.where(everywhere[..., None], other.grid, chosen.grid),
-        torch.where(everywhere, other.z, chosen.z),
-        torch.where(everywhere, other.sees, chosen.sees),
-    )
+def _choose(seen: LookBack) -> LookBack:
+    """Per pixel one surface (C = 1): the finest that is seen, unless a wider one is seen clearly in front of it."""
+    is_seen = seen.sees.any(1)
+    chosen, was_seen = seen.surface[:, 0], is_seen[:, 0]
+    index = torch.zeros_like(chosen, dtype=torch.long)
+    for number in range(1, seen.surface.shape[1]):
+        surface = seen.surface[:, number]
+        take = is_seen[:, number] & (~was_seen | (surface < NEARER * chosen))
+        chosen, was_seen = torch.where(take, surface, chosen), was_seen | take
+        index = torch.where(take, number, index)
+    place = repeat(index, "b h w -> b n 1 h w", n=seen.z.shape[1])
+    grid = seen.grid.gather(2, repeat(place, "b n c h w -> b n c h w two", two=2))
+    return LookBack(chosen[:, None], grid, seen.z.gather(2, place), seen.sees.gather(2, place))
 
 
 def _gather(rgbd: Tensor, view: LookBack) -> Anchor:
     """For each target pixel the colour of the best stored picture that sees its surface point."""
     n = rgbd.shape[1]
-    grid = rearrange(view.grid, "b n h w c -> (b n) h w c").clamp(-2.0, 2.0)
     colours = F.grid_sample(
-        rearrange(rgbd[:, :, :3], "b n c h w -> (b n) c h w"), grid, padding_mode="border", align_corners=False
+        rearrange(rgbd[:, :, :3], "b n c h w -> (b n) c h w"),
+        rearrange(view.grid, "b n 1 h w two -> (b n) h w two").clamp(-2.0, 2.0),
+        padding_mode="border",
+        align_corners=False,
     )
-    best = _best_source(view.sees, view.z, view.surface)
-    picked = reduce(
-        rearrange(colours, "(b n) c h w -> b n c h w", n=n) * best[:, :, None], "b n c h w -> b c h w", "sum"
-    )
-    mask = view.sees.any(1, keepdim=True).to(rgbd.dtype)
-    return Anchor(torch.cat([picked, encode_depth(view.surface)[:, None] * mask], 1), mask)
+    best = _best_source(view)
+    picked = reduce(rearrange(colours, "(b n) c h w -> b n c h w", n=n) * best, "b n c h w -> b c h w", "sum")
+    mask = best.any(1).to(rgbd.dtype)
+    return Anchor(torch.cat([picked, encode_depth(view.surface) * mask], 1), mask)
 
 
-def _best_source(sees: Tensor, z: Tensor, surface: Tensor) -> Tensor:
-    """One source per pixel, bool [B, N, h, w]: the first that was close enough to show the surface sharply."""
-    order = torch.arange(sees.shape[1], device=z.device)[:, None, None] * 1e-3
-    blur = (z / (BLUR_RATIO * surface[:, None])).clamp_min(1.0)
-    best = torch.where(sees, blur + order, torch.inf).argmin(1, keepdim=True)
-    return torch.zeros_like(sees).scatter(1, best, True) & sees
+def _best_source(view: LookBack) -> Tensor:
+    """One source per pixel, bool [B, N, 1, h, w]: the first that was close enough to show the surface sharply."""
+    blur = (view.z / (BLUR_RATIO * view.surface[:, None])).clamp_min(1.0)
+    order = torch.arange(blur.shape[1], device=blur.device)[:, None, None, None] * 1e-3
+    cost = torch.where(view.sees, blur + order, torch.inf)
+    return (cost == cost.amin(1, keepdim=True)) & view.sees
 
 
 def _project(x: Tensor, y: Tensor, z: Tensor, intrinsics: Tensor, size: int) -> tuple[Tensor, Tensor]:
