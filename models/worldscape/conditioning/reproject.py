@@ -1,7 +1,7 @@
 """Reprojection: what the pictures in memory show of a view about to be dreamed.
 
 All batched and of static shape. Stored depths are splatted into the new view (nearest wins); each pixel of the new view
-then looks back into the stored pictures and takes, bilinearly, the colour of the best one that truly sees that point.
+then looks back into the stored pictures and takes the (bicubic) colour of the best one that truly sees that point.
 Looking back keeps the result as sharp as its source, and refuses surfaces that are not there.
 """
 
@@ -129,9 +129,10 @@ def _gather(rgbd: Tensor, view: LookBack) -> Anchor:
     colours = F.grid_sample(
         rearrange(rgbd[:, :, :3], "b n c h w -> (b n) c h w"),
         rearrange(view.grid, "b n 1 h w two -> (b n) h w two").clamp(-2.0, 2.0),
+        mode="bicubic",  # bilinear costs a third of the sharpness within a few steps
         padding_mode="border",
         align_corners=False,
-    )
+    ).clamp(-1.0, 1.0)
     best = _best_source(view)
     picked = reduce(rearrange(colours, "(b n) c h w -> b n c h w", n=n) * best, "b n c h w -> b c h w", "sum")
     mask = best.any(1).to(rgbd.dtype)
