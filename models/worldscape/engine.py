@@ -167,8 +167,15 @@ class WorldEngine:
         self.num_slots = 0
 
     def realise(self, state: SlotState, controls: Tensor) -> Tensor:
-        """What the world lets happen of the controls [B, 6]: a walk that the motion head calls blocked does not."""
-        free = self.model.heads.motion(state.features, state.latent, controls) > 0
+        """What the world lets happen of the controls [B, 6].
+
+        A walk is refused that leads nearer to a remembered surface than the body's radius, or that the motion head
+        is sure is blocked.
+        """
+        body, target = self.config.body, apply_control(state.camera, controls, self.config.controls.max_pitch)
+        before, after = (state.keyframes.clearance(camera[:, :3], body) for camera in (state.camera, target))
+        logit = self.model.heads.motion(state.features, state.latent, controls)
+        free = ((after >= body.radius) | (after >= before)) & (logit > self.config.heads.blocked_logit)
         return torch.cat([controls[:, :3] * free[:, None], controls[:, 3:]], 1)
 
     def look(self, state: SlotState, camera: Tensor, previous: Tensor) -> View:

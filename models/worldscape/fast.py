@@ -29,6 +29,11 @@ class FastTransformer(nn.Module):
     Its keys pair neighbouring channels, so what it commits can be read by a FastTransformer only.
     """
 
+    modulation: Tensor
+    qkv: Tensor
+    qkv_bias: Tensor
+    norm: Tensor
+
     def __init__(self, plain: WorldTransformer):
         super().__init__()
         self.plain, self.config, self.grid = plain, plain.config, plain.grid

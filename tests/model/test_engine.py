@@ -176,3 +176,14 @@ def test_memory_does_not_grow_with_the_horizon(model):
     for move in controls(1, 40):
         engine.step(move)
     assert size() == early
+
+
+def test_a_remembered_wall_stops_the_walk_but_not_the_retreat(model):
+    """A wall 0.5 m ahead: a step of 0.25 m forward would come nearer than the body's radius of 0.4 m."""
+    start = starts(1)
+    start.depth = torch.full((1, 1, 64, 64), 0.5)
+    engine = WorldEngine(model, 1)
+    engine.open(start, torch.tensor([1]))
+    walks = torch.tensor([[0.0, 0.0, 0.25, 0.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, -0.25, 0.0, 0.0, 0.0]])
+    assert float(engine.realise(engine.state, walks[0])[0, 2]) == 0.0
+    assert float(engine.realise(engine.state, walks[1])[0, 2]) == -0.25

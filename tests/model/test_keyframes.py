@@ -4,7 +4,7 @@ import torch
 
 from worldscape.conditioning.camera import pose_from_state
 from worldscape.conditioning.reproject import encode_depth
-from worldscape.config import MemoryConfig
+from worldscape.config import BodyConfig, MemoryConfig
 from worldscape.memory.keyframes import KeyframeMemory
 
 INTRINSICS = torch.tensor([[0.5, 0.5, 0.5, 0.5]])
@@ -81,3 +81,14 @@ def test_the_sink_survives_any_number_of_frames():
         admit(memory, number, pose(yaw=number * 0.37, x=number * 0.1))
     assert int(memory.frames[0, 0]) == 0
     assert int(memory.frames[0, -1]) == 59
+
+
+def test_clearance_is_the_way_to_the_nearest_surface_at_body_height():
+    """The wall stands 5 m ahead; seen from 2 m on it is 3 m away, and what is out of body height does not count."""
+    memory = fresh()
+    assert float(memory.clearance(torch.zeros(1, 3), BodyConfig())) == float("inf")
+    admit(memory, 0, pose())
+    body = BodyConfig(radius=0.4, above=2.0, below=2.0)
+    near = memory.clearance(torch.tensor([[0.0, 0.0, 2.0]]), body)
+    torch.testing.assert_close(near, torch.tensor([3.0]), atol=0.05, rtol=0)
+    assert float(memory.clearance(torch.tensor([[0.0, 50.0, 2.0]]), body)) == float("inf")

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from worldscape.conditioning.camera import camera_rays, invert_pose
 from worldscape.conditioning.reproject import MIN_DEPTH, Anchor, decode_depth, reproject
-from worldscape.config import MemoryConfig
+from worldscape.config import BodyConfig, MemoryConfig
 
 PROBES = 16  # points a side that stand for a keyframe when views are compared
 CELLS = 8  # cells a side of the new view that the picks shall cover
@@ -73,6 +73,13 @@ class KeyframeMemory:
         frames = self.frames.gather(1, index)
         order = torch.where(frames < 0, torch.iinfo(torch.long).max, frames).argsort(dim=1, stable=True)
         return Picks(index.gather(1, order), frames.gather(1, order) >= 0)
+
+    def clearance(self, position: Tensor, body: BodyConfig) -> Tensor:
+        """Metres on the floor plan from `position` [B, 3] to the nearest remembered surface at body height: [B]."""
+        offset = self.probes - position[:, None, None]
+        is_in_way = (offset[..., 1] > -body.above) & (offset[..., 1] < body.below) & (self.frames >= 0)[..., None]
+        distance = offset[..., 0::2].square().sum(-1)
+        return torch.where(is_in_way, distance, torch.inf).amin((1, 2)).sqrt()
 
     def admit(self, rgbd: Tensor, pose: Tensor, intrinsics: Tensor, coverage: Tensor, frame: Tensor, active: Tensor):
         """Take in a finished frame of each active slot.
