@@ -12,7 +12,14 @@ from einops import rearrange
 from torch import Tensor
 
 from worldscape.codec import Encoded, empty_anchor, frame_to_rgbd, normalise_tokens, rgbd_to_frame
-from worldscape.conditioning.camera import apply_control, invert_pose, pose_from_state, state_from_pose
+from worldscape.conditioning.camera import (
+    angle_difference,
+    apply_control,
+    invert_pose,
+    level_pose,
+    pose_from_state,
+    state_from_pose,
+)
 from worldscape.conditioning.reproject import Anchor, decode_depth, encode_depth
 from worldscape.fast import FastTransformer
 from worldscape.flow import euler_step, sampling_levels
@@ -351,22 +358,9 @@ class WorldEngine:
         return controls.to(self.device, torch.float32)
 
 
-def level_pose(pose: Tensor) -> Tensor:
-    """A camera-to-world pose [B, 4, 4] with pitch and roll removed."""
-    state = state_from_pose(pose)
-    keep = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0], device=pose.device)
-    return pose_from_state(state * keep)
-
-
 def token_coverage(mask: Tensor, grid: int) -> Tensor:
     """Coverage mask [B, 1, h, w] -> share of each token's pixels, [B, P]."""
     return torch.nn.functional.adaptive_avg_pool2d(mask, grid).flatten(1)
-
-
-def angle_difference(camera: Tensor, previous: Tensor) -> Tensor:
-    """Realised (yaw, pitch, roll) [B, 3] between two camera states [B, 6], wrapped to +-pi."""
-    difference = camera[:, 3:] - previous[:, 3:]
-    return torch.remainder(difference + torch.pi, 2 * torch.pi) - torch.pi
 
 
 def write_rows(target: SlotState, source: SlotState, rows: Tensor) -> None:

@@ -60,6 +60,19 @@ def apply_control(state: Tensor, control: Tensor, max_pitch: float) -> Tensor:
     return torch.stack([x, y, z, yaw, pitch, angles[..., 2]], -1)
 
 
+def level_pose(pose: Tensor) -> Tensor:
+    """A camera-to-world pose [B, 4, 4] with pitch and roll removed."""
+    state = state_from_pose(pose)
+    keep = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0], device=pose.device)
+    return pose_from_state(state * keep)
+
+
+def angle_difference(camera: Tensor, previous: Tensor) -> Tensor:
+    """Realised (yaw, pitch, roll) [B, 3] between two camera states [B, 6], wrapped to +-pi."""
+    difference = camera[:, 3:] - previous[:, 3:]
+    return torch.remainder(difference + torch.pi, 2 * torch.pi) - torch.pi
+
+
 def invert_pose(pose: Tensor) -> Tensor:
     """Rigid pose [..., 4, 4] -> its inverse [..., 4, 4]."""
     rotation = pose[..., :3, :3].transpose(-1, -2)

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from worldscape.conditioning.camera import pose_from_state_numpy
+from worldscape.data.episode import MAX_DEPTH
 from worldscape.data.rooms_layout import ObjectPlan, Plan, RoomPlan, draw_plan
 
 try:
@@ -33,7 +34,6 @@ except ImportError as error:
         "on Debian, `apt-get install libegl1 libgl1 libgl1-mesa-dri libopengl0 libglu1-mesa`."
     ) from error
 
-MAX_DEPTH = 50.0
 NEAR, FAR = 0.1, 60.0  # metres; the depth buffer has 16 bits, so NEAR decides the precision far away
 GOAL_SIZE = 0.8
 PLACE_TRIES = 60

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from worldscape.checkpoint import load_world
-from worldscape.conditioning.camera import invert_pose
+from worldscape.conditioning.camera import invert_pose, level_pose
 from worldscape.config import WorldConfig
 from worldscape.data.clips import FrameStore, load_frames
-from worldscape.engine import Start, WorldEngine, level_pose
+from worldscape.engine import Start, WorldEngine
 from worldscape.flow import add_noise, draw_levels
 from worldscape.train.codec import picture_rows
 from worldscape.train.config import TrainConfig
