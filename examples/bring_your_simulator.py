@@ -26,19 +26,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--preset", default="nano", help="model size: debug, nano or small")
     parser.add_argument("--episodes", type=int, help="episodes to record (default: 256, with --preset debug 4)")
-    parser.add_argument("--steps", type=int, help="steps of each of the three trainings (default: 20000, or 4)")
+    parser.add_argument("--steps", type=int, help="steps of each of the four trainings (default: of the preset, or 4)")
     parser.add_argument("--out", type=Path, default=Path("runs/tiny_room"))
     args = parser.parse_args()
     is_trial = args.preset == "debug"
     episodes = args.episodes or (4 if is_trial else 256)
-    steps = args.steps or (4 if is_trial else 20_000)
+    steps = args.steps or (4 if is_trial else None)
 
-    data, codec, world, heads = (args.out / name for name in ("data", "codec", "world", "heads"))
+    data, codec, world, decoder, heads = (args.out / name for name in ("data", "codec", "world", "decoder", "heads"))
     run("record", "--env", "tiny_room:TinyRoom-v0", "--episodes", episodes, "--out", data)
-    settings = ["--preset", args.preset, "--data", data, "--steps", steps]
+    settings = ["--preset", args.preset, "--data", data, *([] if steps is None else ["--steps", steps])]
     run("train", "codec", *settings, "--out", codec)
     run("train", "world", *settings, "--out", world, "--init", codec)
-    run("train", "heads", *settings, "--out", heads, "--init", world)
+    run("train", "decoder", *settings, "--out", decoder, "--init", world)
+    run("train", "heads", *settings, "--out", heads, "--init", decoder)
 
     env = gym.make("WorldScape-Nav-v0", weights=str(heads / "weights"), starts=str(data))
     env.reset(seed=0)

@@ -109,21 +109,21 @@ class MemoryConfig:
 class HeadsConfig:
     """The small networks that read motion, reward and termination off the generator's features: their width.
 
-    blocked_logit: the motion head alone refuses a walk below this. It learns on real frames and is too sure of itself
-    on dreamed ones: at 0 it was right in a quarter of its refusals (docs/LOG.md).
+    blocked_logit: the motion head refuses a walk at or below this. It lies below 0 because that was closer to the
+    simulator in closed loop (docs/LOG.md).
     """
 
     width: int = 128
-    blocked_logit: float = -4.0
+    blocked_logit: float = -1.5
 
     def __post_init__(self) -> None:
-        _require(self.width >= 1, f"heads width {self.width}", "it must be at least 1")
+        _require(self.width >= 4, f"heads width {self.width}", "it must be at least 4")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class BodyConfig:
-    """The walker's body, metres: remembered surfaces nearer than `radius` stop it, if they lie between `above` the
-    camera and `below` it (what is higher is walked under, what is lower is floor).
+    """The walker's body, metres: remembered surfaces nearer than `radius` stop it. What lies between `above` the camera
+    and `below` it can be in its way (what is higher is walked under, what is lower is floor).
     """
 
     radius: float = 0.4

@@ -52,7 +52,7 @@ class EngineFrame:
     """What all B slots show now; fresh tensors on the engine's device.
 
     frame uint8 [B, h, w, 3]; depth float32 [B, h, w] metres; pose [B, 4, 4]; camera [B, 6]; realised [B, 6] control
-    that took place; reward, success, end [B] probabilities; coverage [B] share of pixels anchored in memory; latent
+    that took place; reward, end [B] probabilities; coverage [B] share of pixels anchored in memory; latent
     [B, P, C]; steps long [B] since opening; model_calls: transformer forwards made by this call.
     """
 
@@ -62,7 +62,6 @@ class EngineFrame:
     camera: Tensor
     realised: Tensor
     reward: Tensor
-    success: Tensor
     end: Tensor
     coverage: Tensor
     latent: Tensor
@@ -144,20 +143,21 @@ class WorldEngine:
         fresh.intrinsics = start.intrinsics
         for index in range(start.frames.shape[1]):
             rgbd = frame_to_rgbd(start.frames[:, index], encode_depth(start.depth[:, index]))
-            self._commit_real(fresh, rgbd, start.pose[:, index])
+            self.commit_real(fresh, rgbd, start.pose[:, index])
         write_rows(self.state, fresh, rows)
         return self._present(start.frames.shape[1])
 
     @torch.inference_mode()
-    def step(self, controls: Tensor, active: Tensor | None = None) -> EngineFrame:
+    def step(self, controls: Tensor, active: Tensor | None = None, *, is_realised: bool = False) -> EngineFrame:
         """Advance every active slot by one frame; controls float [B, 6] in metres and radians, active bool [B].
 
+        is_realised: the controls are motion that took place (recorded, say), so nothing is asked of the motion head.
         Raises ValueError for a wrong shape, a non-finite control, or an active slot that was never opened.
         """
         state = self.state
         active = torch.ones_like(state.is_open) if active is None else active.to(self.device)
         controls = self._checked_controls(controls, active)
-        realised = self.realise(state, controls)
+        realised = controls if is_realised else self.realise(state, controls)
         camera = apply_control(state.camera, realised, self.config.controls.max_pitch)
         realised = torch.cat([realised[:, :3], angle_difference(camera, state.camera)], 1)
         view = self.look(state, camera, pose_from_state(state.camera))
@@ -177,13 +177,20 @@ class WorldEngine:
         """What the world lets happen of the controls [B, 6].
 
         A walk is refused that leads nearer to a remembered surface than the body's radius, or that the motion head
-        is sure is blocked.
+        takes for blocked.
         """
         body, target = self.config.body, apply_control(state.camera, controls, self.config.controls.max_pitch)
         before, after = (state.keyframes.clearance(camera[:, :3], body) for camera in (state.camera, target))
-        logit = self.model.heads.motion(state.features, state.latent, controls)
-        free = ((after >= body.radius) | (after >= before)) & (logit > self.config.heads.blocked_logit)
-        return torch.cat([controls[:, :3] * free[:, None], controls[:, 3:]], 1)
+        near = self.surroundings(state, controls)
+        logit = self.model.heads.motion(state.features, state.latent, controls, near)
+        is_free = ((after >= body.radius) | (after >= before)) & (logit > self.config.heads.blocked_logit)
+        return torch.cat([controls[:, :3] * is_free[:, None], controls[:, 3:]], 1)
+
+    def surroundings(self, state: SlotState, controls: Tensor) -> Tensor:
+        """Plan view [B, 2, G, G] of what memory knows where the controls [B, 6] lead (memory/surroundings.py)."""
+        target = apply_control(state.camera, controls, self.config.controls.max_pitch)
+        position = state.camera[:, :3]
+        return state.keyframes.surroundings(position, target[:, :3] - position, self.config.body)
 
     def look(self, state: SlotState, camera: Tensor, previous: Tensor) -> View:
         """Rays and anchor of the view from `camera` [B, 6]; `previous` is the camera-to-world pose [B, 4, 4] before."""
@@ -220,8 +227,8 @@ class WorldEngine:
         state.context.append(prediction.layers, active)
         return prediction
 
-    def _commit_real(self, state: SlotState, rgbd: Tensor, pose: Tensor) -> None:
-        """Take a real frame into history and memory."""
+    def commit_real(self, state: SlotState, rgbd: Tensor, pose: Tensor) -> None:
+        """Take real frames, RGB-D [B, 4, h, w] seen from poses [B, 4, 4], into history and memory."""
         camera, active = state_from_pose(pose), torch.ones_like(state.is_open)
         is_first = state.context.count == 0
         previous = torch.where(is_first[:, None, None], pose, pose_from_state(state.camera))
@@ -282,7 +289,6 @@ class WorldEngine:
             camera=state.camera.clone(),
             realised=state.realised.clone(),
             reward=reward,
-            success=reward.clone(),
             end=end,
             coverage=state.coverage.clone(),
             latent=state.latent.clone(),

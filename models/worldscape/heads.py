@@ -11,8 +11,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldscape.config import HeadsConfig
+from worldscape.memory.surroundings import CELLS as PLAN_CELLS
 
 RARE = -3.0  # logit of an event before anything is learned
+DROPOUT = 0.2  # of what the motion head has made of features and of surroundings
+LIKELY = 2.0  # logit of a free walk before anything is learned
 
 
 class Events(NamedTuple):
@@ -36,16 +39,30 @@ class TokenHead(nn.Module):
 
 
 class MotionHead(nn.Module):
-    """Features and latent of the current frame + the control -> logit [B] that the walk is free."""
+    """Features and latent of the current frame, the control and the remembered surroundings -> is the walk free?"""
 
     def __init__(self, width: int, features: int, channels: int):
         super().__init__()
         self.control = nn.Linear(6, width)
-        self.head = TokenHead(features + channels + width, width, 1)
+        self.seen = TokenHead(features + channels + width, width, width)
+        self.near = nn.Sequential(
+            nn.Conv2d(2, width // 4, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width // 4, width // 2, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Flatten(),
+            nn.Linear((width // 2) * (PLAN_CELLS // 4) ** 2, width),
+        )
+        self.decide = nn.Sequential(
+            nn.SiLU(), nn.Dropout(DROPOUT), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
+        )
+        nn.init.constant_(self.decide[-1].bias, LIKELY)  # pyright: ignore[reportArgumentType]
 
-    def forward(self, features: Tensor, latent: Tensor, control: Tensor) -> Tensor:
+    def forward(self, features: Tensor, latent: Tensor, control: Tensor, near: Tensor) -> Tensor:
+        """features [B, P, D], latent [B, P, C], control [B, 6], near [B, 2, G, G] (plan_view) -> logit [B]."""
         told = self.control(control * 4.0)[:, None].expand(-1, latent.shape[1], -1)  # metres: a step is about 0.25
-        return self.head(torch.cat([features, latent, told], -1))[:, 0]
+        seen = self.seen(torch.cat([features, latent, told], -1))
+        return self.decide(seen + self.near(near))[:, 0]
 
 
 class EventHead(nn.Module):

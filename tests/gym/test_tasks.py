@@ -24,7 +24,6 @@ def make_frame(num_slots: int, **changes) -> EngineFrame:
         camera=torch.zeros(num_slots, 6),
         realised=torch.zeros(num_slots, 6),
         reward=torch.zeros(num_slots),
-        success=torch.zeros(num_slots),
         end=torch.zeros(num_slots),
         coverage=torch.full((num_slots,), 0.75),
         latent=torch.zeros(num_slots, 16, 8),
@@ -54,12 +53,12 @@ def at(*places: tuple[float, float, float]) -> EngineFrame:
 class TestGoalObject:
     def test_reward_falls_with_time_from_one_to_four_fifths(self):
         task = start(GoalObject(horizon=100), 1)
-        hit = make_frame(1, reward=[0.9], success=[0.9])
+        hit = make_frame(1, reward=[0.9])
         assert [step(task, hit, t).reward.item() for t in (0, 50, 100, 900)] == pytest.approx([1.0, 0.9, 0.8, 0.8])
 
     def test_reached_is_where_the_heads_agree_and_ends_the_episode(self):
         task = start(GoalObject(), 4)
-        frame = make_frame(4, reward=[0.9, 0.9, 0.4, 0.0], success=[0.2, 0.0, 0.4, 0.0], end=[0.0, 0.0, 0.0, 0.7])
+        frame = make_frame(4, reward=[0.9, 0.5, 0.4, 0.0], end=[0.0, 0.0, 0.0, 0.7])
         result = step(task, frame, 30)
         assert result.success.tolist() == [True, False, False, False]
         assert result.terminated.tolist() == [True, False, False, True]

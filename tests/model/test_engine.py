@@ -178,6 +178,16 @@ def test_memory_does_not_grow_with_the_horizon(model):
     assert size() == early
 
 
+@pytest.mark.parametrize(("logit", "walked"), [(-2.0, 0.0), (2.0, 0.25)])
+def test_the_motion_head_refuses_the_walk_but_not_the_turn(model, monkeypatch, logit, walked):
+    engine = WorldEngine(model, 2)
+    engine.open(starts(2), torch.tensor([1, 2]))
+    monkeypatch.setattr(model.heads.motion, "forward", lambda features, *_: features.new_full((2,), logit))
+    command = torch.tensor([[0.0, 0.0, 0.25, 0.3, 0.0, 0.0]]).repeat(2, 1)
+    torch.testing.assert_close(engine.realise(engine.state, command)[:, 2], torch.full((2,), walked))
+    torch.testing.assert_close(engine.step(command).realised[:, 3], torch.full((2,), 0.3))
+
+
 def test_a_remembered_wall_stops_the_walk_but_not_the_retreat(model):
     """A wall 0.5 m ahead: a step of 0.25 m forward would come nearer than the body's radius of 0.4 m."""
     start = starts(1)
@@ -187,3 +197,12 @@ def test_a_remembered_wall_stops_the_walk_but_not_the_retreat(model):
     walks = torch.tensor([[0.0, 0.0, 0.25, 0.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, -0.25, 0.0, 0.0, 0.0]])
     assert float(engine.realise(engine.state, walks[0])[0, 2]) == 0.0
     assert float(engine.realise(engine.state, walks[1])[0, 2]) == -0.25
+
+
+def test_recorded_motion_is_not_judged_again(model, monkeypatch):
+    engine = WorldEngine(model, 1)
+    engine.open(starts(1), torch.tensor([1]))
+    monkeypatch.setattr(model.heads.motion, "forward", lambda features, *_: features.new_full((1,), -9.0))
+    walk = torch.tensor([[0.0, 0.0, 0.25, 0.0, 0.0, 0.0]])
+    assert float(engine.step(walk).realised[0, 2]) == 0.0
+    assert float(engine.step(walk, is_realised=True).realised[0, 2]) == 0.25

@@ -6,6 +6,7 @@ from worldscape.conditioning.camera import pose_from_state
 from worldscape.conditioning.reproject import encode_depth
 from worldscape.config import BodyConfig, MemoryConfig
 from worldscape.memory.keyframes import KeyframeMemory
+from worldscape.memory.surroundings import BEHIND, CELL, CELLS
 
 INTRINSICS = torch.tensor([[0.5, 0.5, 0.5, 0.5]])
 CONFIG = MemoryConfig(num_keyframes=4, num_anchors=2, novelty=0.9)
@@ -81,6 +82,17 @@ def test_the_sink_survives_any_number_of_frames():
         admit(memory, number, pose(yaw=number * 0.37, x=number * 0.1))
     assert int(memory.frames[0, 0]) == 0
     assert int(memory.frames[0, -1]) == 59
+
+
+def test_a_wall_ahead_lies_across_the_surroundings():
+    """The wall stands 5 m ahead: from 4 m on it is a row of cells 1 m ahead, and nothing behind it is known."""
+    memory = fresh()
+    walk, near = torch.tensor([[0.0, 0.0, 0.25]]), torch.tensor([[0.0, 0.0, 4.0]])
+    assert not memory.surroundings(near, walk, BodyConfig()).any()
+    admit(memory, 0, pose())
+    rows = memory.surroundings(near, walk, BodyConfig(above=2.0, below=2.0))[0, 0].sum(1).nonzero()[:, 0]
+    ahead = (CELLS - 0.5 - rows) * CELL - BEHIND
+    torch.testing.assert_close(ahead, torch.ones_like(ahead), atol=0.1, rtol=0)
 
 
 def test_clearance_is_the_way_to_the_nearest_surface_at_body_height():

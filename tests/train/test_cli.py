@@ -61,4 +61,5 @@ def test_exit_codes(tmp_path, why, code):
 
 
 def test_every_stage_says_what_it_builds_on():
-    assert NEEDS == {"codec": (), "world": ("codec",), "heads": ("codec", "transformer")}
+    both = ("codec", "transformer")
+    assert NEEDS == {"codec": (), "world": ("codec",), "decoder": both, "heads": both}

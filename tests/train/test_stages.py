@@ -11,7 +11,7 @@ import torch
 from worldscape.checkpoint import load_world, read_provenance
 from worldscape.cli import main
 from worldscape.config import preset
-from worldscape.train import codec, heads, world
+from worldscape.train import codec, decoder, heads, world
 from worldscape.train.config import override
 from worldscape.train.loop import train
 
@@ -38,8 +38,8 @@ def runs(dataset, tmp_path_factory):
     return out
 
 
-STAGES = {"codec": None, "world": "codec", "heads": "world"}
-BUILDERS = {"codec": codec, "world": world, "heads": heads}
+STAGES = {"codec": None, "world": "codec", "decoder": "world", "heads": "decoder"}
+BUILDERS = {"codec": codec, "world": world, "decoder": decoder, "heads": heads}
 
 
 @pytest.mark.parametrize("stage", STAGES)

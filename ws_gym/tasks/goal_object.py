@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 class GoalObject(Task):
     """MiniWorld's go-to-object: reward `1 - 0.2 * t / horizon` on reaching the goal object at step t, else 0.
 
-    Reaching it is what the success and reward heads, learned from the simulator's own events, read from the dream: the
-    mean of their probabilities is above `threshold`. The episode ends there, or where the termination head says so.
+    Reaching it is what the reward head, learned from the simulator's own events, reads from the dream: its probability
+    is above `threshold`. The episode ends there, or where the termination head says so.
 
-    Info terms: `reward_probability`, `success_probability`, `end_probability`.
+    Info terms: `reward_probability`, `end_probability`.
     """
 
     def __init__(self, *, threshold: float = 0.5, horizon: int = 300) -> None:
@@ -30,7 +30,7 @@ class GoalObject(Task):
         self.horizon = horizon
 
     def step(self, frame: EngineFrame, elapsed: Tensor, active: Tensor) -> TaskResult:
-        reached = (frame.success + frame.reward) / 2 > self.threshold
+        reached = frame.reward > self.threshold
         share = (elapsed / self.horizon).clamp(max=1.0)
         return TaskResult(
             reward=reached * (1.0 - 0.2 * share),
@@ -38,7 +38,6 @@ class GoalObject(Task):
             success=reached,
             terms={
                 "reward_probability": frame.reward,
-                "success_probability": frame.success,
                 "end_probability": frame.end,
             },
         )

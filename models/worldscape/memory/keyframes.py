@@ -14,6 +14,7 @@ from torch import Tensor
 from worldscape.conditioning.camera import camera_rays, invert_pose
 from worldscape.conditioning.reproject import MIN_DEPTH, Anchor, decode_depth, reproject
 from worldscape.config import BodyConfig, MemoryConfig
+from worldscape.memory.surroundings import plan_view
 
 PROBES = 16  # points a side that stand for a keyframe when views are compared
 CELLS = 8  # cells a side of the new view that the picks shall cover
@@ -80,6 +81,11 @@ class KeyframeMemory:
         is_in_way = (offset[..., 1] > -body.above) & (offset[..., 1] < body.below) & (self.frames >= 0)[..., None]
         distance = offset[..., 0::2].square().sum(-1)
         return torch.where(is_in_way, distance, torch.inf).amin((1, 2)).sqrt()
+
+    def surroundings(self, position: Tensor, walk: Tensor, body: BodyConfig) -> Tensor:
+        """Plan view of the remembered surfaces around `position` [B, 3], ahead along `walk` [B, 3]: [B, 2, G, G]."""
+        known = repeat(self.frames >= 0, "b n -> b (n m)", m=PROBES**2)
+        return plan_view(rearrange(self.probes, "b n m xyz -> b (n m) xyz"), known, position, walk, body)
 
     def admit(self, rgbd: Tensor, pose: Tensor, intrinsics: Tensor, coverage: Tensor, frame: Tensor, active: Tensor):
         """Take in a finished frame of each active slot.

@@ -1,4 +1,4 @@
-"""`worldscape train codec|world|heads`: builds the model and the stage, then hands over to the loop.
+"""`worldscape train codec|world|decoder|heads`: builds the model and the stage, then hands over to the loop.
 
 A stage module offers `DEFAULTS` (preset name -> TrainConfig) and
 `build_stage(model_config, train_config, dataset_path, init) -> Stage`.
@@ -22,7 +22,12 @@ if TYPE_CHECKING:
     from worldscape.world import WorldModel
 
 # What must come trained from --init before a stage makes sense.
-NEEDS = {"codec": (), "world": ("codec",), "heads": ("codec", "transformer")}
+NEEDS = {
+    "codec": (),
+    "world": ("codec",),
+    "decoder": ("codec", "transformer"),
+    "heads": ("codec", "transformer"),
+}
 
 
 def add_parser(subparsers: Any) -> None:

@@ -68,7 +68,7 @@ class CodecStage:
         with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
             sources = corrupt_sources(batch["sources"], generator)
             anchor = reproject(sources, batch["source_poses"], batch["valid"], batch["pose"], batch["intrinsics"])
-        noisy = self._disturb(codec.encode(target), generator)
+        noisy = disturb_latent(codec.encode(target), generator)
         blind = decode_blind(model, noisy[:num_blind])
         seeing = Anchor(anchor.rgbd[num_blind:], anchor.mask[num_blind:])
         guess = codec.encode_anchor(seeing)
@@ -84,11 +84,6 @@ class CodecStage:
             "depth": (rebuilt[:, 3] - target[:, 3]).abs().mean().detach(),
         }
 
-    def _disturb(self, latent: Tensor, generator: torch.Generator) -> Tensor:
-        strength = LATENT_NOISE * torch.rand(len(latent), 1, 1, generator=generator, device=latent.device)
-        noise = torch.randn(latent.shape, generator=generator, device=latent.device)
-        return normalise_tokens(latent + strength * noise)
-
     def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
         """Rows: frames, rebuilt without memory, anchors, rebuilt with memory, from memory alone."""
         batch = self._draw(np.random.default_rng([self.config.seed, 2]), 12)
@@ -103,6 +98,13 @@ class CodecStage:
         return {"codec": picture_grid([target, blind, anchor.rgbd, with_memory, alone])}
 
 
+def disturb_latent(latent: Tensor, generator: torch.Generator) -> Tensor:
+    """Latents [B, P, C] with noise of a random strength up to LATENT_NOISE."""
+    strength = LATENT_NOISE * torch.rand(len(latent), 1, 1, generator=generator, device=latent.device)
+    noise = torch.randn(latent.shape, generator=generator, device=latent.device)
+    return normalise_tokens(latent + strength * noise)
+
+
 def decode_blind(model: WorldModel, latent: Tensor) -> Tensor:
     """Decode latents [B, P, C] as if memory showed nothing -> RGB-D [B, 4, h, w]."""
     nothing = empty_anchor(1, model.config.codec.size, latent.float())
@@ -111,13 +113,18 @@ def decode_blind(model: WorldModel, latent: Tensor) -> Tensor:
     return model.codec.decode(latent, anchor, skips).float()
 
 
-def picture_loss(rebuilt: Tensor, target: Tensor) -> Tensor:
-    """L1 of RGB and (doubled) inverse depth plus L1 of their differences between neighbours, over [B, 4, h, w]."""
-    weight = torch.ones(RGBD_CHANNELS, 1, 1, device=target.device)
-    weight[3] = 2.0
-    error = (rebuilt - target) * weight
-    edges = (error[..., 1:, :] - error[..., :-1, :]).abs().mean() + (error[..., 1:] - error[..., :-1]).abs().mean()
-    return error.abs().mean() + 0.5 * edges
+def picture_loss(rebuilt: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """L1 of RGB and (doubled) inverse depth plus L1 of their differences between neighbours, over [B, 4, h, w].
+
+    weight: how much each pixel counts, [B, 1, h, w]; None: all alike.
+    """
+    channels = torch.ones(RGBD_CHANNELS, 1, 1, device=target.device)
+    channels[3] = 2.0
+    error = (rebuilt - target) * channels
+    weight = torch.ones_like(error[:, :1]) if weight is None else weight
+    down = weight[..., 1:, :] * (error[..., 1:, :] - error[..., :-1, :]).abs()
+    across = weight[..., 1:] * (error[..., 1:] - error[..., :-1]).abs()
+    return (weight * error.abs()).mean() + 0.5 * (down.mean() + across.mean())
 
 
 def picture_grid(rows: list[Tensor]) -> np.ndarray:

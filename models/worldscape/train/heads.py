@@ -1,7 +1,7 @@
 """Stage `heads`: motion, reward and termination read off the finished generator; depth guessed from a single picture.
 
-The generator runs over recorded clips exactly as it does when it commits frames. A step is blocked where the simulator
-let less happen than was commanded; a frame earns the reward where the simulator paid or reported success.
+A step is blocked where the simulator let less happen than was commanded; a frame earns the reward where the simulator
+paid or reported success.
 """
 
 from __future__ import annotations
@@ -12,96 +12,117 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor, nn
 
+from worldscape.checkpoint import load_world
 from worldscape.config import WorldConfig
-from worldscape.data.clips import FrameStore
+from worldscape.data.clips import FrameStore, load_frames
 from worldscape.train.codec import picture_rows
 from worldscape.train.config import TrainConfig
-from worldscape.train.world import WorldStage, WorldTrainConfig
-from worldscape.train.world import build_stage as build_world_stage
-from worldscape.transformer import FrameInputs
+from worldscape.train.rollouts import RolloutPlan, take_rollouts
 from worldscape.world import WorldModel
 
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HeadsTrainConfig(TrainConfig):
+    """TrainConfig of the heads stage; batch_size counts frames.
+
+    dreams: stretches of episodes that are dreamed again (half as many are read as recorded); dream_frames: frames of
+    each. pictures: frames a step that the depth head learns from.
+    """
+
+    dreams: int = 640
+    dream_frames: int = 40
+    pictures: int = 16
+
+
 DEFAULTS: dict[str, TrainConfig] = {
-    "debug": WorldTrainConfig(
-        steps=20, batch_size=4, lr=1e-3, warmup=2, sample_every=20, checkpoint_every=10, log_every=5, dream_frames=16
+    "debug": HeadsTrainConfig(
+        steps=20,
+        batch_size=16,
+        lr=1e-3,
+        warmup=2,
+        sample_every=20,
+        checkpoint_every=10,
+        log_every=5,
+        dreams=4,
+        dream_frames=8,
+        pictures=4,
     ),
-    "nano": WorldTrainConfig(
-        steps=2000, batch_size=32, lr=1e-3, warmup=100, ema=0.998, precision="bf16", threads=2, sample_every=1000
+    "nano": HeadsTrainConfig(
+        steps=2500, batch_size=128, lr=1e-3, warmup=100, ema=0.998, precision="bf16", threads=2, sample_every=1000
     ),
-    "small": WorldTrainConfig(steps=8000, batch_size=64, lr=5e-4, warmup=200, precision="bf16", sample_every=2000),
+    "small": HeadsTrainConfig(
+        steps=8000, batch_size=128, lr=5e-4, warmup=200, precision="bf16", sample_every=2000, pictures=32
+    ),
 }
+NUM_SAMPLES = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadsStage:
-    """Trains the heads on the clips of the world stage."""
+    """Trains the heads on rollouts; the last NUM_SAMPLES episodes are kept for the sample pictures."""
 
-    clips: WorldStage
+    store: FrameStore
+    rollouts: dict[str, Tensor]
+    config: HeadsTrainConfig
     name: str = "heads"
-
-    @property
-    def store(self) -> FrameStore:
-        """The recorded frames."""
-        return self.clips.store
 
     def trainable(self, model: WorldModel) -> nn.Module:
         """The heads."""
         return model.heads
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
-        """The world stage's clips, and what followed: controls, whether they were free, rewards, ends; pictures."""
-        batch = self.clips.batch(step, rank, world_size)
-        after = batch["frames"].numpy() + 1
-        last = self.store.starts[np.searchsorted(self.store.starts, after - 1, side="right")] - 1
-        after_or_last = np.minimum(after, last)
-        now = batch["frames"].numpy()
-        control, realised = self.store.controls[after_or_last], self.store.realised[after_or_last]
-        blocked = np.abs(control[..., :3] - realised[..., :3]).max(-1) > 1e-3
-        walks = (np.abs(control[..., :3]).max(-1) > 1e-6) & (after <= last)
-        batch["control"] = torch.from_numpy(control)
-        batch["free"] = torch.from_numpy((~blocked).astype(np.float32))
-        batch["walks"] = torch.from_numpy(walks.astype(np.float32))
-        batch["reward"] = torch.from_numpy(np.maximum(self.store.reward[now] > 0, self.store.success[now] > 0)).float()
-        batch["end"] = torch.from_numpy(np.maximum(self.store.terminated[now], self.store.success[now]))
-        batch["picture"] = self.store.rgbd(now[:, -1])
-        return batch
+        """What the heads see, [B, ...] (take_rollouts); what followed: control, free, walks, reward, end, each [B] but
+        the control [B, 6]; and pictures [N, 4, h, w]."""
+        rng = np.random.default_rng([self.config.seed, step, rank, 8])
+        stretches, length = self.rollouts["frames"].shape
+        place = (
+            torch.from_numpy(rng.integers(stretches, size=self.config.batch_size)),
+            torch.from_numpy(rng.integers(length, size=self.config.batch_size)),
+        )
+        now = self.rollouts["frames"][place].numpy()
+        walks = is_walk(self.store, now + 1) & ~is_repeated_refusal(self.store, now + 1)
+        paid = np.maximum(self.store.reward[now] > 0, self.store.success[now] > 0)
+        pictures = rng.integers(self.store.starts[num_training(self.store)], size=self.config.pictures)
+        return {
+            "features": self.rollouts["features"][place].float(),
+            "latent": self.rollouts["latent"][place].float(),
+            "near": mirror_some(self.rollouts["near"][place].float(), rng),
+            "control": torch.from_numpy(self.store.controls[now + 1]),
+            "free": torch.from_numpy((~is_refused(self.store, now + 1)).astype(np.float32)),
+            "walks": torch.from_numpy(walks.astype(np.float32)),
+            "reward": torch.from_numpy(paid.astype(np.float32)),
+            "end": torch.from_numpy(np.maximum(self.store.terminated[now], self.store.success[now])),
+            "picture": self.store.rgbd(pictures),
+        }
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Binary cross-entropy of motion, reward and end; L1 of inverse depth."""
-        with torch.no_grad():
-            features = clip_features(model, batch)[:, 1:]
-        flat = "b t ... -> (b t) ..."
-        latent = rearrange(batch["latent"][:, 1:], flat)
-        features = rearrange(features, flat)
-        control, free, walks, reward, end = (
-            rearrange(batch[name][:, 1:], flat) for name in ("control", "free", "walks", "reward", "end")
-        )
-        motion = model.heads.motion(features, latent, control).float()
+        features, latent, free, walks = (batch[name] for name in ("features", "latent", "free", "walks"))
+        motion = model.heads.motion(features, latent, batch["control"], batch["near"]).float()
         events = model.heads.events(features, latent)
-        motion_loss = F.binary_cross_entropy_with_logits(motion, free, walks, reduction="sum") / walks.sum().clamp_min(
-            1
-        )
-        reward_loss = F.binary_cross_entropy_with_logits(events.reward.float(), reward)
-        end_loss = F.binary_cross_entropy_with_logits(events.end.float(), end)
+        motion_loss = F.binary_cross_entropy_with_logits(motion, free, walks, reduction="sum")
+        motion_loss = motion_loss / walks.sum().clamp_min(1)
+        reward_loss = F.binary_cross_entropy_with_logits(events.reward.float(), batch["reward"])
+        end_loss = F.binary_cross_entropy_with_logits(events.end.float(), batch["end"])
         depth = model.heads.depth(batch["picture"][:, :3]).float()
         depth_loss = (depth - batch["picture"][:, 3]).abs().mean()
-        right = ((motion > 0).float() == free).float()
+        refused, pays = (motion <= 0).float(), (events.reward > 0).float()
         return {
             "loss": motion_loss + reward_loss + end_loss + 4.0 * depth_loss,
             "motion": motion_loss.detach(),
-            "motion_accuracy": ((right * walks).sum() / walks.sum().clamp_min(1)).detach(),
-            "blocked_recall": share(right, walks * (1 - free)),
-            "reward_recall": share((events.reward > 0).float(), reward),
-            "reward_precision": share(reward, (events.reward > 0).float()),
+            "blocked_share": share(1 - free, walks),
+            "blocked_recall": share(refused, walks * (1 - free)),
+            "blocked_precision": share(1 - free, walks * refused),
+            "reward_recall": share(pays, batch["reward"]),
+            "reward_precision": share(batch["reward"], pays),
             "depth": depth_loss.detach(),
         }
 
     def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
-        """Pictures of episodes left out of training, their inverse depth, and the guess."""
-        index = self.clips.prepared.frames[-8:, -1].numpy()
+        """The last pictures of the last episodes, their inverse depth, and the guess."""
+        index = self.store.starts[1:][-NUM_SAMPLES:] - 1
         picture = self.store.rgbd(index).to(next(model.parameters()).device)
         guess = model.heads.depth(picture[:, :3])
         grey = [((depth + 1) * 127.5).round().to(torch.uint8) for depth in (picture[:, 3], guess)]
@@ -109,18 +130,36 @@ class HeadsStage:
         return {"depth": picture_rows([self.store.frames[index], *rows])}
 
 
-def clip_features(model: WorldModel, batch: dict[str, Tensor]) -> Tensor:
-    """The generator's features of clean clips, as when frames are committed: [B, T, P, D]."""
-    latent = batch["latent"]
-    inputs = FrameInputs(
-        latent=latent,
-        level=torch.full(latent.shape[:2], model.config.context_level, device=latent.device),
-        rays=batch["rays"],
-        anchor=batch["guess"],
-        coverage=batch["coverage"],
-    )
-    positions = torch.arange(latent.shape[1], device=latent.device).expand(len(latent), -1)
-    return model.transformer(inputs, positions).features.float()
+def is_walk(store: FrameStore, index: np.ndarray) -> np.ndarray:
+    """Whether a walk was commanded in the steps that led to these frames [...]."""
+    return np.abs(store.controls[index, :3]).max(-1) > 1e-6
+
+
+def is_refused(store: FrameStore, index: np.ndarray) -> np.ndarray:
+    """Whether less motion took place than was commanded in the steps that led to these frames [...]."""
+    return np.abs(store.controls[index, :3] - store.realised[index, :3]).max(-1) > 1e-3
+
+
+def is_repeated_refusal(store: FrameStore, index: np.ndarray) -> np.ndarray:
+    """Whether these steps were refused just like the same command before them.
+
+    A recording walker that pushes against a wall says the same thing many times: two refusals of three were repeats,
+    and heads trained on them refuse a third of all walks.
+    """
+    before = np.maximum(index - 1, 0)
+    is_same = np.abs(store.controls[index] - store.controls[before]).max(-1) < 1e-6
+    return is_same & is_refused(store, index) & is_refused(store, before)
+
+
+def mirror_some(near: Tensor, rng: np.random.Generator) -> Tensor:
+    """Half of the plan views [B, 2, G, G] with left and right exchanged: a walker's body is symmetric."""
+    is_mirrored = torch.from_numpy(rng.random(len(near)) < 0.5)
+    return torch.where(is_mirrored[:, None, None, None], near.flip(-1), near)
+
+
+def num_training(store: FrameStore) -> int:
+    """Episodes to train on: all but the last NUM_SAMPLES, of a dataset that has so many."""
+    return max(store.num_episodes - NUM_SAMPLES, 1)
 
 
 def share(values: Tensor, weight: Tensor) -> Tensor:
@@ -132,4 +171,14 @@ def build_stage(
     model_config: WorldConfig, train_config: TrainConfig, dataset: str | Path, init: str | None
 ) -> HeadsStage:
     """The stage for a dataset, over the codec and generator of `init`."""
-    return HeadsStage(clips=build_world_stage(model_config, train_config, dataset, init))
+    assert init is not None and isinstance(train_config, HeadsTrainConfig)
+    store = load_frames(dataset, model_config.codec.size)
+    plan = RolloutPlan(
+        episodes=num_training(store),
+        dreamed=train_config.dreams,
+        recorded=max(train_config.dreams // 2, 1),
+        length=train_config.dream_frames,
+        seed=train_config.seed,
+    )
+    rollouts = take_rollouts(load_world(init), store, dataset, plan)
+    return HeadsStage(store=store, rollouts=rollouts, config=train_config)

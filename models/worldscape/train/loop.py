@@ -35,7 +35,7 @@ class Stage(Protocol):
     name: str
 
     def trainable(self, model: WorldModel) -> nn.Module:
-        """The submodule of `model` that is optimised and averaged; all else is frozen and in eval mode."""
+        """What is optimised and averaged: a submodule of `model`, or several modules in one; all else is frozen."""
         ...
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ def train(
         model.to(place.device).requires_grad_(False).eval()
         module = stage.trainable(model).requires_grad_(True).train()
         identity = identify(stage.name, model, module, config, place.world_size)
-        step_loss = wrap(StepLoss(stage, model), place)
+        step_loss = wrap(StepLoss(stage, model, module), place)
         average = copy.deepcopy(model).requires_grad_(False).eval()
         state = RunState(module, stage.trainable(average), build_optimizers(module, config))
         notices = resume(out / "checkpoints", state, identity)
@@ -118,11 +118,14 @@ def train(
 
 
 class StepLoss(nn.Module):
-    """Makes the loss of a stage the forward of a module, which is what DistributedDataParallel wants."""
+    """Makes the loss of a stage the forward of a module, which is what DistributedDataParallel wants.
 
-    def __init__(self, stage: Stage, model: WorldModel) -> None:
+    module: what is trained; it may hold more than parts of the model.
+    """
+
+    def __init__(self, stage: Stage, model: WorldModel, module: nn.Module) -> None:
         super().__init__()
-        self.stage, self.model = stage, model
+        self.stage, self.model, self.module = stage, model, module
 
     def forward(self, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         return self.stage.loss(self.model, batch, generator)

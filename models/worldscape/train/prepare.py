@@ -7,15 +7,11 @@ dataset, under a name made of everything it depends on.
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from worldscape.codec import normalise_tokens
@@ -24,6 +20,7 @@ from worldscape.data.clips import FrameStore
 from worldscape.engine import token_coverage
 from worldscape.memory.keyframes import KeyframeMemory
 from worldscape.progress import Progress
+from worldscape.train.cache import cached
 from worldscape.world import WorldModel
 
 EPISODES_AT_ONCE = 64
@@ -49,27 +46,15 @@ def prepare(
 
     length: frames of each dream, cut from a random place of its episode. memory: the policy of the dreams.
     """
-    path = _cache_path(model, memory, store, dataset, length, seed)
-    if not path.exists():
-        tensors = _replay_all(model, memory, store, length, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file(tensors, partial)
-        partial.replace(path)
-    return PreparedFrames(**load_file(path))
-
-
-def _cache_path(
-    model: WorldModel, memory: MemoryConfig, store: FrameStore, dataset: str | Path, length: int, seed: int
-) -> Path:
-    """Named by all that the result depends on; the generator and the heads are not among it."""
     config = replace(model.config, memory=memory).to_dict()
     settings = [config["codec"], config["memory"], len(store.frames), store.num_episodes, length, seed]
-    digest = hashlib.sha256(json.dumps([*settings, LARGEST_DISTURBANCE]).encode())
-    for name, tensor in sorted(model.codec.state_dict().items()):
-        digest.update(name.encode() + tensor.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())
-    folder = Path(dataset)
-    return folder.parent / f".{folder.name}-prepared" / f"{digest.hexdigest()[:16]}.safetensors"
+    tensors = cached(
+        dataset,
+        [*settings, LARGEST_DISTURBANCE],
+        [model.codec],
+        lambda: _replay_all(model, memory, store, length, seed),
+    )
+    return PreparedFrames(**tensors)
 
 
 def _replay_all(

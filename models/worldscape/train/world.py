@@ -17,11 +17,12 @@ from worldscape.checkpoint import load_world
 from worldscape.conditioning.camera import invert_pose, level_pose
 from worldscape.config import WorldConfig
 from worldscape.data.clips import FrameStore, load_frames
-from worldscape.engine import Start, WorldEngine
+from worldscape.engine import WorldEngine
 from worldscape.flow import add_noise, draw_levels
 from worldscape.train.codec import picture_rows
 from worldscape.train.config import TrainConfig
 from worldscape.train.prepare import PreparedFrames, prepare
+from worldscape.train.rollouts import start_at
 from worldscape.transformer import FrameInputs, frame_rays
 from worldscape.world import WorldModel
 
@@ -134,22 +135,14 @@ class WorldStage:
         """Closed-loop dreams of episodes left out of training: rows simulator, dream at growing horizons."""
         frames = self.prepared.frames[-NUM_SAMPLES:].numpy()
         engine = WorldEngine(model, len(frames), device=next(model.parameters()).device)
-        engine.open(self._start(frames[:, 0]), torch.arange(len(frames)))
+        engine.open(start_at(self.store, frames[:, 0]), torch.arange(len(frames)))
         rows = []
         horizons = [h for h in SAMPLE_STEPS if h < frames.shape[1]]
         for horizon in range(1, max(horizons) + 1):
-            frame = engine.step(torch.from_numpy(self.store.realised[frames[:, horizon]]))
+            frame = engine.step(torch.from_numpy(self.store.realised[frames[:, horizon]]), is_realised=True)
             if horizon in horizons:
                 rows.extend([self.store.frames[frames[:, horizon]], frame.frame.cpu().numpy()])
         return {"dream": picture_rows(rows)}
-
-    def _start(self, index: np.ndarray) -> Start:
-        return Start(
-            frames=torch.from_numpy(self.store.frames[index])[:, None],
-            depth=torch.from_numpy(self.store.depth[index]).float()[:, None],
-            pose=torch.from_numpy(self.store.pose[index])[:, None],
-            intrinsics=torch.from_numpy(self.store.intrinsics).expand(len(index), -1),
-        )
 
 
 def build_stage(

@@ -1,0 +1,117 @@
+"""Put measured numbers into the README and the model card.
+
+    python benchmarks/scores.py RESULTS.jsonl [MORE.jsonl ...]
+
+The files hold outputs of `worldscape eval ...` and benchmarks/env_steps.py; the last JSON line of each name counts. All
+must have been measured on the same weights. The text between the markers `<!-- scores: begin -->` and
+`<!-- scores: end -->` of each document is replaced.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "model_card.md")
+BEGIN, END = "<!-- scores: begin -->", "<!-- scores: end -->"
+NEEDED = ("fidelity", "actions", "drift", "env_steps")
+HORIZONS = (1, 4, 16, 64)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", type=Path)
+    try:
+        text = describe(read_results(parser.parse_args().results))
+    except ValueError as error:
+        print(f"scores: error: {error}", file=sys.stderr)
+        return 1
+    for document in DOCUMENTS:
+        document.write_text(put_between(document.read_text(), text))
+    print(text)
+    return 0
+
+
+def read_results(paths: list[Path]) -> dict[str, dict[str, Any]]:
+    """The metrics of each result by name. Raises ValueError when one is missing or weights differ."""
+    lines = [line for path in paths for line in path.read_text().splitlines() if line.startswith('{"name"')]
+    reports = {report["name"]: report for report in map(json.loads, lines)}
+    missing = [name for name in NEEDED if name not in reports]
+    if missing:
+        raise ValueError(f"no JSON line of {', '.join(missing)} in {', '.join(map(str, paths))}")
+    weights = {reports[name]["weights"] for name in NEEDED}
+    if len(weights) > 1:
+        raise ValueError(f"the results are of different weights: {', '.join(sorted(weights))}")
+    return {name: reports[name]["metrics"] for name in NEEDED}
+
+
+def describe(found: dict[str, dict[str, Any]]) -> str:
+    """The Markdown of all scores, the command beside each."""
+    fidelity, actions, drift, speed = (found[name] for name in NEEDED)
+    rows = [
+        f"| {h} | {fidelity[f'psnr_model_h{h}']:.1f} | {fidelity[f'psnr_copy_h{h}']:.1f} "
+        f"| {fidelity[f'psnr_warp_h{h}']:.1f} | {fidelity[f'psnr_gain_copy_h{h}']:+.1f} "
+        f"| {fidelity[f'ssim_model_h{h}']:.2f} | {fidelity[f'sharpness_ratio_h{h}']:.2f} |"
+        for h in HORIZONS
+    ]
+    last = HORIZONS[-1]
+    facts = {
+        "PSNR at step 4 with the true minus with shuffled actions": (f"{fidelity['action_gain_db']:.1f} dB", FIDELITY),
+        f"blocked walks over {last} steps: found; right when it says so": (
+            f"{fidelity[f'collision_recall_h{last}']:.2f}; {fidelity[f'collision_precision_h{last}']:.2f}",
+            FIDELITY,
+        ),
+        "action read back from the dream / from the simulator": (
+            f"{actions['action_accuracy_dream']:.3f} / {actions['action_accuracy_simulator']:.3f}",
+            "worldscape eval actions --batch 32",
+        ),
+        "sharpness over 1,000 steps / simulator: lowest, highest window of 100": (
+            f"{drift['sharpness_ratio_min']:.2f}, {drift['sharpness_ratio_max']:.2f}",
+            "worldscape eval drift --steps 1000",
+        ),
+        "one env: steps/s; p50, p99 of a step": (
+            f"{speed['env_steps_per_second_n1']:.1f}; "
+            f"{speed['step_ms_p50_n1']:.0f} ms, {speed['step_ms_p99_n1']:.0f} ms",
+            SPEED,
+        ),
+        "batch of 4, of 16: env steps/s": (
+            f"{speed['env_steps_per_second_n4']:.0f}, {speed['env_steps_per_second_n16']:.0f}",
+            SPEED,
+        ),
+        "step time at step 2,000 / at step 100": (f"{speed['step_time_ratio_n1']:.2f}", SPEED),
+    }
+    return "\n".join(
+        [
+            f"`{FIDELITY}`: 64 held-out layouts, one real frame to start from,",
+            "commanded actions, closed loop; PSNR in dB.",
+            "",
+            "| step | dream | frozen picture | reprojection only | gain over frozen | SSIM | sharpness / simulator |",
+            "|---|---|---|---|---|---|---|",
+            *rows,
+            "",
+            "| what | number | command |",
+            "|---|---|---|",
+            *[f"| {what} | {number} | `{command}` |" for what, (number, command) in facts.items()],
+            "",
+            "On two CPU cores (Xeon, torch 2.13).",
+        ]
+    )
+
+
+FIDELITY = "worldscape eval fidelity --source rooms --episodes 64 --batch 32"
+SPEED = "python benchmarks/env_steps.py --num-envs 1,4,16 --device cpu"
+
+
+def put_between(document: str, text: str) -> str:
+    """The document with `text` between its markers. Raises ValueError when it has none."""
+    before, begin, rest = document.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end:
+        raise ValueError(f"a document lacks the markers {BEGIN} and {END}")
+    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,39 @@
+"""Tensors that are slow to make and depend on a dataset and a model: made once, kept beside the dataset.
+
+The file's name is a digest of everything its content depends on, so nothing has to be invalidated by hand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+
+def cached(
+    dataset: str | Path, settings: Sequence[Any], modules: Sequence[nn.Module], make: Callable[[], dict[str, Tensor]]
+) -> dict[str, Tensor]:
+    """What `make` returns, or what it returned for the same settings (plain JSON) and weights of `modules`."""
+    path = _path(Path(dataset), settings, modules)
+    if not path.exists():
+        tensors = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(f".{os.getpid()}.partial")
+        save_file(tensors, partial)
+        partial.replace(path)
+    return load_file(path)
+
+
+def _path(dataset: Path, settings: Sequence[Any], modules: Sequence[nn.Module]) -> Path:
+    digest = hashlib.sha256(json.dumps(list(settings)).encode())
+    for module in modules:
+        for name, tensor in sorted(module.state_dict().items()):
+            digest.update(name.encode() + tensor.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())
+    return dataset.parent / f".{dataset.name}-prepared" / f"{digest.hexdigest()[:16]}.safetensors"

@@ -1,0 +1,101 @@
+"""Rollouts: what the engine sees and makes while it dreams recorded episodes again, and while it takes them in.
+
+What learns on recorded frames alone misjudges dreamed ones (docs/LOG.md). Dreams run closed loop along the recorded
+motion, so each of their frames has a recorded twin: same start, same pose.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from worldscape.data.clips import FrameStore
+from worldscape.engine import Start, WorldEngine
+from worldscape.progress import Progress
+from worldscape.train.cache import cached
+from worldscape.world import WorldModel
+
+ROWS_AT_ONCE = 64
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RolloutPlan:
+    """`dreamed` stretches of `length` frames each, then `recorded` ones, drawn from the first `episodes` episodes."""
+
+    episodes: int
+    dreamed: int
+    recorded: int
+    length: int
+    seed: int
+
+    def draw(self, store: FrameStore) -> Tensor:
+        """Positions of the frames, long [dreamed + recorded, length]; each has a successor in its episode.
+
+        Raises ValueError for episodes that are too short.
+        """
+        sizes = np.diff(store.starts)[: self.episodes]
+        if int(sizes.min()) <= self.length:
+            raise ValueError(f"an episode has {sizes.min()} frames; rollouts of {self.length} need at least one more.")
+        rng = np.random.default_rng([self.seed, 7])
+        chosen = rng.integers(self.episodes, size=self.dreamed + self.recorded)
+        first = store.starts[chosen] + rng.integers(0, sizes[chosen] - self.length)
+        return torch.from_numpy(first[:, None] + np.arange(self.length)[None])
+
+
+def take_rollouts(model: WorldModel, store: FrameStore, dataset: str | Path, plan: RolloutPlan) -> dict[str, Tensor]:
+    """`frames` long [E, F] (RolloutPlan.draw), and float16 [E, F, ...] what the engine knew after each. Made once.
+
+    `latent` [P, C], `features` [P, D], and `near` [2, G, G]: the surroundings along the recorded control that follows.
+    """
+    frames = plan.draw(store)
+    settings = ["rollouts", model.config.to_dict(), len(store.frames), store.num_episodes, asdict(plan)]
+    return cached(
+        dataset,
+        settings,
+        [model.codec, model.transformer],
+        lambda: {"frames": frames, **_roll_all(model, store, frames, plan.dreamed)},
+    )
+
+
+def _roll_all(model: WorldModel, store: FrameStore, frames: Tensor, dreamed: int) -> dict[str, Tensor]:
+    parts = []
+    with Progress("frames rolled out", total=frames.numel()) as progress:
+        for rows, is_dreamed in ((frames[:dreamed], True), (frames[dreamed:], False)):
+            parts += [_roll(model, store, group.numpy(), is_dreamed, progress) for group in rows.split(ROWS_AT_ONCE)]
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+@torch.inference_mode()
+def _roll(
+    model: WorldModel, store: FrameStore, frames: np.ndarray, is_dreamed: bool, progress: Progress
+) -> dict[str, Tensor]:
+    """One batch of stretches, frames [E, F]; the first of each is a recorded frame."""
+    engine = WorldEngine(model, len(frames), device=next(model.parameters()).device)
+    engine.open(start_at(store, frames[:, 0]), torch.from_numpy(frames[:, 0]))
+    state, device = engine.state, engine.device
+    steps: dict[str, list[Tensor]] = {"latent": [], "features": [], "near": []}
+    for place in range(frames.shape[1]):
+        index = frames[:, place]
+        if place > 0 and is_dreamed:
+            engine.step(torch.from_numpy(store.realised[index]), is_realised=True)
+        elif place > 0:
+            engine.commit_real(state, store.rgbd(index).to(device), torch.from_numpy(store.pose[index]).to(device))
+        near = engine.surroundings(state, torch.from_numpy(store.controls[index + 1]).to(device))
+        for name, value in (("latent", state.latent), ("features", state.features), ("near", near)):
+            steps[name].append(value.to("cpu", torch.float16))
+        progress.update(len(frames))
+    return {name: torch.stack(tensors, 1) for name, tensors in steps.items()}
+
+
+def start_at(store: FrameStore, index: np.ndarray) -> Start:
+    """The recorded frames at these positions [R] as starts of R worlds."""
+    return Start(
+        frames=torch.from_numpy(store.frames[index])[:, None],
+        depth=torch.from_numpy(store.depth[index]).float()[:, None],
+        pose=torch.from_numpy(store.pose[index])[:, None],
+        intrinsics=torch.from_numpy(store.intrinsics).expand(len(index), -1),
+    )

@@ -1,0 +1,79 @@
+"""Which stretches are rolled out, what counts as a refusal, and the cache that keeps slow results."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from worldscape.data.clips import FrameStore
+from worldscape.train.cache import cached
+from worldscape.train.heads import is_refused, is_repeated_refusal, is_walk, mirror_some
+from worldscape.train.rollouts import RolloutPlan
+
+WALK, TURN, STAND = (0, 0, 0.25, 0, 0, 0), (0, 0, 0, 0.26, 0, 0), (0, 0, 0, 0, 0, 0)
+
+
+def store(controls: list, realised: list, sizes: tuple[int, ...]) -> FrameStore:
+    """A store that holds motion only."""
+    total = sum(sizes)
+    nothing = np.zeros((total, 0))
+    return FrameStore(
+        frames=nothing,
+        depth=nothing,
+        pose=nothing,
+        camera=nothing,
+        controls=np.array(controls or [STAND] * total, np.float32),
+        realised=np.array(realised or [STAND] * total, np.float32),
+        reward=nothing,
+        success=nothing,
+        terminated=nothing,
+        intrinsics=np.zeros(4),
+        starts=np.concatenate([[0], np.cumsum(sizes)]),
+    )
+
+
+def test_stretches_stay_in_their_episode_and_leave_a_successor():
+    frames = RolloutPlan(episodes=3, dreamed=300, recorded=100, length=4, seed=0).draw(store([], [], (5, 9, 6, 50)))
+    assert frames.shape == (400, 4)
+    assert (frames.diff(dim=1) == 1).all()
+    first, ends = frames[:, 0].numpy(), np.array([5, 14, 20])
+    assert (first + 4 < ends[np.searchsorted(ends, first, side="right")]).all()
+    assert set(first.tolist()) == {0, *range(5, 10), 14, 15}  # every place, and none of the fourth episode
+
+
+def test_short_episodes_are_refused():
+    with pytest.raises(ValueError, match="an episode has 4 frames; rollouts of 4 need at least one more"):
+        RolloutPlan(episodes=2, dreamed=1, recorded=1, length=4, seed=0).draw(store([], [], (9, 4)))
+
+
+def test_only_the_first_of_equal_refusals_counts():
+    controls = [STAND, WALK, WALK, WALK, TURN, WALK, WALK]
+    realised = [STAND, WALK, STAND, STAND, TURN, STAND, WALK]
+    moves, index = store(controls, realised, (7,)), np.arange(7)
+    assert is_walk(moves, index).tolist() == [False, True, True, True, False, True, True]
+    assert is_refused(moves, index).tolist() == [False, False, True, True, False, True, False]
+    assert is_repeated_refusal(moves, index).tolist() == [False, False, False, True, False, False, False]
+
+
+def test_about_half_of_the_surroundings_are_mirrored():
+    near = torch.arange(4.0).expand(200, 2, 3, 4)
+    mirrored = mirror_some(near, np.random.default_rng(0))
+    is_flipped = (mirrored == near.flip(-1)).flatten(1).all(1)
+    assert (is_flipped | (mirrored == near).flatten(1).all(1)).all()
+    assert 70 < is_flipped.sum() < 130
+
+
+def test_the_cache_asks_once_for_the_same_inputs(tmp_path):
+    calls, layer = [], nn.Linear(2, 2)
+
+    def make():
+        calls.append(1)
+        return {"number": torch.tensor([len(calls)])}
+
+    def ask(settings):
+        return int(cached(tmp_path / "rooms", settings, [layer], make)["number"])
+
+    assert [ask([1]), ask([1]), ask([2]), ask([1])] == [1, 1, 2, 1]
+    nn.init.zeros_(layer.weight)
+    assert ask([1]) == 3
+    assert not list((tmp_path / ".rooms-prepared").glob("*.partial"))
