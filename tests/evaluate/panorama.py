@@ -101,7 +101,6 @@ class PerfectEngine:
             camera=torch.from_numpy(self.states),
             realised=torch.from_numpy(realised),
             reward=none,
-            success=none,
             end=none,
             coverage=none,
             latent=none[:, None, None],
