@@ -25,7 +25,7 @@ def main() -> int:
     parser.add_argument("results", nargs="+", type=Path)
     try:
         text = describe(read_results(parser.parse_args().results))
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         print(f"scores: error: {error}", file=sys.stderr)
         return 1
     for document in DOCUMENTS:
@@ -101,7 +101,7 @@ def describe(found: dict[str, dict[str, Any]]) -> str:
 
 
 FIDELITY = "worldscape eval fidelity --source rooms --episodes 64 --batch 32"
-SPEED = "python benchmarks/env_steps.py --num-envs 1,4,16 --device cpu"
+SPEED = "python benchmarks/env_steps.py --num-envs 1,4,16 --device cpu --horizon 2000"
 
 
 def put_between(document: str, text: str) -> str:
