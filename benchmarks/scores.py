@@ -8,16 +8,27 @@ must have been measured on the same weights. The text between the markers `<!-- 
 """
 
 import argparse
-import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+
+from worldscape.evaluate.report import Table, parse_report
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "model_card.md")
 BEGIN, END = "<!-- scores: begin -->", "<!-- scores: end -->"
 NEEDED = ("fidelity", "actions", "drift", "env_steps")
 HORIZONS = (1, 4, 16, 64)
+FIDELITY = "worldscape eval fidelity --source rooms --episodes 64 --batch 32"
+SPEED = "python benchmarks/env_steps.py --num-envs 1,4,16 --device cpu --horizon 2000"
+COLUMNS = (
+    ("psnr_model", ".1f", "dream"),
+    ("psnr_copy", ".1f", "frozen picture"),
+    ("psnr_warp", ".1f", "reprojection only"),
+    ("psnr_gain_copy", "+.1f", "gain over frozen"),
+    ("ssim_model", ".2f", "SSIM"),
+    ("sharpness_ratio", ".2f", "sharpness / simulator"),
+)
 
 
 def main() -> int:
@@ -34,28 +45,24 @@ def main() -> int:
     return 0
 
 
-def read_results(paths: list[Path]) -> dict[str, dict[str, Any]]:
+def read_results(paths: list[Path]) -> dict[str, Mapping[str, float]]:
     """The metrics of each result by name. Raises ValueError when one is missing or weights differ."""
     lines = [line for path in paths for line in path.read_text().splitlines() if line.startswith('{"name"')]
-    reports = {report["name"]: report for report in map(json.loads, lines)}
+    reports = {report.name: report for report in map(parse_report, lines)}
     missing = [name for name in NEEDED if name not in reports]
     if missing:
         raise ValueError(f"no JSON line of {', '.join(missing)} in {', '.join(map(str, paths))}")
-    weights = {reports[name]["weights"] for name in NEEDED}
+    weights = {reports[name].weights for name in NEEDED}
     if len(weights) > 1:
         raise ValueError(f"the results are of different weights: {', '.join(sorted(weights))}")
-    return {name: reports[name]["metrics"] for name in NEEDED}
+    return {name: reports[name].metrics for name in NEEDED}
 
 
-def describe(found: dict[str, dict[str, Any]]) -> str:
+def describe(found: dict[str, Mapping[str, float]]) -> str:
     """The Markdown of all scores, the command beside each."""
     fidelity, actions, drift, speed = (found[name] for name in NEEDED)
-    rows = [
-        f"| {h} | {fidelity[f'psnr_model_h{h}']:.1f} | {fidelity[f'psnr_copy_h{h}']:.1f} "
-        f"| {fidelity[f'psnr_warp_h{h}']:.1f} | {fidelity[f'psnr_gain_copy_h{h}']:+.1f} "
-        f"| {fidelity[f'ssim_model_h{h}']:.2f} | {fidelity[f'sharpness_ratio_h{h}']:.2f} |"
-        for h in HORIZONS
-    ]
+    rows = [[str(h), *[f"{fidelity[f'{name}_h{h}']:{form}}" for name, form, _ in COLUMNS]] for h in HORIZONS]
+    scores = Table(title="scores", columns=["step", *[title for *_, title in COLUMNS]], rows=rows)
     last = HORIZONS[-1]
     facts = {
         "PSNR at step 4 with the true minus with shuffled actions": (f"{fidelity['action_gain_db']:.1f} dB", FIDELITY),
@@ -82,26 +89,19 @@ def describe(found: dict[str, dict[str, Any]]) -> str:
         ),
         "step time at step 2,000 / at step 100": (f"{speed['step_time_ratio_n1']:.2f}", SPEED),
     }
+    others = [[what, number, f"`{command}`"] for what, (number, command) in facts.items()]
     return "\n".join(
         [
             f"`{FIDELITY}`: 64 held-out layouts, one real frame to start from,",
             "commanded actions, closed loop; PSNR in dB.",
             "",
-            "| step | dream | frozen picture | reprojection only | gain over frozen | SSIM | sharpness / simulator |",
-            "|---|---|---|---|---|---|---|",
-            *rows,
+            scores.to_markdown(),
             "",
-            "| what | number | command |",
-            "|---|---|---|",
-            *[f"| {what} | {number} | `{command}` |" for what, (number, command) in facts.items()],
+            Table(title="facts", columns=["what", "number", "command"], rows=others).to_markdown(),
             "",
             "On two CPU cores (Xeon, torch 2.13).",
         ]
     )
-
-
-FIDELITY = "worldscape eval fidelity --source rooms --episodes 64 --batch 32"
-SPEED = "python benchmarks/env_steps.py --num-envs 1,4,16 --device cpu --horizon 2000"
 
 
 def put_between(document: str, text: str) -> str:

@@ -181,14 +181,13 @@ class WorldEngine:
         """
         body, target = self.config.body, apply_control(state.camera, controls, self.config.controls.max_pitch)
         before, after = (state.keyframes.clearance(camera[:, :3], body) for camera in (state.camera, target))
-        near = self.surroundings(state, controls)
+        near = self.surroundings(state, target)
         logit = self.model.heads.motion(state.features, state.latent, controls, near)
         is_free = ((after >= body.radius) | (after >= before)) & (logit > self.config.heads.blocked_logit)
         return torch.cat([controls[:, :3] * is_free[:, None], controls[:, 3:]], 1)
 
-    def surroundings(self, state: SlotState, controls: Tensor) -> Tensor:
-        """Plan view [B, 2, G, G] of what memory knows where the controls [B, 6] lead (memory/surroundings.py)."""
-        target = apply_control(state.camera, controls, self.config.controls.max_pitch)
+    def surroundings(self, state: SlotState, target: Tensor) -> Tensor:
+        """Plan view [B, 2, G, G] of what memory knows on the way to the camera `target` [B, 6]."""
         position = state.camera[:, :3]
         return state.keyframes.surroundings(position, target[:, :3] - position, self.config.body)
 

@@ -51,23 +51,14 @@ class CodecStage:
     def _draw(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
         targets, first = draw_targets(self.store, rng, batch, history=1)
         sources = draw_sources(rng, targets, first, self.num_anchors)
-        count = rng.integers(1, self.num_anchors + 1, size=batch)
-        return {
-            "target": self.store.rgbd(targets),
-            "sources": self.store.rgbd(sources),
-            "pose": torch.from_numpy(self.store.pose[targets]),
-            "source_poses": torch.from_numpy(self.store.pose[sources]),
-            "valid": torch.from_numpy(np.arange(self.num_anchors)[None] < count[:, None]),
-            "intrinsics": torch.from_numpy(self.store.intrinsics).expand(batch, -1).clone(),
-        }
+        return gather_targets(self.store, targets, sources, rng.integers(1, self.num_anchors + 1, size=batch))
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Reconstruction from latents, half of the rows without memory; a quarter as much, from the anchor alone."""
         target, codec = batch["target"], model.codec
         num_blind = len(target) // 2
         with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
-            sources = corrupt_sources(batch["sources"], generator)
-            anchor = reproject(sources, batch["source_poses"], batch["valid"], batch["pose"], batch["intrinsics"])
+            anchor = recall_targets(corrupt_sources(batch["sources"], generator), batch)
         noisy = disturb_latent(codec.encode(target), generator)
         blind = decode_blind(model, noisy[:num_blind])
         seeing = Anchor(anchor.rgbd[num_blind:], anchor.mask[num_blind:])
@@ -90,12 +81,30 @@ class CodecStage:
         device = next(model.parameters()).device
         batch = {name: tensor.to(device) for name, tensor in batch.items()}
         target = batch["target"]
-        anchor = reproject(batch["sources"], batch["source_poses"], batch["valid"], batch["pose"], batch["intrinsics"])
+        anchor = recall_targets(batch["sources"], batch)
         latent, guess = model.codec.encode(target), model.codec.encode_anchor(anchor)
         blind = decode_blind(model, latent)
         with_memory = model.codec.decode(latent, anchor, guess.skips)
         alone = model.codec.decode(guess.latent, anchor, guess.skips)
         return {"codec": picture_grid([target, blind, anchor.rgbd, with_memory, alone])}
+
+
+def gather_targets(store: FrameStore, targets: np.ndarray, sources: np.ndarray, count: np.ndarray) -> dict[str, Tensor]:
+    """Frames [B] to rebuild and frames [B, N] to remember them by, of which the first `count` [B] do count:
+    target [B, 4, h, w], sources [B, N, 4, h, w], pose, source_poses, valid bool [B, N], intrinsics [B, 4]."""
+    return {
+        "target": store.rgbd(targets),
+        "sources": store.rgbd(sources),
+        "pose": torch.from_numpy(store.pose[targets]),
+        "source_poses": torch.from_numpy(store.pose[sources]),
+        "valid": torch.from_numpy(np.arange(sources.shape[1])[None] < count[:, None]),
+        "intrinsics": torch.from_numpy(store.intrinsics).expand(len(targets), -1).clone(),
+    }
+
+
+def recall_targets(sources: Tensor, batch: dict[str, Tensor]) -> Anchor:
+    """What source pictures [B, N, 4, h, w] show of the targets of a batch (gather_targets)."""
+    return reproject(sources, batch["source_poses"], batch["valid"], batch["pose"], batch["intrinsics"])
 
 
 def disturb_latent(latent: Tensor, generator: torch.Generator) -> Tensor:

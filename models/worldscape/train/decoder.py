@@ -16,11 +16,19 @@ import torch
 from torch import Tensor, nn
 
 from worldscape.codec import Encoded, normalise_tokens
-from worldscape.conditioning.reproject import Anchor, reproject
+from worldscape.conditioning.reproject import Anchor
 from worldscape.config import WorldConfig
 from worldscape.data.clips import FrameStore, corrupt_sources, draw_sources
 from worldscape.engine import token_coverage
-from worldscape.train.codec import decode_blind, disturb_latent, picture_grid, picture_loss
+from worldscape.evaluate import metrics
+from worldscape.train.codec import (
+    decode_blind,
+    disturb_latent,
+    gather_targets,
+    picture_grid,
+    picture_loss,
+    recall_targets,
+)
 from worldscape.train.config import TrainConfig
 from worldscape.train.critic import Critic, critic_losses
 from worldscape.train.world import WorldStage, WorldTrainConfig
@@ -93,14 +101,7 @@ class DecoderStage:
         sources = draw_sources(rng, targets, first, num_anchors)
         count = rng.integers(1, num_anchors + 1, size=len(targets))
         count = np.where(rng.random(len(targets)) < self.config.blind_share, 0, count)
-        return batch | {
-            "target": self.store.rgbd(targets),
-            "sources": self.store.rgbd(sources),
-            "pose": torch.from_numpy(self.store.pose[targets]),
-            "source_poses": torch.from_numpy(self.store.pose[sources]),
-            "valid": torch.from_numpy(np.arange(num_anchors)[None] < count[:, None]),
-            "intrinsics": torch.from_numpy(self.store.intrinsics).expand(len(targets), -1).clone(),
-        }
+        return batch | gather_targets(self.store, targets, sources, count)
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Pixels, edges and the critic's opinion of the rebuilt pictures, plus the critic's own loss."""
@@ -133,7 +134,7 @@ class DecoderStage:
         own = rebuild_sources(model, batch["sources"][:num_own], generator)
         with torch.autocast(batch["target"].device.type, enabled=False):
             sources = torch.cat([own, corrupt_sources(batch["sources"][num_own:], generator)])
-            anchor = reproject(sources, batch["source_poses"], batch["valid"], batch["pose"], batch["intrinsics"])
+            anchor = recall_targets(sources, batch)
         return anchor, model.codec.encode_anchor(anchor)
 
     def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
@@ -173,8 +174,8 @@ def dream_last(
 
 def psnr(made: Tensor, target: Tensor) -> Tensor:
     """Mean over pictures [B, 4, h, w] of the RGB's PSNR in dB."""
-    error = (made[:, :3].clamp(-1.0, 1.0) - target[:, :3]).pow(2).mean((1, 2, 3)) / 4
-    return (-10 * torch.log10(error.clamp_min(1e-10))).mean().detach()
+    shown, wanted = (picture[:, :3].clamp(-1.0, 1.0) / 2 + 0.5 for picture in (made, target))
+    return metrics.psnr(shown, wanted).mean().detach()
 
 
 def sharpness_ratio(made: Tensor, target: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from worldscape.data.clips import FrameStore, load_frames
 from worldscape.train.codec import picture_rows
 from worldscape.train.config import TrainConfig
 from worldscape.train.rollouts import RolloutPlan, take_rollouts
+from worldscape.train.world import NUM_SAMPLES
 from worldscape.world import WorldModel
 
 
@@ -56,7 +57,6 @@ DEFAULTS: dict[str, TrainConfig] = {
         steps=8000, batch_size=128, lr=5e-4, warmup=200, precision="bf16", sample_every=2000, pictures=32
     ),
 }
-NUM_SAMPLES = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

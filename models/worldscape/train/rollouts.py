@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldscape.conditioning.camera import apply_control
 from worldscape.data.clips import FrameStore
 from worldscape.engine import Start, WorldEngine
 from worldscape.progress import Progress
@@ -84,7 +85,9 @@ def _roll(
             engine.step(torch.from_numpy(store.realised[index]), is_realised=True)
         elif place > 0:
             engine.commit_real(state, store.rgbd(index).to(device), torch.from_numpy(store.pose[index]).to(device))
-        near = engine.surroundings(state, torch.from_numpy(store.controls[index + 1]).to(device))
+        following = torch.from_numpy(store.controls[index + 1]).to(device)
+        target = apply_control(state.camera, following, engine.config.controls.max_pitch)
+        near = engine.surroundings(state, target)
         for name, value in (("latent", state.latent), ("features", state.features), ("near", near)):
             steps[name].append(value.to("cpu", torch.float16))
         progress.update(len(frames))
