@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from worldscape.checkpoint import load_world
 from worldscape.conditioning.camera import invert_pose, level_pose
-from worldscape.config import WorldConfig
+from worldscape.config import MemoryConfig, WorldConfig
 from worldscape.data.clips import FrameStore, load_frames
 from worldscape.engine import WorldEngine
 from worldscape.flow import add_noise, draw_levels
@@ -33,6 +33,9 @@ class WorldTrainConfig(TrainConfig):
 
     dream_frames: frames of each prepared dream. context_share: frames of a clip at most context_level noisy.
     anchor_dropout: share of clips that memory shows nothing of. level_weight: how much less a frame of noise counts.
+    novelty_share: share of the clips drawn in proportion to what memory does not show of them; the others evenly.
+    novelty_weight: how much more a token counts that memory shows nothing of. Both because memory shows nine tokens
+    of ten: drawn evenly, nearly all of the training goes into copying.
     """
 
     dream_frames: int = 64
@@ -40,6 +43,8 @@ class WorldTrainConfig(TrainConfig):
     context_level: float = 0.25
     anchor_dropout: float = 0.1
     level_weight: float = 0.5
+    novelty_share: float = 0.7
+    novelty_weight: float = 2.0
 
 
 DEFAULTS: dict[str, TrainConfig] = {
@@ -55,16 +60,21 @@ DEFAULTS: dict[str, TrainConfig] = {
 }
 SAMPLE_STEPS = (1, 2, 4, 8, 16, 32)
 NUM_SAMPLES = 8
+OPENING_SHARE = 0.15  # of the clips begin where the dream does
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorldStage:
-    """Trains the transformer on prepared dreams; the last NUM_SAMPLES episodes are kept for the sample pictures."""
+    """Trains the transformer on prepared dreams; the last NUM_SAMPLES episodes are kept for the sample pictures.
+
+    odds: cumulative probability of each (dream, first place of the tail), see clip_odds.
+    """
 
     store: FrameStore
     prepared: PreparedFrames
     config: WorldTrainConfig
     model_config: WorldConfig
+    odds: np.ndarray
     name: str = "world"
 
     def trainable(self, model: WorldModel) -> nn.Module:
@@ -75,8 +85,7 @@ class WorldStage:
         """Clips of T = sink + window + 1 frames: latent and guess [B, T, P, C], coverage [B, T, P], rays,
         frames long [B, T] (positions in the store), has_anchor bool [B] (False: memory is withheld)."""
         rng = np.random.default_rng([self.config.seed, step, rank, 4])
-        dreams = rng.integers(max(len(self.prepared.frames) - NUM_SAMPLES, 1), size=self.config.batch_size)
-        places = self._draw_places(rng)
+        dreams, places = self._draw_clips(rng)
         clip = (torch.from_numpy(dreams)[:, None], torch.from_numpy(places))
         return {
             "latent": self.prepared.latent[clip].float(),
@@ -87,16 +96,14 @@ class WorldStage:
             "has_anchor": torch.from_numpy(rng.random(len(dreams)) >= self.config.anchor_dropout),
         }
 
-    def _draw_places(self, rng: np.random.Generator) -> np.ndarray:
-        """Places of the clip's frames in their dream [B, T]: the first num_sink, then consecutive ones."""
-        memory = self.model_config.memory
-        num_tail = memory.local_window + 1
-        last = self.prepared.frames.shape[1] - num_tail
-        first = rng.integers(memory.num_sink, last + 1, size=self.config.batch_size)
-        is_opening = rng.random(self.config.batch_size) < 0.15
-        first = np.where(is_opening, memory.num_sink, first)
-        sink = np.broadcast_to(np.arange(memory.num_sink), (len(first), memory.num_sink))
-        return np.concatenate([sink, first[:, None] + np.arange(num_tail)], 1)
+    def _draw_clips(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+        """Dreams [B] and the places of the clips' frames in them [B, T]: the first num_sink, then consecutive ones."""
+        memory, size = self.model_config.memory, self.config.batch_size
+        drawn = np.searchsorted(self.odds, rng.random(size), side="right")
+        dreams, first = np.divmod(drawn, clip_places(self.prepared, memory))
+        first = memory.num_sink + np.where(rng.random(size) < OPENING_SHARE, 0, first)
+        sink = np.broadcast_to(np.arange(memory.num_sink), (size, memory.num_sink))
+        return dreams, np.concatenate([sink, first[:, None] + np.arange(memory.local_window + 1)], 1)
 
     def _rays(self, dreams: np.ndarray, places: np.ndarray) -> Tensor:
         frames = self.prepared.frames.numpy()
@@ -108,7 +115,8 @@ class WorldStage:
         return frame_rays(pose, reference, intrinsics, self.model_config.codec.grid)
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Mean squared error of the predicted clean latent, frames of high level counting less."""
+        """Mean squared error of the predicted clean latent: tokens that memory does not show count more, frames of
+        high level less."""
         clean, has_anchor = batch["latent"], batch["has_anchor"][:, None, None]
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         level = draw_levels(clean.shape[:2], self.config.context_share, self.config.context_level, generator)
@@ -121,13 +129,14 @@ class WorldStage:
         )
         positions = torch.arange(clean.shape[1], device=clean.device).expand(len(clean), -1)
         predicted = model.transformer(inputs, positions).latent.float()
-        error = (predicted - clean).pow(2).mean((2, 3))
-        weight = 1.0 - self.config.level_weight * level
-        is_noise = (level == 1.0).float()
-        from_noise = (error * is_noise).sum() / is_noise.sum().clamp_min(1.0)
+        error = (predicted - clean).pow(2).mean(3)
+        weight = 1.0 + self.config.novelty_weight * (1.0 - inputs.coverage)
+        weight = weight / weight.mean() * (1.0 - self.config.level_weight * level)[..., None]
+        is_noise = (level == 1.0)[..., None].expand_as(error)
         return {
             "loss": (error * weight).mean(),
-            "from_noise": from_noise.detach(),
+            "from_noise": mean_where(error, is_noise).detach(),
+            "novel": mean_where(error, is_noise & (inputs.coverage < 0.1)).detach(),
             "guess": (batch["guess"] - clean).pow(2).mean().detach(),
         }
 
@@ -145,6 +154,30 @@ class WorldStage:
         return {"dream": picture_rows(rows)}
 
 
+def mean_where(values: Tensor, where: Tensor) -> Tensor:
+    """Mean of values [...] where bool [...] holds; 0 where it never does."""
+    return (values * where).sum() / where.sum().clamp_min(1)
+
+
+def clip_places(prepared: PreparedFrames, memory: MemoryConfig) -> int:
+    """Places of a dream where the tail of a clip (local window and target) may begin, after its sink."""
+    return prepared.frames.shape[1] - memory.num_sink - memory.local_window
+
+
+def clip_odds(prepared: PreparedFrames, memory: MemoryConfig, novelty_share: float) -> np.ndarray:
+    """Cumulative probability of each clip, flat over (dream, first place of its tail): evenly, or in proportion to
+    what memory does not show of the tail. The last NUM_SAMPLES dreams, if there are more, are never drawn."""
+    dreams, places = len(prepared.frames), clip_places(prepared, memory)
+    unseen = 1.0 - prepared.coverage.float().mean(2)
+    tails = unseen[:, memory.num_sink :].unfold(1, memory.local_window + 1, 1).mean(2).double().numpy()
+    allowed = np.zeros((dreams, places))
+    allowed[: max(dreams - NUM_SAMPLES, 1)] = 1.0
+    even, novel = allowed / allowed.sum(), allowed * tails
+    share = novelty_share if novel.sum() > 0 else 0.0
+    odds = np.cumsum((1.0 - share) * even + share * novel / max(novel.sum(), 1e-12))
+    return odds / odds[-1]
+
+
 def build_stage(
     model_config: WorldConfig, train_config: TrainConfig, dataset: str | Path, init: str | None
 ) -> WorldStage:
@@ -157,4 +190,5 @@ def build_stage(
     needed = model_config.memory.num_context + 1
     if prepared.frames.shape[1] < needed + 1:
         raise ValueError(f"{dataset} has episodes of {prepared.frames.shape[1]} frames; clips need {needed + 1}.")
-    return WorldStage(store=store, prepared=prepared, config=train_config, model_config=model_config)
+    odds = clip_odds(prepared, model_config.memory, train_config.novelty_share)
+    return WorldStage(store=store, prepared=prepared, config=train_config, model_config=model_config, odds=odds)
