@@ -5,9 +5,11 @@ from __future__ import annotations
 from argparse import Namespace
 
 import pytest
+import torch
 
+from worldscape.checkpoint import load_world
 from worldscape.config import preset
-from worldscape.train.cli import NEEDS, choose_config, choose_model, exit_code
+from worldscape.train.cli import NEEDS, build_model, choose_config, choose_model, exit_code
 from worldscape.train.config import TrainConfig
 
 DEFAULTS = {"debug": TrainConfig(steps=7, lr=0.1)}
@@ -63,3 +65,26 @@ def test_exit_codes(tmp_path, why, code):
 def test_every_stage_says_what_it_builds_on():
     both = ("codec", "transformer")
     assert NEEDS == {"codec": (), "world": ("codec",), "decoder": both, "heads": both}
+
+
+def test_a_model_with_more_channels_starts_from_what_fits(capsys):
+    """Codec and generator of the debug model keep their trunks; only the layers that touch latents start afresh."""
+    wider = choose_model("debug", ["codec.latent_channels=10"])
+    source = load_world("debug")
+    model, _ = build_model(wider, "codec", "debug", seed=3)
+    fresh, _ = build_model(wider, "codec", None, seed=3)
+    stem = "encoder.stem.weight"
+    assert torch.equal(model.codec.state_dict()[stem], source.codec.state_dict()[stem])
+    assert torch.equal(model.codec.encoder.to_latent.weight, fresh.codec.encoder.to_latent.weight)
+    said = capsys.readouterr().out
+    assert "% of the codec" in said and "% of the transformer" in said
+    with pytest.raises(ValueError, match="the codec of --init debug does not fit"):
+        build_model(wider, "world", "debug", seed=3)
+
+
+def test_a_model_that_hardly_fits_is_not_copied():
+    wider = choose_model("debug", ["transformer.width=48", "transformer.mlp_width=96"])
+    model, _ = build_model(wider, "codec", "debug", seed=3)
+    fresh, _ = build_model(wider, "codec", None, seed=3)
+    pairs = zip(model.transformer.parameters(), fresh.transformer.parameters(), strict=True)
+    assert all(torch.equal(one, other) for one, other in pairs)

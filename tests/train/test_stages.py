@@ -97,6 +97,16 @@ def test_each_stage_overfits_one_batch(runs, dataset, tmp_path, name, expected):
     assert stage.losses[-1] < share * stage.losses[0], (stage.losses[0], stage.losses[-1])
 
 
+@pytest.mark.parametrize("blind_share", [0.0, 1.0])
+def test_the_codec_learns_with_memory_alone_and_without_any(dataset, blind_share):
+    config = override(codec.DEFAULTS["debug"], {"blind_share": blind_share, "device": "cpu"})
+    stage = codec.build_stage(preset("debug"), config, dataset, None)
+    parts = stage.loss(load_world("debug"), stage.batch(0, 0, 1), torch.Generator().manual_seed(0))
+    is_missing = {name: float(parts[name]) == 0.0 for name in ("alone", "psnr", "psnr_blind")}
+    assert is_missing == {"alone": blind_share == 1, "psnr": blind_share == 1, "psnr_blind": blind_share == 0}
+    assert parts["loss"] > 0
+
+
 def test_world_without_a_codec_is_refused(dataset, tmp_path, capsys):
     command = ["train", "world", "--preset", "debug", "--data", str(dataset), "--out", str(tmp_path)]
     assert main(command) == 1

@@ -117,23 +117,33 @@ def build_model(
         return model, {}
     taken = copy_parts(load_world(init), model)
     for part in NEEDS[stage_name]:
-        if part not in taken:
+        if taken[part] < 1.0:
             raise ValueError(f"the {part} of --init {init} does not fit this --preset: use the one of its training")
-    print(f"from {init}: {', '.join(taken) or 'nothing fits'}", flush=True)
+    words = [part if share == 1 else f"{share:.0%} of the {part}" for part, share in taken.items() if share]
+    print(f"from {init}: {', '.join(words) or 'nothing fits'}", flush=True)
     return model, copy.deepcopy(read_provenance(init))
 
 
-def copy_parts(source: WorldModel, target: WorldModel) -> list[str]:
-    """Copy codec, transformer and heads where names and shapes agree, in place. Returns the names of those copied."""
+def copy_parts(source: WorldModel, target: WorldModel) -> dict[str, float]:
+    """Copy codec, transformer and heads, in place. Returns the share of each part's weights that were copied.
+
+    A part of another architecture is copied tensor by tensor where names and shapes agree, so that a model with, say,
+    more latent channels starts from what the smaller one learned; where less than half would fit, nothing is.
+    """
     from worldscape.checkpoint import PARTS
 
-    taken = []
+    shares = {}
     for part in PARTS:
-        tensors, wanted = getattr(source, part).state_dict(), getattr(target, part).state_dict()
-        if {k: v.shape for k, v in tensors.items()} == {k: v.shape for k, v in wanted.items()}:
-            getattr(target, part).load_state_dict(tensors)
-            taken.append(part)
-    return taken
+        tensors, module = getattr(source, part).state_dict(), getattr(target, part)
+        wanted = module.state_dict()
+        fitting = {k: v for k, v in tensors.items() if k in wanted and v.shape == wanted[k].shape}
+        total = max(sum(v.numel() for v in wanted.values()), sum(v.numel() for v in tensors.values()))
+        shares[part] = sum(v.numel() for v in fitting.values()) / total
+        if shares[part] >= 0.5:
+            module.load_state_dict(fitting, strict=False)
+        else:
+            shares[part] = 0.0
+    return shares
 
 
 def exit_code(out: Path) -> int:

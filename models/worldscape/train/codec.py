@@ -19,15 +19,32 @@ from worldscape.codec import RGBD_CHANNELS, empty_anchor, normalise_tokens, rgbd
 from worldscape.conditioning.reproject import Anchor, reproject
 from worldscape.config import WorldConfig
 from worldscape.data.clips import FrameStore, corrupt_sources, draw_sources, draw_targets, load_frames
+from worldscape.evaluate import metrics
 from worldscape.train.config import TrainConfig
 from worldscape.world import WorldModel
 
-DEFAULTS = {
-    "debug": TrainConfig(steps=20, batch_size=4, lr=1e-3, warmup=2, sample_every=20, checkpoint_every=10, log_every=5),
-    "nano": TrainConfig(steps=3000, batch_size=32, lr=1e-3, warmup=100, ema=0.997, precision="bf16", threads=2),
-    "small": TrainConfig(steps=20000, batch_size=64, lr=6e-4, warmup=500, ema=0.999, precision="bf16"),
+LATENT_NOISE = 0.2  # largest noise added to latents, so that the decoder forgives the generator
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CodecTrainConfig(TrainConfig):
+    """TrainConfig of the codec stage. blind_share: share of the rows rebuilt without memory."""
+
+    blind_share: float = 0.5
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        if not 0 <= self.blind_share <= 1:
+            raise ValueError(f"blind_share is {self.blind_share}; it is a share of the rows in [0, 1]")
+
+
+DEFAULTS: dict[str, TrainConfig] = {
+    "debug": CodecTrainConfig(
+        steps=20, batch_size=4, lr=1e-3, warmup=2, sample_every=20, checkpoint_every=10, log_every=5
+    ),
+    "nano": CodecTrainConfig(steps=6000, batch_size=32, lr=1e-3, warmup=100, ema=0.997, precision="bf16", threads=2),
+    "small": CodecTrainConfig(steps=20000, batch_size=64, lr=6e-4, warmup=500, ema=0.999, precision="bf16"),
 }
-LATENT_NOISE = 0.3  # largest noise added to latents, so that the decoder forgives the generator
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +52,7 @@ class CodecStage:
     """Trains the codec on a recorded dataset; see the module's docstring."""
 
     store: FrameStore
-    config: TrainConfig
+    config: CodecTrainConfig
     num_anchors: int
     name: str = "codec"
 
@@ -54,26 +71,31 @@ class CodecStage:
         return gather_targets(self.store, targets, sources, rng.integers(1, self.num_anchors + 1, size=batch))
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Reconstruction from latents, half of the rows without memory; a quarter as much, from the anchor alone."""
+        """Reconstruction from latents, a share of the rows without memory; a quarter as much, from the anchor alone."""
         target, codec = batch["target"], model.codec
-        num_blind = len(target) // 2
-        with torch.no_grad(), torch.autocast(target.device.type, enabled=False):
-            anchor = recall_targets(corrupt_sources(batch["sources"], generator), batch)
+        num_blind = round(self.config.blind_share * len(target))
         noisy = disturb_latent(codec.encode(target), generator)
-        blind = decode_blind(model, noisy[:num_blind])
-        seeing = Anchor(anchor.rgbd[num_blind:], anchor.mask[num_blind:])
-        guess = codec.encode_anchor(seeing)
-        rebuilt = torch.cat([blind, codec.decode(noisy[num_blind:], seeing, guess.skips).float()])
-        guessed = codec.decode(guess.latent, seeing, guess.skips).float()
-        own, alone = picture_loss(rebuilt, target), picture_loss(guessed, target[num_blind:])
-        psnr = -10 * torch.log10((rebuilt[:, :3] - target[:, :3]).pow(2).mean((1, 2, 3)) / 4)
+        blind, wanted = decode_blind(model, noisy[:num_blind]), target[num_blind:]
+        if len(wanted):
+            seeing = self._recall({name: tensor[num_blind:] for name, tensor in batch.items()}, generator)
+            guess = codec.encode_anchor(seeing)
+            shown = codec.decode(noisy[num_blind:], seeing, guess.skips).float()
+            alone = picture_loss(codec.decode(guess.latent, seeing, guess.skips).float(), wanted)
+        else:
+            shown, alone = wanted, target.new_zeros(())
+        rebuilt = torch.cat([blind, shown])
         return {
-            "loss": own + 0.25 * alone,
+            "loss": picture_loss(rebuilt, target) + 0.25 * alone,
             "alone": alone.detach(),
-            "psnr_blind": psnr[:num_blind].mean().detach(),
-            "psnr": psnr[num_blind:].mean().detach(),
+            "psnr_blind": psnr(blind, target[:num_blind]),
+            "psnr": psnr(shown, wanted),
+            "sharpness_blind": sharpness_ratio(blind, target[:num_blind]),
             "depth": (rebuilt[:, 3] - target[:, 3]).abs().mean().detach(),
         }
+
+    def _recall(self, batch: dict[str, Tensor], generator: torch.Generator) -> Anchor:
+        with torch.no_grad(), torch.autocast(batch["target"].device.type, enabled=False):
+            return recall_targets(corrupt_sources(batch["sources"], generator), batch)
 
     def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
         """Rows: frames, rebuilt without memory, anchors, rebuilt with memory, from memory alone."""
@@ -136,6 +158,25 @@ def picture_loss(rebuilt: Tensor, target: Tensor, weight: Tensor | None = None) 
     return (weight * error.abs()).mean() + 0.5 * (down.mean() + across.mean())
 
 
+def psnr(made: Tensor, target: Tensor) -> Tensor:
+    """Mean over pictures [B, 4, h, w] of the RGB's PSNR in dB; 0 when there are none."""
+    if not len(made):
+        return made.new_zeros(())
+    shown, wanted = (picture[:, :3].clamp(-1.0, 1.0) / 2 + 0.5 for picture in (made, target))
+    return metrics.psnr(shown, wanted).mean().detach()
+
+
+def sharpness_ratio(made: Tensor, target: Tensor) -> Tensor:
+    """Gradient energy of made over that of recorded pictures [B, 4, h, w], RGB together; 0 when there are none."""
+    if not len(made):
+        return made.new_zeros(())
+    of_made, of_target = (
+        picture[:, :3].diff(dim=-1).square().mean() + picture[:, :3].diff(dim=-2).square().mean()
+        for picture in (made.clamp(-1.0, 1.0), target)
+    )
+    return (of_made / of_target.clamp_min(1e-12)).detach()
+
+
 def picture_grid(rows: list[Tensor]) -> np.ndarray:
     """Rows of RGB-D pictures, each [N, 4, h, w] -> one picture uint8, each row followed by its inverse depth."""
     lines = []
@@ -154,5 +195,6 @@ def build_stage(
     model_config: WorldConfig, train_config: TrainConfig, dataset: str | Path, init: str | None
 ) -> CodecStage:
     """The stage for a dataset. Raises ValueError when the dataset lacks depth or poses or has another picture size."""
+    assert isinstance(train_config, CodecTrainConfig)
     store = load_frames(dataset, model_config.codec.size)
     return CodecStage(store=store, config=train_config, num_anchors=model_config.memory.num_anchors)

@@ -20,14 +20,15 @@ from worldscape.conditioning.reproject import Anchor
 from worldscape.config import WorldConfig
 from worldscape.data.clips import FrameStore, corrupt_sources, draw_sources
 from worldscape.engine import token_coverage
-from worldscape.evaluate import metrics
 from worldscape.train.codec import (
     decode_blind,
     disturb_latent,
     gather_targets,
     picture_grid,
     picture_loss,
+    psnr,
     recall_targets,
+    sharpness_ratio,
 )
 from worldscape.train.config import TrainConfig
 from worldscape.train.critic import Critic, critic_losses
@@ -170,21 +171,6 @@ def dream_last(
     positions = torch.arange(latent.shape[1], device=latent.device).expand(rows, -1)
     inputs = FrameInputs(latent, level, batch["rays"][:rows], suggested, coverage)
     return normalise_tokens(model.transformer(inputs, positions).latent[:, -1].float())
-
-
-def psnr(made: Tensor, target: Tensor) -> Tensor:
-    """Mean over pictures [B, 4, h, w] of the RGB's PSNR in dB."""
-    shown, wanted = (picture[:, :3].clamp(-1.0, 1.0) / 2 + 0.5 for picture in (made, target))
-    return metrics.psnr(shown, wanted).mean().detach()
-
-
-def sharpness_ratio(made: Tensor, target: Tensor) -> Tensor:
-    """Gradient energy of made over that of recorded pictures [B, 4, h, w], RGB together."""
-    of_made, of_target = (
-        picture[:, :3].diff(dim=-1).square().mean() + picture[:, :3].diff(dim=-2).square().mean()
-        for picture in (made.clamp(-1.0, 1.0), target)
-    )
-    return (of_made / of_target.clamp_min(1e-12)).detach()
 
 
 def build_stage(

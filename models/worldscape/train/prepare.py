@@ -24,7 +24,7 @@ from worldscape.train.cache import cached
 from worldscape.world import WorldModel
 
 EPISODES_AT_ONCE = 64
-LARGEST_DISTURBANCE = 0.35  # of latents before decoding, as a generator's errors would
+LARGEST_DISTURBANCE = 0.25  # of latents before decoding, as a generator's errors would
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
