@@ -76,19 +76,38 @@ def test_parameter_split():
 def test_optimizers_take_every_parameter_once():
     module = ToyTransformer()
     adamw, muon = build_optimizers(module, toy_config(optimizer="muon", weight_decay=0.3))
-    taken = [id(p) for optimizer in (adamw, muon) for group in optimizer.param_groups for p in group["params"]]
-    assert sorted(taken) == sorted(id(p) for p in module.parameters())
+    taken = [p.data_ptr() for optimizer in (adamw, muon) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(taken) == sorted(p.data_ptr() for p in module.parameters())
     assert [group["weight_decay"] for group in adamw.param_groups] == [0.3, 0.0]
     set_lr([adamw, muon], 0.25)
     assert {group["lr"] for optimizer in (adamw, muon) for group in optimizer.param_groups} == {0.25}
 
 
 def test_muon_without_support_or_blocks_is_a_clear_error(monkeypatch):
-    with pytest.raises(ValueError, match=r"no linear layers in an nn.ModuleList of blocks: use optimizer=adamw"):
+    with pytest.raises(ValueError, match=r"no layers in an nn.ModuleList of blocks: use optimizer=adamw"):
         build_optimizers(nn.Linear(2, 2), toy_config(optimizer="muon"))
     monkeypatch.delattr(torch.optim, "Muon")
     with pytest.raises(ValueError, match=r"needs torch 2.9 or newer, not .*: use optimizer=adamw"):
         build_optimizers(ToyTransformer(), toy_config(optimizer="muon"))
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_muon_moves_a_convolution_as_the_matrix_of_its_filters(layout):
+    """One row an output channel: the same step as a linear layer of the flattened filters; order of columns is free."""
+    torch.manual_seed(0)
+    conv = nn.ModuleList([nn.Conv2d(6, 4, 3, bias=False)])
+    conv.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
+    before, gradient = conv[0].weight.detach().clone(), torch.randn(4, 6, 3, 3)
+    muon = build_optimizers(conv, toy_config(optimizer="muon", lr=0.1))[-1]
+    conv[0].weight.grad = gradient.contiguous(memory_format=layout)
+    muon.step()
+    matrix = nn.Parameter(before.flatten(1).clone())
+    matrix.grad = gradient.flatten(1)
+    group = muon.param_groups[0]
+    settings = {"lr": 0.1, "weight_decay": group["weight_decay"], "adjust_lr_fn": "match_rms_adamw"}
+    torch.optim.Muon([matrix], **settings).step()
+    torch.testing.assert_close(conv[0].weight.detach().flatten(1), matrix.detach(), atol=2e-4, rtol=0.01)
+    assert not torch.equal(conv[0].weight, before) and conv[0].weight.grad is None
 
 
 def test_optimizer_state_survives_its_tensor_form():

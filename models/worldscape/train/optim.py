@@ -44,8 +44,8 @@ def update_ema(average: nn.Module, module: nn.Module, decay: float) -> None:
 class ParameterSplit(NamedTuple):
     """Names of the parameters by treatment; the three lists are disjoint and cover the module."""
 
-    muon: list[str]  # matrices of linear layers inside repeated blocks (an nn.ModuleList)
-    decayed: list[str]  # AdamW with weight decay: other matrices, convolutions
+    muon: list[str]  # linear layers and convolutions inside repeated blocks (an nn.ModuleList)
+    decayed: list[str]  # AdamW with weight decay: the others
     plain: list[str]  # AdamW without: norms, biases, embeddings, scalars
 
 
@@ -66,7 +66,7 @@ def split_parameters(module: nn.Module, use_muon: bool) -> ParameterSplit:
 
 def _block_matrices(module: nn.Module) -> set[int]:
     stacks = [m for m in module.modules() if isinstance(m, nn.ModuleList)]
-    layers = [m for stack in stacks for m in stack.modules() if isinstance(m, nn.Linear)]
+    layers = [m for stack in stacks for m in stack.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
     return {id(layer.weight) for layer in layers}
 
 
@@ -89,12 +89,37 @@ def build_optimizers(module: nn.Module, config: TrainConfig) -> list[torch.optim
     return [*adamw, _build_muon([named[name] for name in split.muon], config)]
 
 
-def _build_muon(matrices: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
+def _build_muon(weights: list[nn.Parameter], config: TrainConfig) -> torch.optim.Optimizer:
     if not hasattr(torch.optim, "Muon"):
         raise ValueError(f"optimizer 'muon' needs torch 2.9 or newer, not {torch.__version__}: use optimizer=adamw")
-    if not matrices:
-        raise ValueError("optimizer 'muon' found no linear layers in an nn.ModuleList of blocks: use optimizer=adamw")
-    return torch.optim.Muon(matrices, lr=config.lr, weight_decay=config.weight_decay, adjust_lr_fn="match_rms_adamw")
+    if not weights:
+        raise ValueError("optimizer 'muon' found no layers in an nn.ModuleList of blocks: use optimizer=adamw")
+    matrices = [nn.Parameter(as_matrix(weight.detach(), weight)) for weight in weights]
+    settings = {"lr": config.lr, "weight_decay": config.weight_decay, "adjust_lr_fn": "match_rms_adamw"}
+    muon = torch.optim.Muon(matrices, **settings)
+    muon.register_step_pre_hook(lambda *_: _lend_gradients(weights, matrices))
+    muon.register_step_post_hook(lambda *_: _clear_gradients([*weights, *matrices]))
+    return muon
+
+
+def as_matrix(values: Tensor, weight: Tensor) -> Tensor:
+    """The weight of a layer, or its gradient, as a matrix: one row an output channel; a view of what is laid out as
+    `weight` is, so that steps on the matrix move the weight."""
+    if weight.ndim == 4 and weight.is_contiguous(memory_format=torch.channels_last):
+        return values.permute(0, 2, 3, 1).flatten(1)
+    return values.flatten(1)
+
+
+def _lend_gradients(weights: list[nn.Parameter], matrices: list[nn.Parameter]) -> None:
+    for weight, matrix in zip(weights, matrices, strict=True):
+        assert weight.data_ptr() == matrix.data_ptr(), "a weight was moved after its optimiser was made"
+        matrix.grad = None if weight.grad is None else as_matrix(weight.grad, weight)
+
+
+def _clear_gradients(parameters: list[nn.Parameter]) -> None:
+    """zero_grad of the optimiser only knows its matrices."""
+    for parameter in parameters:
+        parameter.grad = None
 
 
 def set_lr(optimizers: list[torch.optim.Optimizer], lr: float) -> None:
