@@ -5,9 +5,12 @@ along the path is (latent - clean) / s.
 """
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
+
+Level = TypeVar("Level", float, Tensor)
 
 
 def add_noise(clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
@@ -16,12 +19,17 @@ def add_noise(clean: Tensor, noise: Tensor, level: Tensor) -> Tensor:
     return (1 - share) * clean + share * noise
 
 
+def shift_level(level: Level, shift: float) -> Level:
+    """Move levels in [0, 1] towards noise (shift > 1); 0 and 1 stay (SD3, eq. 23)."""
+    return shift * level / (1.0 + (shift - 1.0) * level)
+
+
 def sampling_levels(num_steps: int, shift: float = 1.0) -> list[float]:
-    """Levels from 1 down to 0, num_steps + 1 of them; shift > 1 spends more of them near noise (SD3, eq. 23)."""
+    """Levels from 1 down to 0, num_steps + 1 of them; shift > 1 spends more of them near noise."""
     if num_steps < 1:
         raise ValueError(f"num_steps is {num_steps}; a sampler takes at least 1.")
     even = [1.0 - step / num_steps for step in range(num_steps + 1)]
-    return [shift * level / (1.0 + (shift - 1.0) * level) for level in even]
+    return [shift_level(level, shift) for level in even]
 
 
 def euler_step(latent: Tensor, clean: Tensor, level: float, next_level: float) -> Tensor:

@@ -1,0 +1,75 @@
+"""Distribution matching as pure functions: which way to move a sample so that its distribution becomes the teacher's.
+
+Two networks estimate the clean latent behind a noised sample: the teacher knows the recorded world (real), the critic
+knows what the student makes (fake). The difference of their estimates is, up to a factor of the level, the difference
+of the two distributions' scores (DMD, Yin et al. 2024, https://arxiv.org/abs/2311.18828).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from worldscape.flow import euler_step, shift_level
+
+LEAST_LEVEL, GREATEST_LEVEL = 0.02, 0.98  # nearer to either end the estimates differ by rounding only
+LEAST_DIVISOR = 0.1  # below this level the velocity's error is that of the estimate over 0.1
+
+
+def draw_shared_levels(clips: int, shift: float, generator: torch.Generator) -> Tensor:
+    """One noise level for all frames of each clip: [clips], shifted towards noise, in [LEAST_LEVEL, GREATEST_LEVEL]."""
+    uniform = torch.rand(clips, generator=generator, device=generator.device)
+    return shift_level(uniform, shift).clamp(LEAST_LEVEL, GREATEST_LEVEL)
+
+
+def velocity_of(latent: Tensor, clean: Tensor, level: Tensor) -> Tensor:
+    """Velocity noise - clean of the path through `latent` [B, T, P, C] at level [B, T] above 0, given its clean end."""
+    return (latent - clean) / level[..., None, None]
+
+
+def clean_of(latent: Tensor, velocity: Tensor, level: Tensor) -> Tensor:
+    """The inverse of velocity_of: the clean end of the path through `latent` [B, T, P, C] at level [B, T]."""
+    return latent - level[..., None, None] * velocity
+
+
+def matching_gradient(sample: Tensor, real: Tensor, fake: Tensor) -> Tensor:
+    """Where the KL divergence from teacher to student grows, per sample: (fake - real) / mean |sample - real|.
+
+    sample [B, ...], and the estimates of its clean latent by teacher and critic; the mean is one clip's (DMD, eq. 8).
+    """
+    sample, real, fake = (x.detach().float() for x in (sample, real, fake))
+    scale = (sample - real).abs().mean(tuple(range(1, sample.ndim)), keepdim=True)
+    return (fake - real) / scale.clamp_min(1e-6)
+
+
+def matching_loss(sample: Tensor, gradient: Tensor) -> Tensor:
+    """A scalar whose gradient with respect to `sample` is `gradient` over the number of elements."""
+    target = (sample - gradient).detach()
+    return 0.5 * (sample.float() - target.float()).square().mean()
+
+
+def flow_matching_loss(estimate: Tensor, clean: Tensor, level: Tensor) -> Tensor:
+    """Mean squared error of the velocity that an estimate [B, T, P, C] of the clean latent at level [B, T] means."""
+    error = (estimate.float() - clean.float()).square().mean((2, 3))
+    return (error / level.clamp_min(LEAST_DIVISOR).square()).mean()
+
+
+def follow_flow(
+    estimate: Callable[[Tensor, float], Tensor], noise: Tensor, levels: Sequence[float], keep_every: int = 1
+) -> Tensor:
+    """Euler's path from noise [...] down the levels, of which every keep_every-th state is kept: [S + 1, ...].
+
+    estimate(latent, level) gives the clean latent. The first state is the noise, the last one is at levels[-1].
+    Raises ValueError when keep_every does not divide the number of steps.
+    """
+    num_steps = len(levels) - 1
+    if num_steps % keep_every:
+        raise ValueError(f"{num_steps} steps cannot be kept every {keep_every}: choose a divisor.")
+    latent, kept = noise, [noise]
+    for index, (level, next_level) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+        latent = euler_step(latent, estimate(latent, level), level, next_level)
+        if (index + 1) % keep_every == 0:
+            kept.append(latent)
+    return torch.stack(kept)
