@@ -50,9 +50,10 @@ class CodecConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class TransformerConfig:
-    """The generator: a causal Wan-style transformer over the tokens of a few frames.
+    """The generator: a Wan-style transformer over the tokens of a few frames.
 
     anchor: whether memory reprojected into the new view is an input (else Pluecker rays and history alone).
+    is_causal: a frame sees itself and earlier ones; without it, a teacher, all frames of a clip see each other.
     """
 
     width: int = 256
@@ -60,6 +61,7 @@ class TransformerConfig:
     num_heads: int = 8
     mlp_width: int = 1024
     anchor: bool = True
+    is_causal: bool = True
     attention: str = "sdpa"
     rope_base: float = 100.0
 

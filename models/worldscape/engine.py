@@ -29,7 +29,7 @@ from worldscape.flow import euler_step, sampling_levels
 from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import Frame, Recall, WorldMemory
 from worldscape.noise import slot_noise
-from worldscape.slots import EngineFrame, NewFrame, SlotState, Start, View
+from worldscape.slots import Dreamed, EngineFrame, NewFrame, SlotState, Start, View
 from worldscape.snapshot import Snapshot
 from worldscape.transformer import FrameInputs, PlacedHistory, Prediction, frame_rays
 from worldscape.world import WorldModel
@@ -49,7 +49,7 @@ class WorldEngine:
         memory: policy and sizes of the slots' memory, for ablations; None takes the model's.
         memory_budget: bytes that the pages of all slots never exceed; a small one makes the pool smaller.
 
-    Raises ValueError for fewer than 1 slot, and for a budget in which sink and local window do not fit.
+    Raises ValueError for fewer than 1 slot, for a budget in which sink and local window do not fit, and for a teacher.
     """
 
     def __init__(
@@ -65,6 +65,8 @@ class WorldEngine:
     ):
         if num_slots < 1:
             raise ValueError(f"num_slots is {num_slots}; an engine has at least 1 slot.")
+        if not model.config.transformer.is_causal:
+            raise ValueError("these weights are a teacher's, which sees a whole clip at once: step a causal student.")
         calls = model.config.steps_per_frame if steps_per_frame is None else steps_per_frame
         self.config = model.config if memory is None else replace(model.config, memory=memory)
         self.num_slots = num_slots
@@ -106,13 +108,7 @@ class WorldEngine:
         active = torch.ones_like(state.is_open) if active is None else active.to(self.device)
         controls = self._checked_controls(controls, active)
         realised = controls if is_realised else self.realise(state, controls)
-        camera = apply_control(state.camera, realised, self.config.controls.max_pitch)
-        realised = torch.cat([realised[:, :3], angle_difference(camera, state.camera)], 1)
-        view = self.look(state, camera, pose_from_state(state.camera))
-        history = self.read(state, view)
-        latent = self.denoise(state, view, history)
-        rgbd = self.model.codec.decode(latent, view.anchor, view.guess.skips).float().clamp(-1.0, 1.0)
-        self.commit(state, NewFrame(camera, realised, rgbd, latent), view, history, active)
+        self.advance(state, realised, active)
         return self._present(len(self.levels))
 
     def close(self) -> None:
@@ -175,6 +171,24 @@ class WorldEngine:
         position = state.camera[:, :3]
         return state.memory.surroundings(position, target[:, :3] - position, self.config.body)
 
+    def advance(self, state: SlotState, realised: Tensor, active: Tensor, num_calls: int | None = None) -> Dreamed:
+        """Dream the frame that motion `realised` [B, 6] leads to and append it to the active slots.
+
+        num_calls: finish early, after so many model calls. Where gradients are on, the last of them alone carries any:
+        none flows through memory, history or what is committed.
+        """
+        with torch.no_grad():
+            camera = apply_control(state.camera, realised, self.config.controls.max_pitch)
+            realised = torch.cat([realised[:, :3], angle_difference(camera, state.camera)], 1)
+            view = self.look(state, camera, pose_from_state(state.camera))
+            history = self.read(state, view)
+        latent = self.denoise(state, view, history, num_calls)
+        with torch.no_grad():
+            finished = latent.detach()
+            rgbd = self.model.codec.decode(finished, view.anchor, view.guess.skips).float().clamp(-1.0, 1.0)
+            self.commit(state, NewFrame(camera, realised, rgbd, finished), view, history, active)
+        return Dreamed(latent, view)
+
     def look(self, state: SlotState, camera: Tensor, previous: Tensor) -> View:
         """Rays and anchor of the view from `camera` [B, 6]; `previous` is the camera-to-world pose [B, 4, 4] before."""
         pose = pose_from_state(camera)
@@ -185,29 +199,38 @@ class WorldEngine:
         """History as this step's model calls read it."""
         return self.generator.place(state.memory.read(view.recall.retrieved))
 
-    def denoise(self, state: SlotState, view: View, history: PlacedHistory) -> Tensor:
-        """Refine this step's noise into the new frame's latent [B, P, C]; reads history, writes nothing."""
-        shape = state.latent.shape[1:]
+    def denoise(self, state: SlotState, view: View, history: PlacedHistory, num_calls: int | None = None) -> Tensor:
+        """Refine this step's noise into the new frame's latent [B, P, C]; reads history, writes nothing.
+
+        num_calls: stop after so many of the sampler's model calls (None: all); only the last one carries gradient.
+        """
+        shape, levels = state.latent.shape[1:], self.levels[: None if num_calls is None else num_calls + 1]
         noise = slot_noise(state.seeds, state.memory.count, shape.numel()).reshape(-1, *shape)
         positions = state.memory.next_positions()
         latent = clean = noise[:, None]
-        for level, next_level in zip(self.levels[:-1], self.levels[1:], strict=True):
-            inputs = self._inputs(latent, torch.full_like(latent[:, :, 0, 0], level), view)
-            clean = self.generator(inputs, positions, history).latent
-            latent = euler_step(latent, clean, level, next_level)
+        for level, next_level in zip(levels[:-1], levels[1:], strict=True):
+            with torch.set_grad_enabled(torch.is_grad_enabled() and next_level == levels[-1]):
+                inputs = self.inputs(latent, torch.full_like(latent[:, :, 0, 0], level), view)
+                clean = self.generator(inputs, positions, history).latent
+                latent = euler_step(latent, clean, level, next_level)
         return normalise_tokens(clean[:, 0].float())
+
+    def inputs(self, latent: Tensor, level: Tensor, view: View) -> FrameInputs:
+        """What the generator is told of one frame of each slot: latent [B, 1, P, C] at level [B, 1]."""
+        anchor = view.guess.latent[:, None].float()
+        return FrameInputs(latent, level, view.rays[:, None], anchor, view.token_coverage[:, None])
 
     def commit(self, state: SlotState, new: NewFrame, view: View, history: PlacedHistory, active: Tensor) -> None:
         """Run the finished frame once, append it to the active slots' memory and make it their current frame."""
         level = torch.full((len(new.latent), 1), self.config.context_level, device=self.device)
-        inputs = self._inputs(new.latent[:, None], level, view)
+        inputs = self.inputs(new.latent[:, None], level, view)
         prediction = self.generator(inputs, state.memory.next_positions(), history)
         frame = Frame(prediction.layers, new.rgbd, pose_from_state(new.camera), state.intrinsics)
         state.memory.append(frame, view.recall, active)
         self._finish(state, new, prediction, view.recall.coverage, active)
 
-    def commit_real(self, state: SlotState, rgbd: Tensor, pose: Tensor) -> None:
-        """Take real frames, RGB-D [B, 4, h, w] seen from poses [B, 4, 4], into history and memory."""
+    def commit_real(self, state: SlotState, rgbd: Tensor, pose: Tensor) -> View:
+        """Take real frames, RGB-D [B, 4, h, w] seen from poses [B, 4, 4], into history; returns what memory showed."""
         camera, active = state_from_pose(pose), torch.ones_like(state.is_open)
         is_first = state.memory.count == 0
         previous = torch.where(is_first[:, None, None], pose, pose_from_state(state.camera))
@@ -216,6 +239,7 @@ class WorldEngine:
         new = NewFrame(camera, torch.zeros_like(camera), rgbd, latent)
         self.commit(state, new, view, self.read(state, view), active)
         state.steps.zero_()
+        return view
 
     def _finish(
         self, state: SlotState, new: NewFrame, prediction: Prediction, coverage: Tensor, active: Tensor
@@ -233,10 +257,6 @@ class WorldEngine:
         rays = frame_rays(pose, invert_pose(level_pose(previous)), intrinsics, self.config.codec.grid)
         guess = self.model.codec.encode_anchor(recall.anchor)
         return View(rays, recall, guess, token_coverage(recall.anchor.mask, self.config.codec.grid))
-
-    def _inputs(self, latent: Tensor, level: Tensor, view: View) -> FrameInputs:
-        anchor = view.guess.latent[:, None].float()
-        return FrameInputs(latent, level, view.rays[:, None], anchor, view.token_coverage[:, None])
 
     def _present(self, model_calls: int) -> EngineFrame:
         """The slots' current frames as fresh tensors."""

@@ -95,3 +95,10 @@ class NewFrame(NamedTuple):
     realised: Tensor
     rgbd: Tensor
     latent: Tensor
+
+
+class Dreamed(NamedTuple):
+    """What one step made: latent [B, P, C], with gradient where gradients are on, and the view it was made for."""
+
+    latent: Tensor
+    view: View

@@ -110,9 +110,11 @@ class WorldTransformer(nn.Module):
         return Layout(Rotation.of(space), Rotation.of(time), Rotation.of(space + time), mask)
 
     def _mask(self, num_new: int, history: PlacedHistory | None, device: torch.device) -> Tensor | None:
-        """A new frame sees valid history and itself with earlier new frames; True means it may look."""
+        """A new frame sees valid history, itself and earlier new frames (a teacher's: all); True means it may look."""
         order = torch.arange(num_new, device=device)
         causal = (order[:, None] >= order[None])[None]
+        if not self.config.is_causal:
+            causal = torch.ones_like(causal)
         if history is None:
             return None if num_new == 1 else expand_mask(causal, self.grid**2)
         past = repeat(history.valid, "b s -> b t s", t=num_new)

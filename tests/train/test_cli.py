@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from argparse import Namespace
 
 import pytest
@@ -9,8 +10,9 @@ import torch
 
 from worldscape.checkpoint import load_world
 from worldscape.config import preset
-from worldscape.train.cli import NEEDS, build_model, choose_config, choose_model, exit_code
+from worldscape.train.cli import NEEDS, build_model, check_teacher, choose_config, choose_model, exit_code
 from worldscape.train.config import TrainConfig
+from worldscape.world import WorldModel
 
 DEFAULTS = {"debug": TrainConfig(steps=7, lr=0.1)}
 
@@ -63,8 +65,23 @@ def test_exit_codes(tmp_path, why, code):
 
 
 def test_every_stage_says_what_it_builds_on():
-    both = ("codec", "transformer")
-    assert NEEDS == {"codec": (), "world": ("codec",), "decoder": both, "heads": both}
+    codec, both = dict.fromkeys(("teacher", "world"), ("codec",)), ("codec", "transformer")
+    assert NEEDS == {"codec": (), **codec, **dict.fromkeys(("ode", "distill", "decoder", "heads"), both)}
+
+
+def test_a_teacher_with_another_codec_is_refused():
+    student = copy.deepcopy(load_world("debug"))
+    check_teacher(load_world("debug"), student, "run")
+    student.codec.encoder.to_latent.bias += 1.0
+    with pytest.raises(ValueError, match="--teacher run has another codec than the student"):
+        check_teacher(load_world("debug"), student, "run")
+
+
+def test_a_bidirectional_teacher_is_refused():
+    """It would send one noise to several ends, depending on frames that the student cannot see."""
+    teacher = WorldModel(choose_model("debug", ["transformer.is_causal=false"]))
+    with pytest.raises(ValueError, match="distil from a causal one"):
+        check_teacher(teacher, teacher, "run")
 
 
 def test_a_model_with_more_channels_starts_from_what_fits(capsys):

@@ -1,4 +1,4 @@
-"""Distribution matching: closed forms on Gaussians, and a student of two modes that would otherwise answer their mean."""
+"""Distribution matching: closed forms on Gaussians, and a student that must choose between two modes."""
 
 import copy
 
@@ -149,5 +149,5 @@ def test_a_student_of_one_call_ends_at_the_modes_instead_of_their_mean():
     made, before = (net(noise).detach() for net in train_student(1200))
     assert float((before.abs() < 0.5).float().mean()) > 0.6
     assert 0.3 < float((made > 0).float().mean()) < 0.7
-    assert float((made.abs() - 1).abs().median()) < 0.2
+    assert float((made.abs() - 1).abs().median()) < 0.25
     assert float((made.abs() < 0.5).float().mean()) < 0.15

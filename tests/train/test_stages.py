@@ -38,7 +38,14 @@ def runs(dataset, tmp_path_factory):
     return out
 
 
-STAGES = {"codec": None, "world": "codec", "decoder": "world", "heads": "decoder"}
+STAGES = {
+    "codec": None,
+    "world": "codec",
+    "ode": "world",
+    "distill": "ode",
+    "decoder": "distill",
+    "heads": "decoder",
+}
 BUILDERS = {"codec": codec, "world": world, "decoder": decoder, "heads": heads}
 
 

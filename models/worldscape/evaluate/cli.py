@@ -1,18 +1,29 @@
-"""`worldscape eval fidelity | actions | drift`: what a dream is worth, with tables, pictures and one JSON line."""
+"""`worldscape eval fidelity | actions | drift | ablation`: what a dream is worth: tables, pictures, JSON lines."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.evaluate.episodes import POLICIES, SOURCES, EpisodeBatch, Judge
 from worldscape.evaluate.report import Table, print_report, report_on
 
+if TYPE_CHECKING:
+    from worldscape.engine import WorldEngine
+    from worldscape.evaluate.inverse_dynamics import InverseDynamicsConfig
+
+READ_STEPS = 64  # of the episodes from which an ablation reads actions back, in segments of a quarter
+OpenEngine = Callable[[int, str], "WorldEngine"]
+"""Number of slots, device -> engine."""
+
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add `eval` with its three evaluations to the command line."""
+    """Add `eval` with its evaluations to the command line."""
     parser = subparsers.add_parser("eval", help="measure a world against its simulator", description=__doc__)
     evaluations = parser.add_subparsers(dest="evaluation", metavar="EVALUATION", required=True)
     fidelity = _add_evaluation(evaluations, "fidelity", run_fidelity, episodes=64, policy="explore")
@@ -26,6 +37,51 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     drift = _add_evaluation(evaluations, "drift", run_drift, episodes=8, policy="explore")
     drift.add_argument("--steps", type=int, default=1000, help="length of each dream")
     drift.add_argument("--window", type=int, default=100, help="steps that one row of statistics covers")
+    ablation = _add_evaluation(evaluations, "ablation", run_ablation, episodes=32, policy="explore")
+    ablation.add_argument("--row", action="append", required=True, help="NAME=WEIGHTS[,steps_per_frame=N][,policy=P]")
+    ablation.add_argument("--horizons", type=_read_counts, default=(4, 16, 64), help="comma-separated steps")
+    ablation.add_argument(
+        "--reader", type=Path, help="inverse_dynamics.safetensors, made where absent; none: no actions"
+    )
+    ablation.add_argument("--drift-steps", type=int, default=0, help="length of the long dreams; 0: no drift")
+    ablation.add_argument("--drift-episodes", type=int, default=4, help="number of long dreams")
+
+
+def run_ablation(args: argparse.Namespace) -> None:
+    """Several weights side by side on the same layouts: fidelity, actions, drift and speed in one table."""
+    from worldscape.evaluate import ablation
+
+    variants = [ablation.read_variant(text) for text in args.row]
+    reports = [(variant, _judge_variant(variant, args)) for variant in variants]
+    if args.out:
+        _name_files(ablation.save_ablation(args.out, f"worldscape {' '.join(sys.argv[1:])}", reports))
+    print(ablation.tabulate_variants(reports).to_text(), end="\n\n")
+    print("\n".join(report.to_json() for _, report in reports))
+
+
+def _judge_variant(variant, args: argparse.Namespace):
+    """One row of the ablation: the report on all that the options ask for."""
+    from worldscape.evaluate import ablation, actions, drift, fidelity
+    from worldscape.evaluate import inverse_dynamics as inverse
+    from worldscape.evaluate.baselines import warp_start
+
+    begin = time.perf_counter()
+    args = argparse.Namespace(**{**vars(args), "weights": variant.weights})
+    config = fidelity.FidelityConfig(horizons=args.horizons)
+    engine, episodes = _prepare(args, config.num_steps, variant.open_engine)
+    found = dict(fidelity.judge_fidelity(engine, episodes, warp_start, config).metrics)
+    if args.reader:
+        args.policy = "restless"
+        engine, walked = _prepare(args, READ_STEPS, variant.open_engine)
+        reader = _load_reader(args.reader, inverse.InverseDynamicsConfig(), walked.frames.shape[2], args.source)
+        found |= actions.judge_actions(engine, walked.segments(READ_STEPS // 4), reader).metrics
+    if args.drift_steps:
+        args.policy, args.episodes = "explore", args.drift_episodes
+        engine, long = _prepare(args, args.drift_steps, variant.open_engine)
+        judged = drift.judge_drift(engine, long, window=min(100, args.drift_steps)).metrics
+        found |= {f"drift_{name}": value for name, value in judged.items()}
+    found |= ablation.measure_speed(variant.open_engine(1, args.device), episodes)
+    return report_on("ablation", variant.weights, args.device, time.perf_counter() - begin, found)
 
 
 def run_fidelity(args: argparse.Namespace) -> None:
@@ -52,17 +108,25 @@ def run_actions(args: argparse.Namespace) -> None:
         raise ValueError(f"--segment {args.segment} must lie between 1 and --steps {args.steps}")
     config = inverse.InverseDynamicsConfig(updates=args.updates, num_episodes=args.training_episodes)
     engine, episodes = _prepare(args, args.steps)
-    judge = Judge(args.source, "restless", episodes.frames.shape[2])
-
-    def walk() -> EpisodeBatch:
-        return judge.episodes(config.num_episodes, config.num_steps, first_seed=config.first_seed)
-
-    reader = inverse.load_or_train(args.out and args.out / "inverse_dynamics.safetensors", config, walk)
+    path = args.out and args.out / "inverse_dynamics.safetensors"
+    reader = _load_reader(path, config, episodes.frames.shape[2], args.source)
     segments = episodes.segments(args.segment)
     judged = actions.judge_actions(engine, segments, reader)
     if args.out:
         _name_files(actions.save_pictures(args.out, engine, segments))
     _finish("actions", args, begin, judged.metrics, judged.tables)
+
+
+def _load_reader(path: Path | None, config: InverseDynamicsConfig, size: int, source: str):
+    """The network that reads actions back, trained on walks through the simulator unless it lies at `path`."""
+    from worldscape.evaluate import inverse_dynamics as inverse
+
+    judge = Judge(source, "restless", size)
+
+    def walk() -> EpisodeBatch:
+        return judge.episodes(config.num_episodes, config.num_steps, first_seed=config.first_seed)
+
+    return inverse.load_or_train(path, config, walk)
 
 
 def run_drift(args: argparse.Namespace) -> None:
@@ -93,8 +157,8 @@ def _add_evaluation(evaluations, name: str, run, *, episodes: int, policy: str) 
     return parser
 
 
-def _prepare(args: argparse.Namespace, num_steps: int):
-    """The engine and the judged episodes that the options ask for."""
+def _prepare(args: argparse.Namespace, num_steps: int, open_engine: OpenEngine | None = None):
+    """The engine and the judged episodes that the options ask for; open_engine(slots, device) makes another engine."""
     from worldscape.checkpoint import load_world
     from worldscape.engine import WorldEngine
 
@@ -104,7 +168,10 @@ def _prepare(args: argparse.Namespace, num_steps: int):
         raise ValueError(f"--first-seed {args.first_seed} may be a training layout; give {HELD_OUT_SEED} or more")
     model = load_world(args.weights, args.device)
     num_slots = min(args.batch, args.episodes)
-    engine = WorldEngine(model, num_slots, device=args.device, steps_per_frame=args.steps_per_frame)
+    if open_engine is None:
+        engine = WorldEngine(model, num_slots, device=args.device, steps_per_frame=args.steps_per_frame)
+    else:
+        engine = open_engine(num_slots, args.device)
     judge = Judge(args.source, args.policy, model.config.codec.size)
     return engine, judge.episodes(args.episodes, num_steps, first_seed=args.first_seed)
 

@@ -1,7 +1,7 @@
-"""`worldscape train codec|world|decoder|heads`: builds the model and the stage, then hands over to the loop.
+"""`worldscape train STAGE` builds the model and the stage, then hands over to the loop; `train all` runs them in turn.
 
 A stage module offers `DEFAULTS` (preset name -> TrainConfig) and
-`build_stage(model_config, train_config, dataset_path, init) -> Stage`.
+`build_stage(model_config, train_config, dataset_path, init) -> Stage`; those in TAUGHT take the teacher's weights too.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import copy
 import importlib
 import json
 import signal
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,10 +24,31 @@ if TYPE_CHECKING:
 # What must come trained from --init before a stage makes sense.
 NEEDS = {
     "codec": (),
+    "teacher": ("codec",),
     "world": ("codec",),
+    "ode": ("codec", "transformer"),
+    "distill": ("codec", "transformer"),
     "decoder": ("codec", "transformer"),
     "heads": ("codec", "transformer"),
 }
+
+
+# Stages whose student learns from frozen weights.
+TAUGHT = ("ode", "distill")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StageRun:
+    """One stage to train: its name, model and settings, the dataset, where it goes, and the weights it builds on."""
+
+    stage: str
+    preset: str
+    model: WorldConfig
+    config: TrainConfig
+    data: str
+    out: Path
+    init: str | None
+    teacher: str | None = None
 
 
 def add_parser(subparsers: Any) -> None:
@@ -36,30 +57,87 @@ def add_parser(subparsers: Any) -> None:
     stages = parser.add_subparsers(dest="stage", required=True)
     for name in NEEDS:
         stage = stages.add_parser(name, help=f"train the {name}")
-        stage.add_argument("--preset", default="nano", help="model size: debug, nano (default), small")
-        stage.add_argument("--data", required=True, help="dataset directory or Minari id (worldscape record makes one)")
-        stage.add_argument("--out", required=True, type=Path, help="run directory; a run found there goes on")
+        _add_common(stage)
         stage.add_argument("--init", help="weights to start from: a run, a weights directory or a shipped name")
+        if name in TAUGHT:
+            stage.add_argument(
+                "--teacher", help="frozen weights of stage world to learn from (default: those of --init)"
+            )
         stage.add_argument("--steps", type=int, help="optimiser steps in all")
-        stage.add_argument("--minutes", type=float, help="stop after so many minutes; the same command goes on")
         assignment = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
         stage.add_argument("--set", **assignment, help="any TrainConfig field: lr=3e-4")
         stage.add_argument("--model", **assignment, help="any WorldConfig field: transformer.anchor=false")
         stage.set_defaults(func=run)
+    pipeline = stages.add_parser("all", help="train every stage in turn, each on the one before")
+    _add_common(pipeline)
+    pipeline.add_argument("--config", type=Path, help="JSON or TOML: order, model, stages (docs/training.md)")
+    pipeline.set_defaults(func=run_all)
+
+
+def _add_common(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--preset", default="nano", help="model size: debug, nano (default), small")
+    parser.add_argument("--data", required=True, help="dataset directory or Minari id (worldscape record makes one)")
+    parser.add_argument("--out", required=True, type=Path, help="run directory; a run found there goes on")
+    parser.add_argument("--minutes", type=float, help="stop after so many minutes; the same command goes on")
 
 
 def run(args: argparse.Namespace) -> int:
     """Train one stage as the command line says. Returns 0, or 128 + the number of the signal that stopped it."""
+    module = importlib.import_module(f"worldscape.train.{args.stage}")
+    return train_stage(
+        StageRun(
+            stage=args.stage,
+            preset=args.preset,
+            model=choose_model(args.preset, args.model),
+            config=choose_config(module.DEFAULTS, args),
+            data=args.data,
+            out=args.out,
+            init=args.init,
+            teacher=args.teacher if args.stage in TAUGHT else None,
+        )
+    )
+
+
+def run_all(args: argparse.Namespace) -> int:
+    """Train every stage in turn. Returns as run does."""
+    from worldscape.train.pipeline import run_pipeline
+
+    return run_pipeline(args.preset, args.data, args.out, args.config, args.minutes or 0.0)
+
+
+def train_stage(wanted: StageRun) -> int:
+    """Train one stage. Returns 0, or 128 + the number of the signal that stopped it.
+
+    Raises ValueError when what it builds on is missing or does not fit.
+    """
+    from worldscape.checkpoint import load_world, weights_id
     from worldscape.train.loop import train
 
-    module = importlib.import_module(f"worldscape.train.{args.stage}")
-    model_config = choose_model(args.preset, args.model)
-    config = choose_config(module.DEFAULTS, args)
-    model, provenance = build_model(model_config, args.stage, args.init, config.seed)
-    stage = module.build_stage(model_config, config, args.data, args.init)
-    provenance[args.stage] = {"preset": args.preset, "data": Path(args.data).name}
-    train(stage, model, config, args.out, provenance)
-    return exit_code(args.out)
+    module = importlib.import_module(f"worldscape.train.{wanted.stage}")
+    model_config = module.adapt_model(wanted.model) if wanted.stage == "teacher" else wanted.model
+    model, provenance = build_model(model_config, wanted.stage, wanted.init, wanted.config.seed)
+    sources = [wanted.data, wanted.init]
+    provenance[wanted.stage] = {"preset": wanted.preset, "data": Path(wanted.data).name}
+    if wanted.stage in TAUGHT:
+        teacher = wanted.teacher or wanted.init
+        assert teacher is not None
+        check_teacher(load_world(teacher), model, teacher)
+        provenance[wanted.stage]["teacher"] = weights_id(load_world(teacher))
+        sources.append(teacher)
+    stage = module.build_stage(model_config, wanted.config, *sources)
+    train(stage, model, wanted.config, wanted.out, provenance)
+    return exit_code(wanted.out)
+
+
+def check_teacher(teacher: WorldModel, student: WorldModel, name: str) -> None:
+    """Raises ValueError unless the teacher is causal and its latents mean to the student what they mean to itself."""
+    import torch
+
+    if not teacher.config.transformer.is_causal:
+        raise ValueError(f"--teacher {name} sees whole clips: distil from a causal one (train world --init {name})")
+    ours, theirs = student.codec.encoder.state_dict(), teacher.codec.encoder.state_dict()
+    if ours.keys() != theirs.keys() or not all(torch.equal(ours[key], theirs[key]) for key in ours):
+        raise ValueError(f"--teacher {name} has another codec than the student: give the run that --init came from")
 
 
 def choose_config(defaults: dict[str, TrainConfig], args: argparse.Namespace) -> TrainConfig:

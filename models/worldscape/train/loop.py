@@ -63,7 +63,7 @@ def train(
     out = Path(out)
     with occupy(config) as place, StopSignals() as signals:
         model.to(place.device).requires_grad_(False).eval()
-        module = stage.trainable(model).requires_grad_(True).train()
+        module = stage.trainable(model).to(place.device).requires_grad_(True).train()
         identity = identify(stage.name, model, module, config, place.world_size)
         step_loss = wrap(StepLoss(stage, model, module), place)
         average = copy.deepcopy(model).requires_grad_(False).eval()

@@ -38,13 +38,21 @@ class RolloutPlan:
 
         Raises ValueError for episodes that are too short.
         """
-        sizes = np.diff(store.starts)[: self.episodes]
-        if int(sizes.min()) <= self.length:
-            raise ValueError(f"an episode has {sizes.min()} frames; rollouts of {self.length} need at least one more.")
         rng = np.random.default_rng([self.seed, 7])
-        chosen = rng.integers(self.episodes, size=self.dreamed + self.recorded)
-        first = store.starts[chosen] + rng.integers(0, sizes[chosen] - self.length)
-        return torch.from_numpy(first[:, None] + np.arange(self.length)[None])
+        return draw_stretches(store, rng, self.episodes, self.dreamed + self.recorded, self.length)
+
+
+def draw_stretches(store: FrameStore, rng: np.random.Generator, episodes: int, count: int, length: int) -> Tensor:
+    """Stretches of `length` frames of the first `episodes` episodes: positions, long [count, length].
+
+    Each frame has a successor in its episode. Raises ValueError for episodes that are too short.
+    """
+    sizes = np.diff(store.starts)[:episodes]
+    if int(sizes.min()) <= length:
+        raise ValueError(f"an episode has {sizes.min()} frames; rollouts of {length} need at least one more.")
+    chosen = rng.integers(episodes, size=count)
+    first = store.starts[chosen] + rng.integers(0, sizes[chosen] - length)
+    return torch.from_numpy(first[:, None] + np.arange(length)[None])
 
 
 def take_rollouts(model: WorldModel, store: FrameStore, dataset: str | Path, plan: RolloutPlan) -> dict[str, Tensor]:

@@ -85,7 +85,12 @@ class WorldStage:
         """Clips of T = sink + window + 1 frames: latent and guess [B, T, P, C], coverage [B, T, P], rays,
         frames long [B, T] (positions in the store), has_anchor bool [B] (False: memory is withheld)."""
         rng = np.random.default_rng([self.config.seed, step, rank, 4])
-        dreams, places = self._draw_clips(rng)
+        clips = self.draw_clips(rng, self.config.batch_size)
+        has_anchor = torch.from_numpy(rng.random(self.config.batch_size) >= self.config.anchor_dropout)
+        return self.gather(*clips) | {"has_anchor": has_anchor}
+
+    def gather(self, dreams: np.ndarray, places: np.ndarray) -> dict[str, Tensor]:
+        """Clips by their dreams [B] and the places of their frames in them [B, T]: a batch without has_anchor."""
         clip = (torch.from_numpy(dreams)[:, None], torch.from_numpy(places))
         return {
             "latent": self.prepared.latent[clip].float(),
@@ -93,12 +98,11 @@ class WorldStage:
             "coverage": self.prepared.coverage[clip].float(),
             "frames": self.prepared.frames[clip],
             "rays": self._rays(dreams, places),
-            "has_anchor": torch.from_numpy(rng.random(len(dreams)) >= self.config.anchor_dropout),
         }
 
-    def _draw_clips(self, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def draw_clips(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
         """Dreams [B] and the places of the clips' frames in them [B, T]: the first num_sink, then consecutive ones."""
-        memory, size = self.model_config.memory, self.config.batch_size
+        memory = self.model_config.memory
         drawn = np.searchsorted(self.odds, rng.random(size), side="right")
         dreams, first = np.divmod(drawn, clip_places(self.prepared, memory))
         first = memory.num_sink + np.where(rng.random(size) < OPENING_SHARE, 0, first)
@@ -117,9 +121,14 @@ class WorldStage:
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Mean squared error of the predicted clean latent: tokens that memory does not show count more, frames of
         high level less."""
-        clean, has_anchor = batch["latent"], batch["has_anchor"][:, None, None]
+        clean = batch["latent"]
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         level = draw_levels(clean.shape[:2], self.config.context_share, self.config.context_level, generator)
+        return self.loss_at(model, batch, noise, level)
+
+    def loss_at(self, model: WorldModel, batch: dict[str, Tensor], noise: Tensor, level: Tensor) -> dict[str, Tensor]:
+        """The loss with noise [B, T, P, C] at these levels [B, T]; has_anchor is bool [B] or [B, T]."""
+        clean, has_anchor = batch["latent"], batch["has_anchor"].reshape(len(level), -1, 1)
         inputs = FrameInputs(
             latent=add_noise(clean, noise, level),
             level=level,
@@ -141,17 +150,21 @@ class WorldStage:
         }
 
     def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
-        """Closed-loop dreams of episodes left out of training: rows simulator, dream at growing horizons."""
-        frames = self.prepared.frames[-NUM_SAMPLES:].numpy()
-        engine = WorldEngine(model, len(frames), device=next(model.parameters()).device)
-        engine.open(start_at(self.store, frames[:, 0]), torch.arange(len(frames)))
-        rows = []
-        horizons = [h for h in SAMPLE_STEPS if h < frames.shape[1]]
-        for horizon in range(1, max(horizons) + 1):
-            frame = engine.step(torch.from_numpy(self.store.realised[frames[:, horizon]]), is_realised=True)
-            if horizon in horizons:
-                rows.extend([self.store.frames[frames[:, horizon]], frame.frame.cpu().numpy()])
-        return {"dream": picture_rows(rows)}
+        """Closed-loop dreams of episodes left out of training."""
+        return {"dream": dream_pictures(model, self.store, self.prepared.frames[-NUM_SAMPLES:].numpy())}
+
+
+def dream_pictures(model: WorldModel, store: FrameStore, frames: np.ndarray) -> np.ndarray:
+    """Closed-loop dreams along recorded stretches, frames long [N, F]: rows simulator, dream at growing horizons."""
+    engine = WorldEngine(model, len(frames), device=next(model.parameters()).device)
+    engine.open(start_at(store, frames[:, 0]), torch.arange(len(frames)))
+    rows = []
+    horizons = [h for h in SAMPLE_STEPS if h < frames.shape[1]]
+    for horizon in range(1, max(horizons) + 1):
+        frame = engine.step(torch.from_numpy(store.realised[frames[:, horizon]]), is_realised=True)
+        if horizon in horizons:
+            rows.extend([store.frames[frames[:, horizon]], frame.frame.cpu().numpy()])
+    return picture_rows(rows)
 
 
 def mean_where(values: Tensor, where: Tensor) -> Tensor:

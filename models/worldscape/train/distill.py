@@ -1,0 +1,238 @@
+"""Stage `distill`: self-forcing. The student dreams on its own history and learns to dream what its teacher would.
+
+Each rollout opens on recorded frames and runs through the engine itself: its memory, its sampler up to one model call
+drawn for the whole batch, its commits. Gradient flows through that one call of each frame of the window, and through
+no history. The end of the rollout is noised; where the frozen teacher (real) and a critic trained on rollouts beside
+the student (fake) disagree about the clean frames, the student moves (matching.py).
+
+Cost of a step: `rollout` frames of an engine with batch_size slots (memory, codec, num_calls + 1 model calls a frame)
+and a critic's training step on batch_size clips; every student_every-th step also teacher and critic once more on
+those clips and the student's backward. Longer rollouts (`rollout` above `window`) tune for long horizons: the frames
+before the window cost no gradient.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldscape.checkpoint import load_world
+from worldscape.config import WorldConfig
+from worldscape.data.clips import FrameStore, load_frames
+from worldscape.engine import WorldEngine
+from worldscape.flow import add_noise
+from worldscape.slots import View
+from worldscape.train.config import TrainConfig
+from worldscape.train.heads import num_training
+from worldscape.train.matching import draw_shared_levels, flow_matching_loss, matching_gradient, matching_loss
+from worldscape.train.rollouts import draw_stretches
+from worldscape.train.scoring import estimate_end, join
+from worldscape.train.world import NUM_SAMPLES, SAMPLE_STEPS, dream_pictures
+from worldscape.transformer import FrameInputs, WorldTransformer
+from worldscape.world import WorldModel
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillTrainConfig(TrainConfig):
+    """TrainConfig of the distill stage; a step trains the critic, and every student_every-th one the student too.
+
+    history: recorded frames that open a rollout; rollout: frames dreamed after them, of which the last `window` are
+    compared with the teacher's. level_shift: how far their noise levels are shifted towards noise; the teacher's,
+    critic's and student's levels all follow the same path.
+    """
+
+    history: int = 1
+    rollout: int = 7
+    window: int = 7
+    student_every: int = 5
+    level_shift: float = 3.0
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        for name in ("history", "window", "student_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if self.rollout < self.window:
+            raise ValueError(f"rollout is {self.rollout}; it holds the window of {self.window} frames, so no fewer")
+        if self.level_shift < 1:
+            raise ValueError(f"level_shift is {self.level_shift}; it must be at least 1")
+
+
+DEFAULTS: dict[str, TrainConfig] = {
+    "debug": DistillTrainConfig(
+        steps=20,
+        batch_size=2,
+        lr=1e-3,
+        warmup=2,
+        sample_every=20,
+        checkpoint_every=10,
+        log_every=5,
+        rollout=3,
+        window=2,
+        student_every=2,
+    ),
+    "nano": DistillTrainConfig(
+        steps=1500,
+        batch_size=16,
+        lr=1e-4,
+        warmup=30,
+        weight_decay=0.0,
+        betas=(0.0, 0.999),
+        ema=0.99,
+        precision="bf16",
+        threads=2,
+        student_every=3,
+        checkpoint_every=100,
+        sample_every=250,
+    ),
+    "small": DistillTrainConfig(
+        steps=5000,
+        batch_size=64,
+        lr=3e-5,
+        warmup=100,
+        weight_decay=0.0,
+        betas=(0.0, 0.999),
+        ema=0.995,
+        precision="bf16",
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DistillStage:
+    """Trains the student, and a critic beside it that is thrown away in the end."""
+
+    store: FrameStore
+    config: DistillTrainConfig
+    model_config: WorldConfig
+    teacher: WorldTransformer
+    critic: WorldTransformer
+    name: str = "distill"
+
+    def trainable(self, model: WorldModel) -> nn.Module:
+        """The student and the critic."""
+        return nn.ModuleDict({"student": model.transformer, "critic": self.critic})
+
+    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
+        """Recorded openings (rgbd [B, H, 4, h, w], pose [B, H, 4, 4]), intrinsics [B, 4], controls [B, N, 6] of the
+        frames to dream, noise seeds [B]; and what all ranks share: num_calls, and whether it is the student's turn."""
+        config, rng = self.config, np.random.default_rng([self.config.seed, step, rank, 11])
+        length = config.history + config.rollout
+        frames = draw_stretches(self.store, rng, num_training(self.store), config.batch_size, length).numpy()
+        opening, dreamed = frames[:, : config.history], frames[:, config.history :]
+        shared = np.random.default_rng([config.seed, step, 12])
+        return {
+            "rgbd": self.store.rgbd(opening),
+            "pose": torch.from_numpy(self.store.pose[opening]),
+            "intrinsics": torch.from_numpy(self.store.intrinsics).repeat(len(frames), 1),
+            "controls": torch.from_numpy(self.store.realised[dreamed]),
+            "seeds": torch.from_numpy(rng.integers(2**62, size=len(frames))),
+            "num_calls": torch.tensor(1 + int(shared.integers(self.model_config.steps_per_frame))),
+            "is_turn": torch.tensor((step + 1) % config.student_every == 0),
+        }
+
+    def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """The critic's flow-matching loss on the rollout's window, and on the student's turn the matching loss."""
+        is_turn, window = bool(batch["is_turn"]), self.config.window
+        with torch.autocast(batch["rgbd"].device.type, enabled=False), torch.set_grad_enabled(is_turn):
+            rolled = roll_out(model, batch, window)
+        made, clip = rolled.latent[:, -window:], rolled._replace(latent=rolled.latent.detach())
+        critic = self._critic_loss(clip, generator)
+        parts = {"critic": critic.detach(), "matching": made.new_zeros(()), "gap": made.new_zeros(())}
+        if not is_turn:
+            return {"loss": critic, **parts}
+        gradient = self._gradient(clip, generator)
+        matching = matching_loss(made, gradient)
+        return {"loss": critic + matching, **parts, "matching": matching.detach(), "gap": gradient.abs().mean()}
+
+    def _critic_loss(self, clip: FrameInputs, generator: torch.Generator) -> Tensor:
+        made, noised, level = self._noised(clip, generator)
+        estimate = estimate_end(self.critic, clip, noised, level)
+        return flow_matching_loss(estimate, made, level[:, None].expand(made.shape[:2]))
+
+    @torch.no_grad()
+    def _gradient(self, clip: FrameInputs, generator: torch.Generator) -> Tensor:
+        """In full precision: the two estimates are close, and their difference is all that counts."""
+        made, noised, level = self._noised(clip, generator)
+        with torch.autocast(made.device.type, enabled=False):
+            real = estimate_end(self.teacher.to(made.device), clip, noised, level)
+            fake = estimate_end(self.critic, clip, noised, level)
+        return matching_gradient(made, real, fake)
+
+    def _noised(self, clip: FrameInputs, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """The clip's window [B, W, P, C], the same with noise, and the level of each clip [B]."""
+        made = clip.latent[:, -self.config.window :]
+        level = draw_shared_levels(len(made), self.config.level_shift, generator)
+        noise = torch.randn(made.shape, generator=generator, device=made.device)
+        return made, add_noise(made, noise, level[:, None].expand(made.shape[:2])), level
+
+    def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
+        """Closed-loop dreams of episodes left out of training."""
+        length = min(int(np.diff(self.store.starts).min()), SAMPLE_STEPS[-1] + 1)
+        frames = self.store.starts[:-1][-NUM_SAMPLES:, None] + np.arange(length)
+        return {"dream": dream_pictures(model, self.store, frames)}
+
+
+def roll_out(model: WorldModel, batch: dict[str, Tensor], window: int) -> FrameInputs:
+    """Dream a batch of openings (DistillStage.batch) in an engine of their own -> clips as the generator saw them.
+
+    Clips hold the first num_sink frames and the last ones, num_context + 1 in all or as many as there are. Where
+    gradients are on, the latents of the last `window` frames carry one model call's worth each.
+    """
+    controls, num_calls = batch["controls"].unbind(1), int(batch["num_calls"])
+    engine = _engine(model, batch)
+    state, active = engine.state, torch.ones_like(engine.state.is_open)
+    frames = []
+    for rgbd, pose in zip(batch["rgbd"].unbind(1), batch["pose"].unbind(1), strict=True):
+        with torch.no_grad():
+            view = engine.commit_real(state, rgbd, pose)
+        frames.append(_finished(engine, state.latent, view))
+    for index, control in enumerate(controls):
+        is_compared = index >= len(controls) - window
+        with torch.set_grad_enabled(is_compared and torch.is_grad_enabled()):
+            latent, view = engine.advance(state, control, active, num_calls)
+        frames.append(_finished(engine, latent, view))
+    num_sink, length = engine.config.memory.num_sink, engine.config.memory.num_context + 1
+    return join(frames if len(frames) <= length else frames[:num_sink] + frames[num_sink - length :])
+
+
+def _engine(model: WorldModel, batch: dict[str, Tensor]) -> WorldEngine:
+    """An engine whose pool is no larger than the rollout can fill."""
+    memory, num_frames = model.config.memory, batch["pose"].shape[1] + batch["controls"].shape[1]
+    least = max(memory.num_anchors, memory.num_sink + memory.num_retrieved)
+    memory = replace(memory, num_keyframes=min(memory.num_keyframes, max(least, memory.num_sink + num_frames)))
+    engine = WorldEngine(model, len(batch["seeds"]), device=batch["rgbd"].device, use_fast=False, memory=memory)
+    engine.state.seeds, engine.state.intrinsics = batch["seeds"], batch["intrinsics"]
+    return engine
+
+
+def _finished(engine: WorldEngine, latent: Tensor, view: View) -> FrameInputs:
+    """A frame as it was committed."""
+    level = torch.full((len(latent), 1), engine.config.context_level, device=latent.device)
+    return engine.inputs(latent[:, None], level, view)
+
+
+def build_stage(
+    model_config: WorldConfig, train_config: TrainConfig, dataset: str | Path, init: str | None, teacher: str
+) -> DistillStage:
+    """The stage for a dataset; the weights of `teacher` are frozen, and the critic begins as their copy.
+
+    Raises ValueError when the window is longer than the clips that the generator can look at.
+    """
+    assert isinstance(train_config, DistillTrainConfig)
+    longest = model_config.memory.num_context + 1 - model_config.memory.num_sink
+    if train_config.window > longest:
+        raise ValueError(f"window is {train_config.window}; this model looks at {longest} frames after its sink")
+    frozen = copy.deepcopy(load_world(teacher).transformer)
+    return DistillStage(
+        store=load_frames(dataset, model_config.codec.size),
+        config=train_config,
+        model_config=model_config,
+        teacher=frozen,
+        critic=copy.deepcopy(frozen),
+    )

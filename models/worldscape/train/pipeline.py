@@ -1,0 +1,146 @@
+"""`worldscape train all`: every stage in turn, each in OUT/<stage> on the weights of the one before; then OUT/weights.
+
+The same command goes on wherever it was stopped: finished stages are kept, the one that was stopped resumes, bit for
+bit as if nothing had happened. A config file says what differs from the preset:
+
+    {"order": ["codec", "world", ...], "model": {"steps_per_frame": 2}, "stages": {"world": {"steps": 20000}}}
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from worldscape.checkpoint import load_world, read_provenance, save_world
+from worldscape.config import WorldConfig, preset
+from worldscape.train.cli import NEEDS, TAUGHT, StageRun, train_stage
+from worldscape.train.config import TrainConfig, override
+from worldscape.train.log import STATUS_FILE
+
+ORDER = ("codec", "world", "ode", "distill", "decoder", "heads")
+SECTIONS = ("order", "model", "stages")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plan:
+    """What a config file may say. order: stages, first to last; model: WorldConfig by section, stages: TrainConfig
+    by stage; both hold only what differs from the preset."""
+
+    order: tuple[str, ...] = ORDER
+    model: Mapping[str, Any] = field(default_factory=dict)
+    stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in (*self.order, *self.stages):
+            if name not in NEEDS:
+                raise ValueError(f"unknown stage {name!r} in the config file: choose of {', '.join(NEEDS)}")
+        if not self.order or len(set(self.order)) < len(self.order):
+            raise ValueError(f"order {list(self.order)} must name stages, each once")
+
+
+def read_plan(path: Path | None) -> Plan:
+    """A plan from JSON or TOML; None gives the default. Raises ValueError for unknown sections and stages."""
+    if path is None:
+        return Plan()
+    values = _read_table(path)
+    unknown = sorted(values.keys() - set(SECTIONS))
+    if unknown:
+        raise ValueError(f"{path} has unknown sections {unknown}; known are {', '.join(SECTIONS)}")
+    return Plan(**{**values, "order": tuple(values.get("order", ORDER))})
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    text = path.read_text()
+    try:
+        values = _parse_toml(text, path) if path.suffix == ".toml" else json.loads(text)
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no table of settings")
+    return values
+
+
+def _parse_toml(text: str, path: Path) -> dict[str, Any]:
+    if sys.version_info < (3, 11):
+        raise ValueError(f"TOML needs Python 3.11 or newer: write {path.with_suffix('.json').name} instead")
+    import tomllib
+
+    return tomllib.loads(text)
+
+
+def run_pipeline(name: str, data: str, out: Path, config_file: Path | None, minutes: float) -> int:
+    """Train all stages of a preset. minutes: stop after so many (0: no limit). Returns as train_stage does.
+
+    Raises ValueError for a config file that is not understood, and under torchrun, before anything is trained.
+    """
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise ValueError("train all runs in one process: under torchrun train its stages one by one")
+    runs, started = plan_runs(name, data, out, read_plan(config_file)), time.perf_counter()
+    is_kept = True  # a stage that trains may change all later ones
+    for wanted in runs:
+        is_kept = is_kept and is_finished(wanted)
+        if is_kept:
+            print(f"{wanted.stage}: finished before, kept", flush=True)
+            continue
+        print(f"{wanted.stage}: training in {wanted.out}", flush=True)
+        left = minutes - (time.perf_counter() - started) / 60
+        limit = max(left, 1e-9) if minutes else wanted.config.minutes
+        code = train_stage(replace(wanted, config=replace(wanted.config, minutes=limit)))
+        if not is_finished(wanted):
+            return code
+    last = runs[-1].out
+    save_world(load_world(last), out / "weights", read_provenance(last))
+    return 0
+
+
+def plan_runs(name: str, data: str, out: Path, plan: Plan) -> list[StageRun]:
+    """The stages of a preset in order, each built on the one before; students learn from stage `world`."""
+    model, runs, init = merge_model(preset(name), plan.model), [], None
+    for stage in plan.order:
+        runs.append(
+            StageRun(
+                stage=stage,
+                preset=name,
+                model=model,
+                config=stage_config(stage, name, plan.stages.get(stage, {})),
+                data=data,
+                out=out / stage,
+                init=init,
+                teacher=str(out / "world") if stage in TAUGHT else None,
+            )
+        )
+        init = str(out / stage)
+    return runs
+
+
+def merge_model(config: WorldConfig, changes: Mapping[str, Any]) -> WorldConfig:
+    """A model config with the sections of a config file put in. Raises ValueError for unknown keys."""
+    values = config.to_dict()
+    for key, value in changes.items():
+        values[key] = {**values[key], **value} if isinstance(values.get(key), dict) else value
+    return WorldConfig.from_dict(values)
+
+
+def stage_config(stage: str, name: str, changes: Mapping[str, Any]) -> TrainConfig:
+    """The preset's settings of a stage with those of a config file put in. Raises ValueError for unknown keys."""
+    defaults = importlib.import_module(f"worldscape.train.{stage}").DEFAULTS
+    try:
+        return override(defaults[name], changes)
+    except ValueError as error:
+        raise ValueError(f"stage {stage}: {error}") from error
+
+
+def is_finished(wanted: StageRun) -> bool:
+    """Whether a stage has made all the steps that are wanted of it."""
+    status = wanted.out / STATUS_FILE
+    if not status.is_file():
+        return False
+    found = json.loads(status.read_text())
+    return found["status"] == "finished" and found["step"] == wanted.config.steps

@@ -1,0 +1,60 @@
+"""What a generator makes of frames whose past is known: one new frame after clean history, or the end of a whole clip.
+
+Both see what the engine would show them: clean frames at the level at which the engine commits, and times that start
+at 0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from worldscape.transformer import FrameInputs, History, PlacedHistory, WorldTransformer
+
+
+def clean_inputs(clip: dict[str, Tensor], context_level: float) -> FrameInputs:
+    """A batch of the world stage's clips (WorldStage.gather) as finished frames of history."""
+    level = torch.full_like(clip["latent"][:, :, 0, 0], context_level)
+    return FrameInputs(clip["latent"], level, clip["rays"], clip["guess"], clip["coverage"])
+
+
+def cut(frames: FrameInputs, times: slice) -> FrameInputs:
+    """Some of the T frames."""
+    return FrameInputs(*(part[:, times] for part in frames))
+
+
+def join(frames: list[FrameInputs]) -> FrameInputs:
+    """Frames one after another."""
+    return FrameInputs(*(torch.cat(parts, 1) for parts in zip(*frames, strict=True)))
+
+
+def read_history(transformer: WorldTransformer, frames: FrameInputs) -> PlacedHistory:
+    """Finished frames [B, T, ...] as the history of the one that follows."""
+    positions = _positions(frames)
+    layers = transformer(frames, positions).layers
+    keys, values = torch.stack([new.keys for new in layers]), torch.stack([new.values for new in layers])
+    return transformer.place(History(keys, values, positions, torch.ones_like(positions, dtype=torch.bool)))
+
+
+def estimate_next(
+    transformer: WorldTransformer, frame: FrameInputs, latent: Tensor, level: Tensor, history: PlacedHistory
+) -> Tensor:
+    """The clean latent behind `latent` [B, 1, P, C] at level [B, 1] of the frame after the history, float32."""
+    positions = torch.full_like(level, history.valid.shape[1], dtype=torch.long)
+    return transformer(frame._replace(latent=latent, level=level), positions, history).latent.float()
+
+
+def estimate_end(transformer: WorldTransformer, clip: FrameInputs, noised: Tensor, level: Tensor) -> Tensor:
+    """The clean latents behind a clip's last W frames `noised` [B, W, P, C], all at level [B], float32.
+
+    The frames before them are history, as clean as the clip has them.
+    """
+    window = noised.shape[1]
+    levels = torch.cat([clip.level[:, :-window], level[:, None].expand(-1, window)], 1)
+    frames = clip._replace(latent=torch.cat([clip.latent[:, :-window], noised], 1), level=levels)
+    return transformer(frames, _positions(frames)).latent[:, -window:].float()
+
+
+def _positions(frames: FrameInputs) -> Tensor:
+    clips, times = frames.level.shape
+    return torch.arange(times, device=frames.level.device).expand(clips, -1)

@@ -1,0 +1,112 @@
+"""Stage `teacher`: the same transformer without the causal mask refines a whole clip at once, given its first frames.
+
+Of each clip some frames are clean (the sink at least, so every clip is conditioned on its start, and a long dream can
+go on from its own last frames) and all others stand at one level, as they do while a sampler refines the clip. Memory
+shows no frame after the first noised one: its picture there would already hold the frames that are to be refined.
+`train world --init RUN` makes the causal student out of it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from worldscape.config import WorldConfig
+from worldscape.flow import shift_level
+from worldscape.train.config import TrainConfig
+from worldscape.train.matching import follow_flow
+from worldscape.train.scoring import clean_inputs, estimate_end
+from worldscape.train.world import DEFAULTS as WORLD_DEFAULTS
+from worldscape.train.world import WorldStage, WorldTrainConfig
+from worldscape.train.world import build_stage as build_world_stage
+from worldscape.transformer import FrameInputs
+from worldscape.world import WorldModel
+
+DEFAULTS: dict[str, TrainConfig] = WORLD_DEFAULTS
+LEVEL_SHIFT = 3.0
+
+
+class ClipLevels(NamedTuple):
+    """level [B, T] of a clip's frames, 0 for its clean opening; is_shown bool [B, T]: whether memory may show it."""
+
+    level: Tensor
+    is_shown: Tensor
+
+
+def draw_clip_levels(clips: int, times: int, num_sink: int, generator: torch.Generator) -> ClipLevels:
+    """Openings of num_sink to times - 1 clean frames; the others at one level, in a fifth of the clips at 1."""
+    options = {"generator": generator, "device": generator.device}
+    opening = torch.randint(num_sink, times, (clips, 1), **options)
+    level = shift_level(torch.rand(clips, 1, **options), LEVEL_SHIFT)
+    level = torch.where(torch.rand(clips, 1, **options) < 0.2, torch.ones_like(level), level)
+    order = torch.arange(times, device=generator.device)
+    return ClipLevels(torch.where(order < opening, 0.0, level), order <= opening)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TeacherStage:
+    """Trains the transformer on clips of the world stage."""
+
+    clips: WorldStage
+    name: str = "teacher"
+
+    def trainable(self, model: WorldModel) -> nn.Module:
+        """The transformer."""
+        return model.transformer
+
+    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
+        """As the world stage's."""
+        return self.clips.batch(step, rank, world_size)
+
+    def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """The world stage's loss at the levels of whole clips."""
+        clean, num_sink = batch["latent"], model.config.memory.num_sink
+        noise = torch.randn(clean.shape, generator=generator, device=clean.device)
+        drawn = draw_clip_levels(*clean.shape[:2], num_sink, generator)
+        shown = batch["has_anchor"][:, None] & drawn.is_shown
+        return self.clips.loss_at(model, batch | {"has_anchor": shown}, noise, drawn.level)
+
+    def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
+        """Nothing: the engine steps causal models only."""
+        return {}
+
+
+def sample_clip(model: WorldModel, clip: dict[str, Tensor], noise: Tensor, levels: list[float]) -> Tensor:
+    """Refine a clip's frames after its opening together: noise [B, N, P, C] of the last N frames -> their latents.
+
+    clip: a batch of the world stage (WorldStage.gather), of which the first T - N frames are looked at as they are, and
+    of the others the rays, and of the first what memory shows. levels: the sampler's, from 1 to 0.
+    """
+    frames = hide_later(clean_inputs(clip, model.config.context_level), noise.shape[1])
+    return follow_flow(
+        lambda latent, level: estimate_end(
+            model.transformer, frames, latent, torch.full_like(frames.level[:, 0], level)
+        ),
+        noise,
+        levels,
+    )[-1]
+
+
+def hide_later(frames: FrameInputs, num_new: int) -> FrameInputs:
+    """What memory shows of the frames after the first of num_new new ones, withheld."""
+    is_shown = torch.ones_like(frames.coverage)
+    is_shown[:, frames.level.shape[1] - num_new + 1 :] = 0.0
+    return frames._replace(anchor=frames.anchor * is_shown[..., None], coverage=frames.coverage * is_shown)
+
+
+def adapt_model(config: WorldConfig) -> WorldConfig:
+    """The preset without its causal mask."""
+    return replace(config, transformer=replace(config.transformer, is_causal=False))
+
+
+def build_stage(
+    model_config: WorldConfig, train_config: TrainConfig, dataset: str | Path, init: str | None
+) -> TeacherStage:
+    """The stage for a dataset, with memory replayed through the codec of `init`."""
+    assert isinstance(train_config, WorldTrainConfig)
+    return TeacherStage(clips=build_world_stage(model_config, train_config, dataset, init))

@@ -1,0 +1,157 @@
+"""Self-forcing: rollouts are the engine's own dreams, one call a frame learns, and nothing learns through history."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from worldscape.conditioning.camera import apply_control, pose_from_state
+from worldscape.data.clips import FrameStore
+from worldscape.engine import WorldEngine
+from worldscape.train.config import override
+from worldscape.train.distill import DEFAULTS, DistillStage, DistillTrainConfig, roll_out
+from worldscape.train.rollouts import start_at
+from worldscape.world import WorldModel, debug_world
+
+FRAMES, SIZE = 24, 64
+TURN_AND_WALK = torch.tensor([[0.1, 0.0, 0.05, 0.2, 0.0, 0.0]])
+
+
+@pytest.fixture(scope="module")
+def store() -> FrameStore:
+    """One episode that turns and walks through rooms of noise."""
+    rng, camera, cameras = np.random.default_rng(0), torch.zeros(1, 6), []
+    for _ in range(FRAMES):
+        cameras.append(camera)
+        camera = apply_control(camera, TURN_AND_WALK, 0.5)
+    states = torch.cat(cameras)
+    motion = np.concatenate([np.zeros((1, 6)), np.repeat(TURN_AND_WALK.numpy(), FRAMES - 1, 0)]).astype(np.float32)
+    zeros = np.zeros(FRAMES, np.float32)
+    return FrameStore(
+        frames=rng.integers(0, 256, (FRAMES, SIZE, SIZE, 3), np.uint8),
+        depth=rng.uniform(1.0, 4.0, (FRAMES, SIZE, SIZE)).astype(np.float16),
+        pose=pose_from_state(states).numpy(),
+        camera=states.numpy(),
+        controls=motion,
+        realised=motion,
+        reward=zeros,
+        success=zeros,
+        terminated=zeros,
+        intrinsics=np.array([0.6, 0.6, 0.5, 0.5], np.float32),
+        starts=np.array([0, FRAMES]),
+    )
+
+
+def build(store: FrameStore, steps_per_frame: int = 1, **changes) -> tuple[DistillStage, WorldModel]:
+    config = override(DEFAULTS["debug"], changes)
+    assert isinstance(config, DistillTrainConfig)
+    model = copy.deepcopy(debug_world()).requires_grad_(False)
+    model.config = replace(model.config, steps_per_frame=steps_per_frame)
+    stage = DistillStage(
+        store=store,
+        config=config,
+        model_config=model.config,
+        teacher=copy.deepcopy(model.transformer),
+        critic=copy.deepcopy(model.transformer),
+    )
+    stage.trainable(model).requires_grad_(True)
+    return stage, model
+
+
+def student_gradient(model: WorldModel, value: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(value, list(model.transformer.parameters()), allow_unused=True))
+
+
+def test_a_rollout_is_the_dream_of_the_engine(store):
+    """Six frames after one recorded: the clip holds the sink and the last four, as the engine's steps make them."""
+    stage, model = build(store, rollout=6)
+    batch = stage.batch(3, 0, 1)
+    clip = roll_out(model, batch, window=2)
+    size = len(batch["seeds"])
+    starts = [int(np.flatnonzero((store.pose == pose.numpy()).all((1, 2)))[0]) for pose in batch["pose"][:, 0]]
+    engine = WorldEngine(model, size, use_fast=False)
+    latents = [engine.open(start_at(store, np.array(starts)), batch["seeds"]).latent]
+    latents += [engine.step(control, is_realised=True).latent for control in batch["controls"].unbind(1)]
+    assert clip.latent.shape[1] == stage.model_config.memory.num_context + 1 == 5
+    kept = torch.stack([latents[0], *latents[-4:]], 1)
+    torch.testing.assert_close(clip.latent.detach(), kept, atol=2e-5, rtol=1e-4)
+    assert float(clip.coverage[:, 1:].max()) > 0 and float(clip.coverage[:, 0].max()) == 0
+
+
+@pytest.mark.parametrize("num_calls", [1, 2])
+def test_exactly_one_call_of_each_frame_of_the_window_learns(store, num_calls):
+    stage, model = build(store, steps_per_frame=2)
+    batch = stage.batch(0, 0, 1) | {"num_calls": torch.tensor(num_calls)}
+    learns: list[bool] = []
+    handle = model.transformer.register_forward_hook(lambda *_: learns.append(torch.is_grad_enabled()))
+    roll_out(model, batch, window=2)
+    handle.remove()
+    frame, commit = [False] * (num_calls - 1), False
+    untouched, compared = [*frame, False, commit], [*frame, True, commit]
+    assert learns == [commit, *untouched, *compared, *compared]
+
+
+def test_what_is_committed_later_does_not_change_an_earlier_gradient(store):
+    """A recomputation that read a cache whose index had moved on would learn from the wrong history."""
+    stage, model = build(store, rollout=3, window=3)
+    batch = stage.batch(0, 0, 1)
+    short = batch | {"controls": batch["controls"][:, :1]}
+    gradients = [student_gradient(model, roll_out(model, b, 3).latent[:, 1].sin().sum()) for b in (short, batch)]
+    assert any(float(g.abs().max()) > 0 for g in gradients[0] if g is not None)
+    for one, other in zip(*gradients, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
+
+
+def test_a_frame_has_no_gradient_through_its_history(store):
+    """The last frame depends on the one before, and its gradient is the same whether that one learned or not."""
+    stage, model = build(store, rollout=2, window=2)
+    batch = stage.batch(0, 0, 1)
+    gradients = [student_gradient(model, roll_out(model, batch, w).latent[:, -1].sin().sum()) for w in (1, 2)]
+    assert all(one is None if other is None else torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+
+
+def test_the_critic_learns_at_every_step_and_the_student_at_its_turns(store):
+    stage, model = build(store, student_every=2)
+    assert [bool(stage.batch(step, 0, 1)["is_turn"]) for step in range(4)] == [False, True, False, True]
+    for step in range(2):
+        module = stage.trainable(model)
+        module.zero_grad(set_to_none=True)
+        parts = stage.loss(model, stage.batch(step, 0, 1), torch.Generator().manual_seed(step))
+        parts["loss"].backward()
+        assert (model.transformer.to_latent.weight.grad is not None) == (step == 1)
+        assert stage.critic.to_latent.weight.grad is not None
+        assert not any(p.grad is not None for p in stage.teacher.parameters())
+
+
+def test_a_critic_that_agrees_with_the_teacher_leaves_the_student_alone(store):
+    stage, model = build(store)
+    parts = stage.loss(model, stage.batch(1, 0, 1), torch.Generator().manual_seed(0))
+    assert float(parts["gap"]) == 0.0 and float(parts["matching"]) == 0.0
+
+
+def test_ranks_share_the_number_of_calls_and_nothing_else(store):
+    stage, _ = build(store, steps_per_frame=4)
+    pairs = [(stage.batch(step, 0, 2), stage.batch(step, 1, 2)) for step in range(40)]
+    calls = [(int(one["num_calls"]), int(other["num_calls"])) for one, other in pairs]
+    assert all(one == other for one, other in calls) and {one for one, _ in calls} == {1, 2, 3, 4}
+    assert not torch.equal(pairs[0][0]["seeds"], pairs[0][1]["seeds"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"window": 4}, "rollout is 3; it holds the window of 4 frames"),
+        ({"history": 0}, "history is 0; it must be at least 1"),
+        ({"level_shift": 0.5}, "level_shift is 0.5; it must be at least 1"),
+    ],
+)
+def test_settings_that_make_no_sense_are_named(changes, message):
+    with pytest.raises(ValueError, match=message):
+        override(DEFAULTS["debug"], changes)

@@ -1,0 +1,87 @@
+"""All stages from one command: what a config file may say, and that stopping anywhere changes nothing."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import pytest
+import torch
+
+from worldscape.checkpoint import load_world, read_provenance
+from worldscape.cli import main
+from worldscape.config import preset
+from worldscape.train.pipeline import ORDER, Plan, is_finished, merge_model, plan_runs, read_plan
+
+QUIET = {"steps": 2, "sample_every": 0, "tensorboard": False, "device": "cpu", "checkpoint_every": 2}
+
+
+def test_each_stage_builds_on_the_one_before_and_students_learn_from_the_world(tmp_path):
+    runs = plan_runs("debug", "rooms", tmp_path, Plan(stages={"distill": {"steps": 3}}))
+    assert [run.stage for run in runs] == list(ORDER)
+    assert [run.init for run in runs] == [None, *(str(tmp_path / name) for name in ORDER[:-1])]
+    assert {run.stage: run.teacher for run in runs if run.teacher} == dict.fromkeys(
+        ("ode", "distill"), str(tmp_path / "world")
+    )
+    assert next(run for run in runs if run.stage == "distill").config.steps == 3
+
+
+def test_a_config_file_says_what_differs(tmp_path):
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps({"order": ["codec", "world"], "model": {"memory": {"num_anchors": 3}}}))
+    plan = read_plan(file)
+    assert plan.order == ("codec", "world")
+    model = merge_model(preset("debug"), plan.model)
+    assert (model.memory.num_anchors, model.memory.local_window) == (3, preset("debug").memory.local_window)
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="TOML needs Python 3.11")
+def test_toml_reads_as_json_does(tmp_path):
+    file = tmp_path / "plan.toml"
+    file.write_text('order = ["codec", "world"]\n[stages.world]\nsteps = 5\n')
+    assert read_plan(file) == Plan(order=("codec", "world"), stages={"world": {"steps": 5}})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{", "is not readable"),
+        ("[]", "holds no table"),
+        ('{"stage": {}}', "unknown sections"),
+        ('{"stages": {"wings": {}}}', "unknown stage 'wings'"),
+        ('{"order": ["codec", "codec"]}', "each once"),
+    ],
+)
+def test_config_files_that_are_not_understood_are_named(tmp_path, text, message):
+    file = tmp_path / "plan.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        read_plan(file)
+
+
+def test_a_stage_counts_as_finished_with_all_its_steps(tmp_path):
+    (run,) = plan_runs("debug", "rooms", tmp_path, Plan(order=("codec",), stages={"codec": {"steps": 4}}))
+    run.out.mkdir()
+    found = []
+    for status, step in (("minutes", 3), ("finished", 3), ("finished", 4)):
+        (run.out / "status.json").write_text(json.dumps({"status": status, "step": step, "steps": step}))
+        found.append(is_finished(run))
+    assert found == [False, False, True]
+
+
+def test_stopped_after_every_step_it_ends_with_the_same_weights(tmp_path):
+    data, file = tmp_path / "rooms", tmp_path / "plan.json"
+    env = "worldscape.data.rooms:WorldScape-Rooms-v0"
+    assert main(["record", "--env", env, "--episodes", "2", "--out", str(data), "--steps-per-episode", "24"]) == 0
+    file.write_text(json.dumps({"stages": dict.fromkeys(ORDER, QUIET)}))
+    common = ["train", "all", "--preset", "debug", "--data", str(data), "--config", str(file)]
+    assert main([*common, "--out", str(tmp_path / "whole")]) == 0
+    calls = 0
+    while not (tmp_path / "parts" / "weights").exists():
+        assert main([*common, "--out", str(tmp_path / "parts"), "--minutes", "1e-9"]) == 0
+        calls += 1
+        assert calls < 30
+    assert calls > len(ORDER)
+    whole, parts = (load_world(tmp_path / name).state_dict() for name in ("whole", "parts"))
+    assert all(torch.equal(tensor, parts[key]) for key, tensor in whole.items())
+    assert set(ORDER) <= read_provenance(tmp_path / "parts").keys()
