@@ -26,7 +26,7 @@ LAYERS = (
     {"engine"},
     {"data"},
     {"train", "evaluate"},
-    {"play"},
+    {"play", "dream"},
     {"cli", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -12,6 +12,7 @@ COMMANDS = {
     "starts": ("worldscape.data.starts", "collect start frames from a dataset into one file"),
     "train": ("worldscape.train.cli", "train the codec, the world or its heads on a dataset"),
     "eval": ("worldscape.evaluate.cli", "measure a world against its simulator"),
+    "dream": ("worldscape.dream", "dream a recorded walk into a video"),
     "play": ("worldscape.play", "walk through a world, in a window or into a video"),
 }
 

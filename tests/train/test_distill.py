@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from worldscape.conditioning.camera import apply_control, pose_from_state
+from tests.train.walks import walk_store
 from worldscape.data.clips import FrameStore
 from worldscape.engine import WorldEngine
 from worldscape.train.config import override
@@ -18,33 +18,10 @@ from worldscape.train.distill import DEFAULTS, DistillStage, DistillTrainConfig,
 from worldscape.train.rollouts import start_at
 from worldscape.world import WorldModel, debug_world
 
-FRAMES, SIZE = 24, 64
-TURN_AND_WALK = torch.tensor([[0.1, 0.0, 0.05, 0.2, 0.0, 0.0]])
-
 
 @pytest.fixture(scope="module")
 def store() -> FrameStore:
-    """One episode that turns and walks through rooms of noise."""
-    rng, camera, cameras = np.random.default_rng(0), torch.zeros(1, 6), []
-    for _ in range(FRAMES):
-        cameras.append(camera)
-        camera = apply_control(camera, TURN_AND_WALK, 0.5)
-    states = torch.cat(cameras)
-    motion = np.concatenate([np.zeros((1, 6)), np.repeat(TURN_AND_WALK.numpy(), FRAMES - 1, 0)]).astype(np.float32)
-    zeros = np.zeros(FRAMES, np.float32)
-    return FrameStore(
-        frames=rng.integers(0, 256, (FRAMES, SIZE, SIZE, 3), np.uint8),
-        depth=rng.uniform(1.0, 4.0, (FRAMES, SIZE, SIZE)).astype(np.float16),
-        pose=pose_from_state(states).numpy(),
-        camera=states.numpy(),
-        controls=motion,
-        realised=motion,
-        reward=zeros,
-        success=zeros,
-        terminated=zeros,
-        intrinsics=np.array([0.6, 0.6, 0.5, 0.5], np.float32),
-        starts=np.array([0, FRAMES]),
-    )
+    return walk_store()
 
 
 def build(store: FrameStore, steps_per_frame: int = 1, **changes) -> tuple[DistillStage, WorldModel]:
@@ -155,3 +132,25 @@ def test_ranks_share_the_number_of_calls_and_nothing_else(store):
 def test_settings_that_make_no_sense_are_named(changes, message):
     with pytest.raises(ValueError, match=message):
         override(DEFAULTS["debug"], changes)
+
+
+def test_the_student_moves_to_a_teacher_that_answers_otherwise(store):
+    """The teacher adds a constant to every answer; the critic begins where the student is, and follows it."""
+    stage, model = build(store, student_every=1)
+    offset = torch.linspace(-1.0, 1.0, stage.teacher.to_latent.bias.numel())
+    stage.teacher.to_latent.bias.data += offset
+    module = stage.trainable(model)
+    optimizer = torch.optim.Adam(module.parameters(), lr=1e-2, betas=(0.0, 0.99))
+
+    def projection() -> float:
+        with torch.no_grad():
+            made = roll_out(model, stage.batch(100, 0, 1), 2).latent[:, -2:, :, :]
+        return float((made @ offset[:-1]).mean() / offset[:-1].norm())
+
+    before = projection()
+    for step in range(12):
+        parts = stage.loss(model, stage.batch(step, 0, 1), torch.Generator().manual_seed(step))
+        optimizer.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        optimizer.step()
+    assert projection() > before + 0.5
