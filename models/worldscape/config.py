@@ -11,6 +11,8 @@ from typing import Any
 
 from worldscape.conditioning.controls import ControlScale
 
+POLICIES = ("maco", "sink+local", "local", "full")
+
 
 def _require(is_fine: bool, what: str, rule: str) -> None:
     if not is_fine:
@@ -77,32 +79,42 @@ class TransformerConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class MemoryConfig:
-    """What a slot remembers: num_sink first frames, local_window recent ones, num_keyframes pictures with geometry.
+    """What a slot remembers, one page a frame, in three levels: the first num_sink frames for good (sink), frames
+    chosen from all of its past (pool), the last local_window frames (local). num_keyframes: sink and pool together.
 
-    num_anchors keyframes are reprojected into each new view. A frame becomes a keyframe when the memory covered less
-    than `novelty` of its pixels.
+    policy: `maco` chooses the pool; `full` puts every frame into it, the oldest leaving when it overflows (size it for
+    the whole dream); `sink+local` has no pool; `local` has neither pool nor sink. num_anchors pages are reprojected
+    into each new view; keys and values of num_retrieved pool pages join the generator's history. A frame enters the
+    pool when memory explains less than `novelty` of it: of a covered pixel, 1 minus residual_weight times what its
+    colour and depth still cost (memory/policy.py).
     """
 
+    policy: str = "maco"
     num_sink: int = 1
     local_window: int = 6
     num_keyframes: int = 32
     num_anchors: int = 4
+    num_retrieved: int = 0
     novelty: float = 0.97
+    residual_weight: float = 0.0
 
     def __post_init__(self) -> None:
+        _require(self.policy in POLICIES, f"policy {self.policy!r}", f"choose one of {', '.join(POLICIES)}")
         for name in ("num_sink", "local_window", "num_anchors"):
             _require(getattr(self, name) >= 1, f"{name} {getattr(self, name)}", "it must be at least 1")
+        least = max(self.num_anchors, self.num_sink + self.num_retrieved)
+        rule = f"num_anchors ({self.num_anchors}) or num_sink + num_retrieved ({self.num_sink} + {self.num_retrieved})"
         _require(
-            self.num_keyframes >= self.num_anchors,
-            f"num_keyframes {self.num_keyframes}",
-            f"it must be at least num_anchors ({self.num_anchors})",
+            self.num_keyframes >= least, f"num_keyframes {self.num_keyframes}", f"it must not be smaller than {rule}"
         )
+        _require(self.num_retrieved >= 0, f"num_retrieved {self.num_retrieved}", "it must be at least 0")
         _require(0 < self.novelty <= 1, f"novelty {self.novelty}", "it is a share of the pixels in (0, 1]")
+        _require(0 <= self.residual_weight <= 1, f"residual_weight {self.residual_weight}", "it lies in [0, 1]")
 
     @property
     def num_context(self) -> int:
         """Frames of history that the generator reads at most."""
-        return self.num_sink + self.local_window
+        return self.num_sink + self.num_retrieved + self.local_window
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

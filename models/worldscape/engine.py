@@ -1,17 +1,19 @@
 """WorldEngine: many dreamed worlds advanced together, each slot with its own pose, history, memory and noise.
 
 One step: the motion head says what the world lets happen, memory is reprojected into the new view, `denoise` refines
-noise against fixed history (writes nothing), `commit` appends exactly one frame, the codec decodes it.
+noise against fixed history (writes nothing), the codec decodes it, `commit` appends exactly one frame.
 """
 
-from dataclasses import dataclass, field, fields
-from typing import NamedTuple
+from dataclasses import replace
+from functools import cached_property
+from typing import Any
 
 import torch
 from einops import rearrange
 from torch import Tensor
 
-from worldscape.codec import Encoded, empty_anchor, frame_to_rgbd, normalise_tokens, rgbd_to_frame
+from worldscape.checkpoint import weights_id
+from worldscape.codec import frame_to_rgbd, normalise_tokens, rgbd_to_frame
 from worldscape.conditioning.camera import (
     angle_difference,
     apply_control,
@@ -20,81 +22,19 @@ from worldscape.conditioning.camera import (
     pose_from_state,
     state_from_pose,
 )
-from worldscape.conditioning.reproject import Anchor, decode_depth, encode_depth
+from worldscape.conditioning.reproject import decode_depth, encode_depth
+from worldscape.config import MemoryConfig
 from worldscape.fast import FastTransformer
 from worldscape.flow import euler_step, sampling_levels
-from worldscape.memory.context import ContextCache
-from worldscape.memory.keyframes import KeyframeMemory
+from worldscape.memory.pages import PageShape
+from worldscape.memory.world_memory import Frame, Recall, WorldMemory
 from worldscape.noise import slot_noise
+from worldscape.slots import EngineFrame, NewFrame, SlotState, Start, View
+from worldscape.snapshot import Snapshot
 from worldscape.transformer import FrameInputs, PlacedHistory, Prediction, frame_rays
 from worldscape.world import WorldModel
 
 SAMPLER_SHIFT = 3.0  # spends sampling steps where most is decided, near pure noise
-
-
-@dataclass(slots=True)
-class Start:
-    """Real frames that open R worlds, oldest first; the last is the current one.
-
-    frames uint8 [R, F, h, w, 3]; depth float32 [R, F, h, w] metres, or None to let the depth head guess; pose float32
-    [R, F, 4, 4] camera to world, or None (only with F = 1) for a level camera at the origin; intrinsics float32 [R, 4]
-    normalised, or None for the config's field of view.
-    """
-
-    frames: Tensor
-    depth: Tensor | None = None
-    pose: Tensor | None = None
-    intrinsics: Tensor | None = None
-
-
-@dataclass(slots=True)
-class EngineFrame:
-    """What all B slots show now; fresh tensors on the engine's device.
-
-    frame uint8 [B, h, w, 3]; depth float32 [B, h, w] metres; pose [B, 4, 4]; camera [B, 6]; realised [B, 6] control
-    that took place; reward, end [B] probabilities; coverage [B] share of pixels anchored in memory; latent
-    [B, P, C]; steps long [B] since opening; model_calls: transformer forwards made by this call.
-    """
-
-    frame: Tensor
-    depth: Tensor
-    pose: Tensor
-    camera: Tensor
-    realised: Tensor
-    reward: Tensor
-    end: Tensor
-    coverage: Tensor
-    latent: Tensor
-    steps: Tensor
-    model_calls: int
-
-
-@dataclass(slots=True)
-class SlotState:
-    """All there is to know of the slots, each tensor with a leading B; caches index slots themselves."""
-
-    context: ContextCache
-    keyframes: KeyframeMemory
-    camera: Tensor
-    intrinsics: Tensor
-    seeds: Tensor
-    steps: Tensor
-    is_open: Tensor
-    latent: Tensor
-    features: Tensor
-    rgbd: Tensor
-    coverage: Tensor
-    realised: Tensor
-    events: Tensor = field(repr=False)
-
-
-class View(NamedTuple):
-    """A view about to be dreamed: rays and anchor for the generator and the decoder."""
-
-    rays: Tensor
-    anchor: Anchor
-    guess: Encoded
-    token_coverage: Tensor
 
 
 class WorldEngine:
@@ -106,6 +46,10 @@ class WorldEngine:
         device: torch device.
         steps_per_frame: denoising model calls a frame; None takes the config's.
         use_fast: run the generator through its inference-only rewrite (fast.py); same results to rounding.
+        memory: policy and sizes of the slots' memory, for ablations; None takes the model's.
+        memory_budget: bytes that the pages of all slots never exceed; a small one makes the pool smaller.
+
+    Raises ValueError for fewer than 1 slot, and for a budget in which sink and local window do not fit.
     """
 
     def __init__(
@@ -116,17 +60,19 @@ class WorldEngine:
         device: str | torch.device = "cpu",
         steps_per_frame: int | None = None,
         use_fast: bool = True,
+        memory: MemoryConfig | None = None,
+        memory_budget: int | None = None,
     ):
         if num_slots < 1:
             raise ValueError(f"num_slots is {num_slots}; an engine has at least 1 slot.")
         calls = model.config.steps_per_frame if steps_per_frame is None else steps_per_frame
-        self.config = model.config
+        self.config = model.config if memory is None else replace(model.config, memory=memory)
         self.num_slots = num_slots
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.generator = FastTransformer(self.model.transformer) if use_fast else self.model.transformer
         self.levels = sampling_levels(calls, SAMPLER_SHIFT)
-        self.state = self._fresh(num_slots)
+        self.state = self._fresh(num_slots, self._memory(num_slots, memory_budget))
 
     @torch.inference_mode()
     def open(self, start: Start, seeds: Tensor, rows: Tensor | None = None) -> EngineFrame:
@@ -134,9 +80,10 @@ class WorldEngine:
 
         Returns all slots. Raises ValueError when shapes disagree.
         """
-        rows = torch.arange(self.num_slots, device=self.device) if rows is None else rows.to(self.device)
+        rows = self._checked_rows(rows)
         start = self._checked(start, seeds, rows)
-        fresh = self._fresh(len(rows))
+        self.state.memory.clear(rows)
+        fresh = self._fresh(len(rows), self.state.memory.empty_rows(len(rows)))
         fresh.seeds = seeds.to(self.device, torch.long)
         fresh.is_open[:] = True
         assert start.intrinsics is not None and start.depth is not None and start.pose is not None
@@ -144,7 +91,8 @@ class WorldEngine:
         for index in range(start.frames.shape[1]):
             rgbd = frame_to_rgbd(start.frames[:, index], encode_depth(start.depth[:, index]))
             self.commit_real(fresh, rgbd, start.pose[:, index])
-        write_rows(self.state, fresh, rows)
+        self.state.memory.adopt(fresh.memory, rows)
+        self.state.write_rows(rows, fresh.tensors())
         return self._present(start.frames.shape[1])
 
     @torch.inference_mode()
@@ -161,17 +109,53 @@ class WorldEngine:
         camera = apply_control(state.camera, realised, self.config.controls.max_pitch)
         realised = torch.cat([realised[:, :3], angle_difference(camera, state.camera)], 1)
         view = self.look(state, camera, pose_from_state(state.camera))
-        history = self.read(state)
+        history = self.read(state, view)
         latent = self.denoise(state, view, history)
-        prediction = self.commit(state, latent, view, history, active)
         rgbd = self.model.codec.decode(latent, view.anchor, view.guess.skips).float().clamp(-1.0, 1.0)
-        self._finish(state, camera, realised, rgbd, latent, prediction, view.anchor, active)
+        self.commit(state, NewFrame(camera, realised, rgbd, latent), view, history, active)
         return self._present(len(self.levels))
 
     def close(self) -> None:
         """Free the slots' memory; the engine cannot be used afterwards."""
-        self.state = self._fresh(0)
+        self.state = self._fresh(0, self._memory(0, None))
         self.num_slots = 0
+
+    @torch.inference_mode()
+    def snapshot(self, rows: Tensor | None = None) -> Snapshot:
+        """All there is to know of the slots `rows` (long [R]; None: all), as a value of its own."""
+        rows = self._checked_rows(rows)
+        slots = {name: tensor[rows] for name, tensor in self.state.tensors().items()}
+        return Snapshot(self._kind, {**slots, **self.state.memory.save(rows)})
+
+    @torch.inference_mode()
+    def restore(self, snapshot: Snapshot, rows: Tensor | None = None) -> EngineFrame:
+        """Put the worlds of a snapshot into the slots `rows` (long [R]; None: all); other slots stay as they are.
+
+        A snapshot of one world may go into any number of slots. The same actions then give the same frames, bit for
+        bit on the same device and batch shape. Returns all slots. Raises ValueError for another number of rows, and
+        for a snapshot that was taken with other weights, config or memory.
+        """
+        rows = self._checked_rows(rows)
+        snapshot.check_kind(self._kind)
+        memory = self.state.memory
+        likes = {**self.state.tensors(), **memory.save(rows[:0])}
+        tensors = {name: tensor.to(self.device) for name, tensor in snapshot.fitted(likes, len(rows)).items()}
+        memory.load(tensors, rows)
+        self.state.write_rows(rows, tensors)
+        return self._present(0)
+
+    @torch.inference_mode()
+    def fork(self, row: int, rows: Tensor) -> EngineFrame:
+        """Make the slots `rows` (long [R]) copies of slot `row`, sharing its pages until their dreams part.
+
+        Noise is a function of seed and step, so the copies differ in what is done in them only. Returns all slots.
+        """
+        self._checked_rows(torch.tensor([row]))
+        rows = self._checked_rows(rows)
+        self.state.memory.fork(row, rows)
+        copies = {name: tensor[torch.full_like(rows, row)] for name, tensor in self.state.tensors().items()}
+        self.state.write_rows(rows, copies)
+        return self._present(0)
 
     def realise(self, state: SlotState, controls: Tensor) -> Tensor:
         """What the world lets happen of the controls [B, 6].
@@ -180,7 +164,7 @@ class WorldEngine:
         takes for blocked.
         """
         body, target = self.config.body, apply_control(state.camera, controls, self.config.controls.max_pitch)
-        before, after = (state.keyframes.clearance(camera[:, :3], body) for camera in (state.camera, target))
+        before, after = (state.memory.clearance(camera[:, :3], body) for camera in (state.camera, target))
         near = self.surroundings(state, target)
         logit = self.model.heads.motion(state.features, state.latent, controls, near)
         is_free = ((after >= body.radius) | (after >= before)) & (logit > self.config.heads.blocked_logit)
@@ -189,26 +173,23 @@ class WorldEngine:
     def surroundings(self, state: SlotState, target: Tensor) -> Tensor:
         """Plan view [B, 2, G, G] of what memory knows on the way to the camera `target` [B, 6]."""
         position = state.camera[:, :3]
-        return state.keyframes.surroundings(position, target[:, :3] - position, self.config.body)
+        return state.memory.surroundings(position, target[:, :3] - position, self.config.body)
 
     def look(self, state: SlotState, camera: Tensor, previous: Tensor) -> View:
         """Rays and anchor of the view from `camera` [B, 6]; `previous` is the camera-to-world pose [B, 4, 4] before."""
         pose = pose_from_state(camera)
-        if self.config.transformer.anchor:
-            anchor = state.keyframes.recall(pose, state.intrinsics)
-        else:
-            anchor = empty_anchor(len(camera), self.config.codec.size, state.rgbd)
-        return self._view(pose, previous, anchor, state.intrinsics)
+        recall = state.memory.recall(pose, state.intrinsics, use_anchor=self.config.transformer.anchor)
+        return self._view(pose, previous, recall, state.intrinsics)
 
-    def read(self, state: SlotState) -> PlacedHistory:
+    def read(self, state: SlotState, view: View) -> PlacedHistory:
         """History as this step's model calls read it."""
-        return self.generator.place(state.context.read())
+        return self.generator.place(state.memory.read(view.recall.retrieved))
 
     def denoise(self, state: SlotState, view: View, history: PlacedHistory) -> Tensor:
         """Refine this step's noise into the new frame's latent [B, P, C]; reads history, writes nothing."""
         shape = state.latent.shape[1:]
-        noise = slot_noise(state.seeds, state.context.count, shape.numel()).reshape(-1, *shape)
-        positions = state.context.next_positions()
+        noise = slot_noise(state.seeds, state.memory.count, shape.numel()).reshape(-1, *shape)
+        positions = state.memory.next_positions()
         latent = clean = noise[:, None]
         for level, next_level in zip(self.levels[:-1], self.levels[1:], strict=True):
             inputs = self._inputs(latent, torch.full_like(latent[:, :, 0, 0], level), view)
@@ -216,62 +197,42 @@ class WorldEngine:
             latent = euler_step(latent, clean, level, next_level)
         return normalise_tokens(clean[:, 0].float())
 
-    def commit(
-        self, state: SlotState, latent: Tensor, view: View, history: PlacedHistory, active: Tensor
-    ) -> Prediction:
-        """Run the finished frame's latent [B, P, C] once and append it to the active slots' history."""
-        level = torch.full((len(latent), 1), self.config.context_level, device=self.device)
-        inputs = self._inputs(latent[:, None], level, view)
-        prediction = self.generator(inputs, state.context.next_positions(), history)
-        state.context.append(prediction.layers, active)
-        return prediction
+    def commit(self, state: SlotState, new: NewFrame, view: View, history: PlacedHistory, active: Tensor) -> None:
+        """Run the finished frame once, append it to the active slots' memory and make it their current frame."""
+        level = torch.full((len(new.latent), 1), self.config.context_level, device=self.device)
+        inputs = self._inputs(new.latent[:, None], level, view)
+        prediction = self.generator(inputs, state.memory.next_positions(), history)
+        frame = Frame(prediction.layers, new.rgbd, pose_from_state(new.camera), state.intrinsics)
+        state.memory.append(frame, view.recall, active)
+        self._finish(state, new, prediction, view.recall.coverage, active)
 
     def commit_real(self, state: SlotState, rgbd: Tensor, pose: Tensor) -> None:
         """Take real frames, RGB-D [B, 4, h, w] seen from poses [B, 4, 4], into history and memory."""
         camera, active = state_from_pose(pose), torch.ones_like(state.is_open)
-        is_first = state.context.count == 0
+        is_first = state.memory.count == 0
         previous = torch.where(is_first[:, None, None], pose, pose_from_state(state.camera))
         view = self.look(state, camera, previous)
         latent = self.model.codec.encode(rgbd).float()
-        prediction = self.commit(state, latent, view, self.read(state), active)
-        self._finish(state, camera, torch.zeros_like(camera), rgbd, latent, prediction, view.anchor, active)
+        new = NewFrame(camera, torch.zeros_like(camera), rgbd, latent)
+        self.commit(state, new, view, self.read(state, view), active)
         state.steps.zero_()
 
     def _finish(
-        self,
-        state: SlotState,
-        camera: Tensor,
-        realised: Tensor,
-        rgbd: Tensor,
-        latent: Tensor,
-        prediction: Prediction,
-        anchor: Anchor,
-        active: Tensor,
+        self, state: SlotState, new: NewFrame, prediction: Prediction, coverage: Tensor, active: Tensor
     ) -> None:
         """Write the new frame's results into the active slots."""
         features = prediction.features[:, 0].float()
-        coverage = anchor.mask.mean((1, 2, 3))
-        number = state.context.count - 1
-        state.keyframes.admit(rgbd, pose_from_state(camera), state.intrinsics, coverage, number, active)
-        events = torch.stack(self.model.heads.events(features, latent), 1).sigmoid()
-        news = {
-            "camera": camera,
-            "realised": realised,
-            "rgbd": rgbd,
-            "latent": latent,
-            "features": features,
-            "coverage": coverage,
-            "events": events,
-            "steps": state.steps + 1,
-        }
-        for name, new in news.items():
+        events = torch.stack(self.model.heads.events(features, new.latent), 1).sigmoid()
+        steps = state.steps + 1
+        news = {**new._asdict(), "features": features, "coverage": coverage, "events": events, "steps": steps}
+        for name, value in news.items():
             old = getattr(state, name)
-            setattr(state, name, torch.where(active.reshape(-1, *[1] * (new.ndim - 1)), new.to(old.dtype), old))
+            setattr(state, name, torch.where(active.reshape(-1, *[1] * (value.ndim - 1)), value.to(old.dtype), old))
 
-    def _view(self, pose: Tensor, previous: Tensor, anchor: Anchor, intrinsics: Tensor) -> View:
+    def _view(self, pose: Tensor, previous: Tensor, recall: Recall, intrinsics: Tensor) -> View:
         rays = frame_rays(pose, invert_pose(level_pose(previous)), intrinsics, self.config.codec.grid)
-        guess = self.model.codec.encode_anchor(anchor)
-        return View(rays, anchor, guess, token_coverage(anchor.mask, self.config.codec.grid))
+        guess = self.model.codec.encode_anchor(recall.anchor)
+        return View(rays, recall, guess, token_coverage(recall.anchor.mask, self.config.codec.grid))
 
     def _inputs(self, latent: Tensor, level: Tensor, view: View) -> FrameInputs:
         anchor = view.guess.latent[:, None].float()
@@ -295,14 +256,26 @@ class WorldEngine:
             model_calls=model_calls,
         )
 
-    def _fresh(self, slots: int) -> SlotState:
+    @cached_property
+    def _kind(self) -> dict[str, Any]:
+        """What a snapshot shares with every engine that can go on with it."""
+        return {
+            "weights": weights_id(self.model),
+            "config": self.config.to_dict(),
+            "levels": self.state.memory.tables.levels._asdict(),
+            "generator": type(self.generator).__name__,
+        }
+
+    def _memory(self, slots: int, budget: int | None) -> WorldMemory:
+        codec, generator = self.config.codec, self.config.transformer
+        shape = PageShape(generator.num_layers, codec.num_tokens, generator.num_heads, generator.head_width, codec.size)
+        return WorldMemory.empty(self.config.memory, slots, shape, torch.zeros((), device=self.device), budget)
+
+    def _fresh(self, slots: int, memory: WorldMemory) -> SlotState:
         """Slots that hold nothing."""
-        config, like = self.config, torch.zeros((), device=self.device)
-        codec, transformer = config.codec, config.transformer
-        shape = (transformer.num_layers, codec.num_tokens, transformer.num_heads, transformer.head_width)
+        like, codec, transformer = torch.zeros((), device=self.device), self.config.codec, self.config.transformer
         return SlotState(
-            context=ContextCache.empty(config.memory, slots, shape, like),
-            keyframes=KeyframeMemory.empty(config.memory, slots, codec.size, like),
+            memory=memory,
             camera=like.new_zeros(slots, 6),
             intrinsics=like.new_zeros(slots, 4),
             seeds=torch.zeros(slots, dtype=torch.long, device=self.device),
@@ -315,6 +288,17 @@ class WorldEngine:
             realised=like.new_zeros(slots, 6),
             events=like.new_zeros(slots, 2),
         )
+
+    def _checked_rows(self, rows: Tensor | None) -> Tensor:
+        """Slot numbers on the device. Raises ValueError for numbers that are out of range or come twice."""
+        if rows is None:
+            return torch.arange(self.num_slots, device=self.device)
+        if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
+            raise ValueError(f"rows are {rows.dtype} of shape {tuple(rows.shape)}; give slot numbers, long [R].")
+        numbers = rows.tolist()
+        if len(set(numbers)) < len(numbers) or not all(0 <= number < self.num_slots for number in numbers):
+            raise ValueError(f"rows are {numbers}; give different slot numbers from 0 to {self.num_slots - 1}.")
+        return rows.to(self.device, torch.long)
 
     def _checked(self, start: Start, seeds: Tensor, rows: Tensor) -> Start:
         """The start with every field filled in and on the device. Raises ValueError for wrong shapes."""
@@ -366,18 +350,3 @@ class WorldEngine:
 def token_coverage(mask: Tensor, grid: int) -> Tensor:
     """Coverage mask [B, 1, h, w] -> share of each token's pixels, [B, P]."""
     return torch.nn.functional.adaptive_avg_pool2d(mask, grid).flatten(1)
-
-
-def write_rows(target: SlotState, source: SlotState, rows: Tensor) -> None:
-    """Copy all R slots of `source` into the slots `rows` of `target`, in place."""
-    for part in ("context", "keyframes"):
-        for item in fields(getattr(source, part)):
-            new = getattr(getattr(source, part), item.name)
-            if isinstance(new, Tensor):
-                kept = getattr(getattr(target, part), item.name)
-                axis = 1 if item.name in ("keys", "values") else 0
-                kept.index_copy_(axis, rows, new)
-    for item in fields(source):
-        new = getattr(source, item.name)
-        if isinstance(new, Tensor):
-            setattr(target, item.name, getattr(target, item.name).index_copy(0, rows, new))

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from worldscape.engine import Start, WorldEngine
+from worldscape.slots import NewFrame
 from worldscape.world import debug_world
 
 
@@ -89,18 +90,21 @@ def test_denoise_writes_nothing_and_commit_appends_one_frame(model):
     engine.open(starts(2), torch.tensor([1, 2]))
     state = engine.state
     view = engine.look(state, state.camera, torch.eye(4).repeat(2, 1, 1))
-    before = state.context.keys.clone()
-    history = engine.read(state)
+    before = state.memory.save(torch.arange(2))
+    history = engine.read(state, view)
     latent = engine.denoise(state, view, history)
-    assert torch.equal(state.context.keys, before) and state.context.count.tolist() == [1, 1]
-    engine.commit(state, latent, view, history, torch.ones(2, dtype=torch.bool))
-    assert not torch.equal(state.context.keys, before) and state.context.count.tolist() == [2, 2]
+    after = state.memory.save(torch.arange(2))
+    assert all(torch.equal(after[name], before[name]) for name in before) and state.memory.count.tolist() == [1, 1]
+    new = NewFrame(state.camera, state.realised, state.rgbd, latent)
+    engine.commit(state, new, view, history, torch.tensor([True, False]))
+    assert state.memory.count.tolist() == [2, 1] and state.memory.store.num_used() == 3
+    assert torch.equal(state.latent[0], latent[0]) and not torch.equal(state.latent[1], latent[1])
 
 
 def test_several_start_frames_make_history(model):
     engine = WorldEngine(model, 1)
     engine.open(starts(1, frames=3), torch.tensor([1]))
-    assert engine.state.context.count.tolist() == [3]
+    assert engine.state.memory.count.tolist() == [3]
 
 
 def test_a_start_shows_itself_and_its_depth(model):
@@ -166,9 +170,9 @@ def test_memory_does_not_grow_with_the_horizon(model):
     engine.open(starts(1), torch.tensor([1]))
 
     def size() -> int:
-        parts = (engine.state, engine.state.context, engine.state.keyframes)
-        tensors = [getattr(part, name) for part in parts for name in part.__slots__]
-        return sum(t.numel() for t in tensors if isinstance(t, torch.Tensor))
+        memory = engine.state.memory
+        tables = (*engine.state.tensors().values(), *memory.tables.tensors().values())
+        return sum(t.numel() for t in (*tables, *memory.store.fields, memory.store.references))
 
     for move in controls(1, 3):
         engine.step(move)

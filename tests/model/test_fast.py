@@ -4,7 +4,8 @@ import torch
 
 from worldscape.engine import Start, WorldEngine
 from worldscape.fast import FastTransformer
-from worldscape.memory.context import ContextCache
+from worldscape.memory.pages import PageShape
+from worldscape.memory.world_memory import WorldMemory
 from worldscape.transformer import FrameInputs
 from worldscape.world import debug_world
 
@@ -40,7 +41,7 @@ def test_a_first_frame_without_history():
     positions = torch.zeros(2, 1, dtype=torch.long)
     expected = model(inputs, positions)
     torch.testing.assert_close(fast(inputs, positions).latent, expected.latent, atol=1e-5, rtol=1e-4)
-    memory = debug_world().config.memory
-    empty = ContextCache.empty(memory, 2, (config.num_layers, 16, config.num_heads, config.head_width), latent)
-    with_empty = fast(inputs, positions, fast.place(empty.read()))
+    shape = PageShape(config.num_layers, 16, config.num_heads, config.head_width, size=64)
+    empty = WorldMemory.empty(debug_world().config.memory, 2, shape, latent)
+    with_empty = fast(inputs, positions, fast.place(empty.read(empty.tables.retrieved)))
     torch.testing.assert_close(with_empty.latent, expected.latent, atol=1e-5, rtol=1e-4)

@@ -6,16 +6,19 @@ import pytest
 import torch
 from einops import rearrange
 
+from tests.model.memory_worlds import INTRINSICS, SIZE, picture, pose
 from worldscape.config import CodecConfig, MemoryConfig, TransformerConfig
-from worldscape.memory.context import ContextCache
-from worldscape.memory.naive import NaiveContext
+from worldscape.memory.naive import NaiveMemory
+from worldscape.memory.pages import Levels, PageShape
+from worldscape.memory.world_memory import Frame, WorldMemory
 from worldscape.nn.attention import attend
 from worldscape.nn.blocks import KeysValues
 from worldscape.nn.rope import Rotation, rotate, space_angles, time_angles
-from worldscape.transformer import FrameInputs, WorldTransformer
+from worldscape.transformer import FrameInputs, History, WorldTransformer
 
 CODEC = CodecConfig(size=32, widths=(8, 8, 8, 8), latent_channels=6)
 MEMORY = MemoryConfig(num_sink=1, local_window=3, num_keyframes=4, num_anchors=2)
+LEVELS = Levels(num_sink=1, num_pool=3, num_local=3)
 CONFIG = TransformerConfig(width=24, num_layers=3, num_heads=2, mlp_width=48)
 
 
@@ -44,6 +47,22 @@ def cut(inputs: FrameInputs, rows: slice, times: slice) -> FrameInputs:
     return FrameInputs(*(part[rows, times] for part in inputs))
 
 
+def remembering(slots: int) -> WorldMemory:
+    """Memory for the generator's keys and values, with tiny pictures."""
+    return WorldMemory.empty(MEMORY, slots, PageShape(3, CODEC.num_tokens, 2, 12, SIZE), torch.zeros(()))
+
+
+def recalled(memory: WorldMemory) -> History:
+    return memory.read(memory.tables.retrieved)
+
+
+def remember(memory: WorldMemory, new: list[KeysValues], active: torch.Tensor) -> None:
+    """Commit a frame's keys and values with a blank picture, always seen from the same place."""
+    many = len(active)
+    frame = Frame(new, picture(0.0).repeat(many, 1, 1, 1), pose().repeat(many, 1, 1), INTRINSICS.repeat(many, 1))
+    memory.append(frame, memory.recall(frame.pose, frame.intrinsics, use_anchor=False), active)
+
+
 def positions(batch: int, num: int) -> torch.Tensor:
     return torch.arange(num).expand(batch, -1)
 
@@ -62,52 +81,48 @@ def test_an_earlier_frame_does_change_a_later_one():
     assert not torch.allclose(model(first, positions(1, 3)).latent[:, 2], model(mixed, positions(1, 3)).latent[:, 2])
 
 
-def test_the_ring_cache_equals_its_naive_twin_over_a_sliding_window():
+def test_paged_history_equals_its_naive_twin_over_a_sliding_window():
     """Also just after frames were evicted: 12 frames pass through a window of 1 + 3."""
     model, inputs = build(), frames(2, 12)
-    cache = ContextCache.empty(MEMORY, 2, (3, CODEC.num_tokens, 2, 12), torch.zeros(()))
-    twins = [NaiveContext(MEMORY), NaiveContext(MEMORY)]
+    cache = remembering(2)
+    twins = [NaiveMemory(MEMORY, LEVELS), NaiveMemory(MEMORY, LEVELS)]
     for step in range(12):
         now = cut(inputs, slice(None), slice(step, step + 1))
-        ours = model(now, cache.next_positions(), model.place(cache.read()))
+        ours = model(now, cache.next_positions(), model.place(recalled(cache)))
         for row, twin in enumerate(twins):
             one = cut(now, slice(row, row + 1), slice(None))
-            history = model.place(twin.read()) if twin.frames else None
+            history = model.place(twin.read([])) if twin.frames else None
             theirs = model(one, twin.next_positions(), history)
             torch.testing.assert_close(ours.latent[row : row + 1], theirs.latent, atol=2e-5, rtol=1e-4)
-            twin.append(theirs.layers)
-        cache.append(ours.layers, torch.ones(2, dtype=torch.bool))
+            twin.append(theirs.layers, picture(0.0), pose(), INTRINSICS)
+        remember(cache, ours.layers, torch.ones(2, dtype=torch.bool))
 
 
 def test_cached_dreaming_equals_running_the_whole_clip():
     model, inputs = build(), frames(2, MEMORY.num_context + 1)
     whole = model(inputs, positions(2, MEMORY.num_context + 1)).latent
-    cache = ContextCache.empty(MEMORY, 2, (3, CODEC.num_tokens, 2, 12), torch.zeros(()))
+    cache = remembering(2)
     for step in range(MEMORY.num_context + 1):
         result = model(
-            cut(inputs, slice(None), slice(step, step + 1)), cache.next_positions(), model.place(cache.read())
+            cut(inputs, slice(None), slice(step, step + 1)), cache.next_positions(), model.place(recalled(cache))
         )
         torch.testing.assert_close(result.latent[:, 0], whole[:, step], atol=2e-5, rtol=1e-4)
-        cache.append(result.layers, torch.ones(2, dtype=torch.bool))
+        remember(cache, result.layers, torch.ones(2, dtype=torch.bool))
 
 
 def test_inactive_slots_keep_their_cache_bit_for_bit():
     model, inputs = build(), frames(3, 6)
-    cache = ContextCache.empty(MEMORY, 3, (3, CODEC.num_tokens, 2, 12), torch.zeros(()))
+    cache = remembering(3)
     for step in range(6):
-        before = cache.keys.clone(), cache.frames.clone(), cache.count.clone()
         active = torch.tensor([True, step % 2 == 0, False])
         result = model(
-            cut(inputs, slice(None), slice(step, step + 1)), cache.next_positions(), model.place(cache.read())
+            cut(inputs, slice(None), slice(step, step + 1)), cache.next_positions(), model.place(recalled(cache))
         )
-        cache.append(result.layers, active)
-        for stored, old, axis in (
-            (cache.keys, before[0], 1),
-            (cache.frames, before[1], 0),
-            (cache.count, before[2], 0),
-        ):
-            still = (~active).nonzero()[:, 0]
-            assert torch.equal(stored.index_select(axis, still), old.index_select(axis, still))
+        still = (~active).nonzero()[:, 0]
+        before = cache.save(still)
+        remember(cache, result.layers, active)
+        after = cache.save(still)
+        assert all(torch.equal(after[name], before[name]) for name in before)
     assert cache.count.tolist() == [6, 3, 0]
 
 
@@ -162,7 +177,8 @@ def test_rope_keeps_lengths_and_leaves_the_first_token_alone():
 
 
 def test_naive_history_lists_sink_and_window():
-    twin = NaiveContext(MEMORY)
+    twin = NaiveMemory(MEMORY, LEVELS)
     for number in range(9):
-        twin.append([KeysValues(*(torch.full((1, 1, 1, 1, 2), float(number)),) * 2)])
-    assert rearrange(twin.read().keys, "1 1 s 1 1 k -> s k")[:, 0].tolist() == [0, 6, 7, 8]
+        new = [KeysValues(*(torch.full((1, 1, 1, 1, 2), float(number)),) * 2)]
+        twin.append(new, picture(0.0), pose(), INTRINSICS)
+    assert rearrange(twin.read([]).keys, "1 1 s 1 1 k -> s k")[:, 0].tolist() == [0, 6, 7, 8]

@@ -1,35 +1,144 @@
-"""The naive twin of the context cache: every frame is kept in a list, history is picked anew. Tests trust this one."""
+"""The naive twin of world memory: one slot, every frame kept in a list, everything worked out anew. Tests trust it.
 
-from collections.abc import Sequence
+Nothing is evicted: what sink, pool and local hold follows from the list, the pool by going through all admissions.
+"""
+
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
+from worldscape.conditioning.camera import invert_pose
+from worldscape.conditioning.reproject import MIN_DEPTH, Anchor, reproject
 from worldscape.config import MemoryConfig
+from worldscape.memory.pages import Levels
+from worldscape.memory.policy import CELLS, CODING_NOISE, FULL_COST, METRES_PER_RADIAN, world_probes
 from worldscape.nn.blocks import KeysValues
 from worldscape.transformer import History
 
 
-class NaiveContext:
-    """One slot: all committed frames, growing without bound."""
+class NaiveFrame(NamedTuple):
+    """A committed frame, without a batch axis, and how much of it memory explained then."""
 
-    def __init__(self, config: MemoryConfig):
-        self.config = config
-        self.frames: list[list[KeysValues]] = []
+    layers: list[KeysValues]
+    rgbd: Tensor
+    pose: Tensor
+    probes: Tensor
+    explained: float
 
-    def append(self, layers: Sequence[KeysValues]) -> None:
-        """Keep a committed frame: a KeysValues [1, 1, P, H, K] per layer."""
-        self.frames.append(list(layers))
 
-    def read(self) -> History:
-        """The first num_sink frames and the last local_window, oldest first, numbered 0, 1, 2, ..."""
-        sink, window = self.config.num_sink, self.config.local_window
-        chosen = self.frames[:sink] + self.frames[sink:][-window:]
-        layers = list(zip(*chosen, strict=True))
+class NaiveMemory:
+    """One slot. Frames are named by their number; `levels` as in the real memory."""
+
+    def __init__(self, config: MemoryConfig, levels: Levels):
+        self.config, self.levels = config, levels
+        self.frames: list[NaiveFrame] = []
+
+    def append(self, layers: list[KeysValues], rgbd: Tensor, pose: Tensor, intrinsics: Tensor) -> None:
+        """Commit a frame; shapes as in worldscape.memory.world_memory.Frame, with one slot."""
+        explained = self._explained(rgbd, self.recall(pose, intrinsics)) if self.frames else 0.0
+        self.frames.append(NaiveFrame(layers, rgbd[0], pose[0], world_probes(rgbd, pose, intrinsics)[0], explained))
+
+    def sink(self) -> list[int]:
+        """The first frames."""
+        return list(range(len(self.frames)))[: self.levels.num_sink]
+
+    def local(self) -> list[int]:
+        """The last frames after the sink, oldest first."""
+        return list(range(len(self.frames)))[self.levels.num_sink :][-self.levels.num_local :]
+
+    def pool(self) -> list[int]:
+        """What is in the pool now, by place."""
+        held: list[int] = []
+        for number in range(self.levels.num_sink, len(self.frames)):
+            is_full = self.config.policy == "full"
+            if self.levels.num_pool == 0 or not (is_full or self.frames[number].explained < self.config.novelty):
+                continue
+            if len(held) < self.levels.num_pool:
+                held.append(number)
+            else:
+                held[held.index(min(held)) if is_full else self._most_redundant(held)] = number
+        return held
+
+    def shown(self) -> list[int]:
+        """Frames whose pictures may be shown again; one may come twice."""
+        if self.levels.num_pool == 0:
+            return self.sink() + self.local()
+        return self.sink() + self.pool() + self.local()[-1:]
+
+    def anchors(self, target: Tensor, intrinsics: Tensor) -> list[int]:
+        """Frames to reproject into the view from `target` [1, 4, 4], oldest first."""
+        return self._cover(self.shown(), target, intrinsics, self.config.num_anchors, 0)
+
+    def retrieved(self, target: Tensor, intrinsics: Tensor) -> list[int]:
+        """Pool frames whose keys and values are read, oldest first."""
+        apart = [number for number in self.pool() if number not in self.local()]
+        return self._cover(apart, target, intrinsics, self.config.num_retrieved, 1)
+
+    def recall(self, target: Tensor, intrinsics: Tensor) -> Anchor:
+        """What memory shows of the view from `target`, once there are frames."""
+        chosen = self.anchors(target, intrinsics)
+        rgbd = torch.stack([self.frames[number].rgbd for number in chosen])[None]
+        poses = torch.stack([self.frames[number].pose for number in chosen])[None]
+        return reproject(rgbd, poses, torch.ones(1, len(chosen), dtype=torch.bool), target, intrinsics)
+
+    def read(self, retrieved: list[int]) -> History:
+        """Sink, `retrieved` frames and local window, oldest first, without any gap but in the positions."""
+        chosen = self.sink() + retrieved + self.local()
+        layers = list(zip(*(self.frames[number].layers for number in chosen), strict=True))
         keys = torch.stack([torch.cat([frame.keys for frame in layer], 1) for layer in layers])
         values = torch.stack([torch.cat([frame.values for frame in layer], 1) for layer in layers])
-        positions = torch.arange(len(chosen))[None]
-        return History(keys, values, positions, torch.ones_like(positions, dtype=torch.bool))
+        first = self.levels.num_sink, self.levels.num_sink + self._num_retrieved()
+        positions = [*range(len(self.sink())), *range(first[0], first[0] + len(retrieved))]
+        positions += range(first[1], first[1] + len(self.local()))
+        return History(keys, values, torch.tensor([positions]), torch.ones(1, len(chosen), dtype=torch.bool))
 
-    def next_positions(self) -> torch.Tensor:
+    def next_positions(self) -> Tensor:
         """Relative position of the next frame, long [1, 1]."""
-        return torch.tensor([[min(len(self.frames), self.config.num_context)]])
+        num_read = min(len(self.frames), self.levels.num_sink + self.levels.num_local)
+        return torch.tensor([[num_read + self._num_retrieved()]])
+
+    def _num_retrieved(self) -> int:
+        return min(self.config.num_retrieved, self.levels.num_pool)
+
+    def _explained(self, rgbd: Tensor, anchor: Anchor) -> float:
+        """1 for a frame that memory showed as it is, 0 for one of which it showed nothing."""
+        cost = torch.log1p((rgbd - anchor.rgbd).square().mean(1) / CODING_NOISE**2) / FULL_COST
+        saved = torch.where(anchor.mask[:, 0] > 0, 1 - self.config.residual_weight * cost.clamp_max(1), 0)
+        return float(saved.mean())
+
+    def _most_redundant(self, held: list[int]) -> int:
+        """The place in `held` of the frame that is nearest to another one, in sink or pool."""
+        nearest = []
+        for number in held:
+            others = [other for other in self.sink() + held if other != number]
+            nearest.append(min(self._distance(number, other) for other in others))
+        return nearest.index(min(nearest))
+
+    def _distance(self, one: int, other: int) -> float:
+        a, b = self.frames[one].pose, self.frames[other].pose
+        turn = torch.acos((a[:3, 2] * b[:3, 2]).sum().clamp(-1.0, 1.0))
+        return float((a[:3, 3] - b[:3, 3]).norm() / METRES_PER_RADIAN + turn)
+
+    def _cover(
+        self, candidates: list[int], target: Tensor, intrinsics: Tensor, num_picks: int, least: int
+    ) -> list[int]:
+        """Greedy set cover of the view's cells by what each candidate shows; ties go to the older one."""
+        cells = {number: self._cells(number, target, intrinsics) for number in candidates}
+        covered: set[int] = set()
+        picks: list[int] = []
+        for _ in range(min(num_picks, len(cells))):
+            best = max(sorted(cells), key=lambda number: len(cells[number] - covered))
+            if len(cells[best] - covered) >= least:
+                picks.append(best)
+            covered |= cells.pop(best)
+        return sorted(picks)
+
+    def _cells(self, number: int, target: Tensor, intrinsics: Tensor) -> set[int]:
+        to_view = invert_pose(target)[0]
+        fx, fy, cx, cy = intrinsics[0]
+        x, y, z = (self.frames[number].probes @ to_view[:3, :3].T + to_view[:3, 3]).unbind(-1)
+        depth = z.clamp_min(MIN_DEPTH)
+        column, row = ((x / depth * fx + cx) * CELLS).floor(), ((y / depth * fy + cy) * CELLS).floor()
+        inside = (z > MIN_DEPTH) & (column >= 0) & (column < CELLS) & (row >= 0) & (row < CELLS)
+        return set((row * CELLS + column)[inside].int().tolist())

@@ -1,6 +1,6 @@
 """What the generator trains on: latents of recorded frames and what memory would have shown of each view.
 
-Episodes are replayed through the engine's own keyframe memory, as a dream whose generator never errs: each frame is
+Episodes are replayed through the engine's own memory, as a dream whose generator never errs: each frame is
 encoded, disturbed a little, decoded with its anchor, and that picture is what memory keeps. The result lies beside the
 dataset, under a name made of everything it depends on.
 """
@@ -18,7 +18,8 @@ from worldscape.codec import normalise_tokens
 from worldscape.config import MemoryConfig
 from worldscape.data.clips import FrameStore
 from worldscape.engine import token_coverage
-from worldscape.memory.keyframes import KeyframeMemory
+from worldscape.memory.pages import PageShape
+from worldscape.memory.world_memory import Frame, WorldMemory
 from worldscape.progress import Progress
 from worldscape.train.cache import cached
 from worldscape.world import WorldModel
@@ -79,7 +80,8 @@ def _replay(
 ) -> dict[str, Tensor]:
     """One batch of dreams, frames long [E, F] -> latent, guess, coverage."""
     device = next(model.parameters()).device
-    memory = KeyframeMemory.empty(policy, len(frames), model.config.codec.size, torch.zeros((), device=device))
+    shape = PageShape(layers=0, tokens=0, heads=0, head_width=0, size=model.config.codec.size)
+    memory = WorldMemory.empty(policy, len(frames), shape, torch.zeros((), device=device))
     intrinsics = torch.from_numpy(store.intrinsics).to(device).expand(len(frames), -1)
     active = torch.ones(len(frames), dtype=torch.bool, device=device)
     strength = LARGEST_DISTURBANCE * torch.rand(len(frames), 1, 1, generator=generator).to(device)
@@ -87,7 +89,8 @@ def _replay(
     for step in range(frames.shape[1]):
         index = frames[:, step].numpy()
         rgbd, pose = store.rgbd(index).to(device), torch.from_numpy(store.pose[index]).to(device)
-        anchor = memory.recall(pose, intrinsics)
+        recall = memory.recall(pose, intrinsics)
+        anchor = recall.anchor
         with torch.autocast(device.type, torch.bfloat16):
             latent, guess = model.codec.encode(rgbd).float(), model.codec.encode_anchor(anchor)
             kept = rgbd
@@ -95,8 +98,7 @@ def _replay(
                 noise = torch.randn(latent.shape, generator=generator).to(device)
                 disturbed = normalise_tokens(latent + strength * noise)
                 kept = model.codec.decode(disturbed, anchor, guess.skips).float().clamp(-1.0, 1.0)
-        number = torch.full((len(frames),), step, device=device)
-        memory.admit(kept, pose, intrinsics, anchor.mask.mean((1, 2, 3)), number, active)
+        memory.append(Frame([], kept, pose, intrinsics), recall, active)
         coverage = token_coverage(anchor.mask, model.config.codec.grid)
         for name, value in (("latent", latent), ("guess", guess.latent), ("coverage", coverage)):
             steps[name].append(value.to("cpu", torch.float16))

@@ -1,0 +1,101 @@
+"""MACO's decisions, batched over slots and of static shape: what to show again, what to admit, what to drop.
+
+Retrieval is a greedy set cover of the new view by depth-aware frustum overlap. Admission weighs the description length
+of a frame given memory against that of a reference. Over budget, farthest-point sampling over position and direction.
+"""
+
+import math
+
+import torch
+from einops import repeat
+from torch import Tensor
+
+from worldscape.conditioning.camera import camera_rays, invert_pose
+from worldscape.conditioning.reproject import MIN_DEPTH, Anchor, decode_depth
+from worldscape.memory.pages import BLANK, probe_places
+
+CELLS = 8  # cells a side of the new view that the picks shall cover
+METRES_PER_RADIAN = 2.0  # how far apart two cameras must be to differ as much as one radian of turn
+ANY, ONE_CELL = 0.0, 1.0  # least gain of a pick
+CODING_NOISE = 0.1  # standard deviation of colours (range 2) below which a difference costs nothing to speak of
+FULL_COST = math.log1p(1 / CODING_NOISE**2)  # nats that an uncovered pixel costs
+OLDEST_LAST = torch.iinfo(torch.long).max
+
+
+def shown_cells(probes: Tensor, target: Tensor, intrinsics: Tensor) -> Tensor:
+    """Which cells of the view from `target` [B, 4, 4] the pictures' probes [B, N, M, 3] fall into.
+
+    Returns float [B, N, CELLS ** 2] of 0 and 1. intrinsics [B, 4] normalised.
+    """
+    to_view = invert_pose(target)
+    seen = probes @ to_view[:, None, :3, :3].transpose(-1, -2) + to_view[:, None, None, :3, 3]
+    x, y, z = seen.unbind(-1)
+    fx, fy, cx, cy = (repeat(value, "b -> b 1 1") for value in intrinsics.unbind(-1))
+    depth = z.clamp_min(MIN_DEPTH)
+    column = ((x / depth * fx + cx) * CELLS).floor().long()
+    row = ((y / depth * fy + cy) * CELLS).floor().long()
+    inside = (z > MIN_DEPTH) & (column >= 0) & (column < CELLS) & (row >= 0) & (row < CELLS)
+    index = torch.where(inside, row * CELLS + column, CELLS**2)
+    cells = probes.new_zeros(*index.shape[:2], CELLS**2 + 1)
+    return cells.scatter(2, index, 1.0)[..., :-1]
+
+
+def choose_cover(shown: Tensor, pages: Tensor, frames: Tensor, num_picks: int, least: float) -> Tensor:
+    """Greedy set cover: up to num_picks of N pictures that together show most cells, each at least `least` new ones.
+
+    shown [B, N, C] (shown_cells), pages and frames long [B, N] (frame -1: not to be chosen). Ties go to the older
+    picture, which lies nearer to a real one. Returns pages long [B, num_picks], oldest first, then BLANK.
+    """
+    older = torch.where(frames < 0, -torch.inf, 0.5 / (frames.clamp_min(0) + 1))
+    picks, gains = [], []
+    for _ in range(num_picks):
+        gain, best = (shown.sum(-1) + older).max(1, keepdim=True)
+        picks.append(best)
+        gains.append(gain)
+        older = older.scatter(1, best, -torch.inf)
+        covered = shown.gather(1, repeat(best, "b 1 -> b 1 c", c=shown.shape[-1]))
+        shown = shown * (1 - covered)
+    index, is_worth = torch.cat(picks, 1), torch.cat(gains, 1) >= least
+    order = torch.where(is_worth, frames.gather(1, index), OLDEST_LAST).argsort(dim=1, stable=True)
+    return torch.where(is_worth, pages.gather(1, index), BLANK).gather(1, order)
+
+
+def explained_share(rgbd: Tensor, anchor: Anchor, coverage: Tensor, residual_weight: float) -> Tensor:
+    """Share of a frame's description that a reference to memory saves: [B], 1 = all of it.
+
+    rgbd [B, 4, h, w], anchor what memory showed of it, coverage [B] the covered share of its pixels. An uncovered
+    pixel saves nothing. A covered pixel that is off by e (root mean square over channels) still costs, of what an
+    uncovered one costs, log(1 + e^2 / s^2) / log(1 + 1 / s^2) with s = CODING_NOISE: the bits of a Gaussian residual,
+    monotone in e. residual_weight scales that cost; at 0 only geometry counts.
+    """
+    if residual_weight == 0:
+        return coverage
+    error = (rgbd - anchor.rgbd).square().mean(1, keepdim=True) / CODING_NOISE**2
+    cost = torch.log1p(error).clamp_max(FULL_COST) / FULL_COST * anchor.mask
+    return coverage - residual_weight * cost.mean((1, 2, 3))
+
+
+def most_redundant(pages: Tensor, poses: Tensor, num_sink: int) -> Tensor:
+    """Place in the pool for a new keyframe: the first free one, else that of the keyframe nearest to another one.
+
+    pages long [B, S + G], sink first, with poses [B, S + G, 4, 4]. Returns long [B] in [0, G); the sink stays.
+    """
+    position, axis = poses[..., :3, 3], poses[..., :3, 2]
+    turn = torch.acos((axis @ axis.transpose(1, 2)).clamp(-1.0, 1.0))
+    distance = torch.cdist(position, position) / METRES_PER_RADIAN + turn
+    distance = distance + torch.diag(torch.full((pages.shape[1],), torch.inf, device=pages.device))
+    return torch.where(pages == BLANK, -1.0, distance.amin(2))[:, num_sink:].argmin(1)
+
+
+def longest_held(frames: Tensor) -> Tensor:
+    """Place in the pool for a new frame: the first free one, else that of the oldest. frames long [B, G] -> [B]."""
+    return frames.argmin(1)
+
+
+def world_probes(rgbd: Tensor, pose: Tensor, intrinsics: Tensor) -> Tensor:
+    """A regular sample of a picture's surface points in world axes: [B, M, 3] metres, M as in a page."""
+    size = rgbd.shape[-1]
+    rays = camera_rays(intrinsics, size) * decode_depth(rgbd[:, 3])[..., None]
+    sample = probe_places(size)
+    points = rays[:, sample, sample].flatten(1, 2)
+    return points @ pose[:, :3, :3].transpose(1, 2) + pose[:, None, :3, 3]

@@ -1,0 +1,93 @@
+"""Slot tables: which page each slot has in which place, and what its last frame meant to memory. Metadata only."""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from worldscape.memory.pages import BLANK, Levels
+
+
+@dataclass(slots=True)
+class SlotTables:
+    """Tensors with a leading B. pages long [B, S + G + W]: sink, pool and local (a ring), BLANK where nothing is;
+    latest long [B]: the page of the last frame, which sink or local holds as well; count long [B]: frames committed.
+
+    Of the last frame: novelty [B] (what it cost to describe, 0 to 1), anchors long [B, A] and retrieved long [B, R]
+    (numbers of the frames that memory showed of it, -1: none).
+    """
+
+    levels: Levels
+    pages: Tensor
+    latest: Tensor
+    count: Tensor
+    novelty: Tensor
+    anchors: Tensor
+    retrieved: Tensor
+
+    @classmethod
+    def empty(cls, levels: Levels, slots: int, num_anchors: int, num_retrieved: int, like: Tensor) -> "SlotTables":
+        """Tables of `slots` slots that hold nothing; num_anchors and num_retrieved are limited to what there can be."""
+        places = min(num_anchors, _num_shown(levels)), min(num_retrieved, levels.num_pool)
+        none = torch.zeros(slots, dtype=torch.long, device=like.device)
+        return cls(
+            levels=levels,
+            pages=none[:, None].repeat(1, sum(levels)),
+            latest=none.clone(),
+            count=none.clone(),
+            novelty=like.new_zeros(slots),
+            anchors=torch.full((slots, places[0]), -1, dtype=torch.long, device=like.device),
+            retrieved=torch.full((slots, places[1]), -1, dtype=torch.long, device=like.device),
+        )
+
+    @property
+    def sink(self) -> Tensor:
+        """Pages [B, S] of the first frames."""
+        return self.pages[:, : self.levels.num_sink]
+
+    @property
+    def pool(self) -> Tensor:
+        """Pages [B, G] of chosen frames."""
+        return self.pages[:, self.levels.num_sink : self.levels.num_sink + self.levels.num_pool]
+
+    @property
+    def keyframes(self) -> Tensor:
+        """Sink and pool together, [B, S + G]."""
+        return self.pages[:, : self.levels.num_sink + self.levels.num_pool]
+
+    @property
+    def local(self) -> Tensor:
+        """Pages [B, W] of the last frames after the sink; frame n lies in place (n - S) mod W."""
+        return self.pages[:, self.levels.num_sink + self.levels.num_pool :]
+
+    def shown(self) -> Tensor:
+        """Pages whose pictures may be shown again, [B, S + G + 1]: keyframes and the latest frame.
+
+        Without a pool: sink and local window.
+        """
+        if self.levels.num_pool == 0:
+            return self.pages
+        return torch.cat([self.keyframes, self.latest[:, None]], 1)
+
+    def next_place(self) -> Tensor:
+        """Column of `pages` for the next frame, in sink or local: long [B]."""
+        sink, pool, local = self.levels
+        return torch.where(self.count < sink, self.count, sink + pool + (self.count - sink).remainder(local))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "levels"}
+
+    def write_rows(self, rows: Tensor, new: dict[str, Tensor]) -> None:
+        """Overwrite `rows` [R] in place with tensors [R, ...] of the same names."""
+        for name, stored in self.tensors().items():
+            stored.index_copy_(0, rows, new[name])
+
+    def clear_rows(self, rows: Tensor) -> None:
+        """Make `rows` hold nothing."""
+        for name, stored in self.tensors().items():
+            stored.index_fill_(0, rows, -1 if name in ("anchors", "retrieved") else BLANK)
+
+
+def _num_shown(levels: Levels) -> int:
+    return sum(levels) if levels.num_pool == 0 else levels.num_sink + levels.num_pool + 1

@@ -1,0 +1,233 @@
+"""World memory: what B slots remember, as the engine uses it. Storage, tables and policy are apart in their own files.
+
+Recall says what memory shows of a view about to be dreamed, read gives the generator its history, append takes in the
+finished frame. Nothing else is written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from worldscape.codec import empty_anchor
+from worldscape.conditioning.reproject import Anchor, reproject
+from worldscape.config import BodyConfig, MemoryConfig
+from worldscape.memory import policy
+from worldscape.memory.pages import BLANK, Page, PageShape, PageStore, fit_levels, page_bytes
+from worldscape.memory.surroundings import plan_view
+from worldscape.memory.tables import SlotTables
+from worldscape.nn.blocks import KeysValues
+from worldscape.transformer import History
+
+
+class Recall(NamedTuple):
+    """What memory shows of a view: pages long [B, A] that were reprojected, the anchor made of them, coverage [B]
+    (share of the pixels shown), and pages long [B, R] whose keys and values join the history; BLANK where none.
+    """
+
+    anchors: Tensor
+    anchor: Anchor
+    coverage: Tensor
+    retrieved: Tensor
+
+
+class Frame(NamedTuple):
+    """A finished frame: keys and values [B, 1, P, H, K] per layer (none: geometry only), rgbd [B, 4, h, w], pose
+    [B, 4, 4] camera to world, intrinsics [B, 4] normalised.
+    """
+
+    layers: list[KeysValues]
+    rgbd: Tensor
+    pose: Tensor
+    intrinsics: Tensor
+
+
+@dataclass(slots=True)
+class WorldMemory:
+    """Tables of B slots over a page store that other WorldMemory objects may share."""
+
+    config: MemoryConfig
+    store: PageStore
+    tables: SlotTables
+
+    @classmethod
+    def empty(
+        cls, config: MemoryConfig, slots: int, shape: PageShape, like: Tensor, budget: int | None = None
+    ) -> WorldMemory:
+        """Memory of `slots` slots that hold nothing, with the device and dtype of `like`.
+
+        budget: bytes that its pages never exceed; a small one makes the pool smaller. Raises ValueError when not even
+        sink and local window fit.
+        """
+        levels = fit_levels(config, slots, budget, page_bytes(shape, like))
+        tables = SlotTables.empty(levels, slots, config.num_anchors, config.num_retrieved, like)
+        return cls(config, PageStore(slots * sum(levels), shape, like), tables)
+
+    def empty_rows(self, slots: int) -> WorldMemory:
+        """Slots that hold nothing and write into the same store; `adopt` makes them rows of this memory."""
+        like, tables = self.store.fields.rgbd, self.tables
+        sizes = tables.anchors.shape[1], tables.retrieved.shape[1]
+        return WorldMemory(self.config, self.store, SlotTables.empty(tables.levels, slots, *sizes, like))
+
+    @property
+    def count(self) -> Tensor:
+        """Frames committed so far, long [B]."""
+        return self.tables.count
+
+    def recall(self, target: Tensor, intrinsics: Tensor, *, use_anchor: bool = True) -> Recall:
+        """What memory shows of the view from `target` [B, 4, 4]; intrinsics [B, 4]. Without use_anchor: no pixels."""
+        pages, tables = self.tables.shown(), self.tables
+        frames = self.store.fields.frame[pages]
+        cells = policy.shown_cells(self.store.fields.probes[pages], target, intrinsics)
+        retrieved = self._retrieve(cells, pages, frames)
+        if not use_anchor:
+            anchor = empty_anchor(len(target), self.store.shape.size, self.store.fields.rgbd)
+            return Recall(torch.zeros_like(tables.anchors), anchor, anchor.mask[:, 0, 0, 0], retrieved)
+        anchors = policy.choose_cover(cells, pages, frames, tables.anchors.shape[1], policy.ANY)
+        rgbd, poses = self.store.fields.rgbd[anchors], self.store.fields.pose[anchors]
+        anchor = reproject(rgbd, poses, anchors != BLANK, target, intrinsics)
+        return Recall(anchors, anchor, anchor.mask.mean((1, 2, 3)), retrieved)
+
+    def _retrieve(self, cells: Tensor, pages: Tensor, frames: Tensor) -> Tensor:
+        """Pool pages that show most of the view; what the local window holds is read anyway."""
+        tables = self.tables
+        num_picks, (num_sink, num_pool, num_local) = tables.retrieved.shape[1], tables.levels
+        if num_picks == 0:
+            return torch.zeros_like(tables.retrieved)
+        pool = slice(num_sink, num_sink + num_pool)
+        is_local = frames[:, pool] >= (tables.count - num_local)[:, None]
+        apart = torch.where(is_local, -1, frames[:, pool])
+        return policy.choose_cover(cells[:, pool], pages[:, pool], apart, num_picks, policy.ONE_CELL)
+
+    def read(self, retrieved: Tensor) -> History:
+        """History for the next frame: sink, retrieved pages [B, R] (Recall), local window, at small positions."""
+        tables = self.tables
+        pages = torch.cat([tables.sink, retrieved, tables.local], 1)
+        keys, values = self.store.read_keys_values(pages).chunk(2)
+        return History(keys, values, self._positions(retrieved), pages != BLANK)
+
+    def _positions(self, retrieved: Tensor) -> Tensor:
+        """Relative positions [B, S + R + W]: sink and retrieved by place, local by age, whatever the count."""
+        tables, num_fixed = self.tables, self.tables.levels.num_sink + retrieved.shape[1]
+        shift = (tables.count - tables.levels.num_sink - tables.levels.num_local).clamp_min(0)[:, None]
+        local = (self.store.fields.frame[tables.local] - shift + retrieved.shape[1]).clamp_min(0)
+        fixed = torch.arange(num_fixed, device=local.device).expand(len(local), -1)
+        return torch.cat([fixed, local], 1)
+
+    def next_positions(self) -> Tensor:
+        """Relative position of the frame about to be dreamed: long [B, 1]."""
+        num_sink, _, num_local = self.tables.levels
+        return (self.count.clamp_max(num_sink + num_local) + self.tables.retrieved.shape[1])[:, None]
+
+    def append(self, frame: Frame, recall: Recall, active: Tensor) -> None:
+        """Commit a finished frame, of which memory showed `recall`, to the slots where `active` bool [B]."""
+        tables = self.tables
+        weight = self.config.residual_weight
+        explained = policy.explained_share(frame.rgbd, recall.anchor, recall.coverage, weight)
+        columns, writes = self._columns(explained, active)
+        old = tables.pages.gather(1, columns)
+        self.store.release(torch.where(writes, old, BLANK))
+        page = self.store.allocate(active)
+        self.store.write(page, self._page(frame))
+        tables.pages.scatter_(1, columns, torch.where(writes, page[:, None], old))
+        self.store.retain(torch.where(writes, page[:, None], BLANK))
+        self._note(page, explained, recall, active)
+
+    def _columns(self, explained: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns of the tables that the new frame may take, and whether it does: long and bool [B, 1 or 2]."""
+        tables = self.tables
+        place = tables.next_place()
+        if tables.levels.num_pool == 0:
+            return place[:, None], active[:, None]
+        is_admitted = active & (tables.count >= tables.levels.num_sink)
+        if self.config.policy == "full":
+            pool_place = policy.longest_held(self.store.fields.frame[tables.pool])
+        else:
+            is_admitted = is_admitted & (explained < self.config.novelty)
+            poses = self.store.fields.pose[tables.keyframes]
+            pool_place = policy.most_redundant(tables.keyframes, poses, tables.levels.num_sink)
+        columns = torch.stack([place, pool_place + tables.levels.num_sink], 1)
+        return columns, torch.stack([active, is_admitted], 1)
+
+    def _page(self, frame: Frame) -> Page:
+        probes = policy.world_probes(frame.rgbd, frame.pose, frame.intrinsics)
+        both = [layer.keys for layer in frame.layers] + [layer.values for layer in frame.layers]
+        shape = (0, len(probes), *self.store.shape[1:4])
+        keys_values = torch.stack(both)[:, :, 0] if both else probes.new_zeros(shape)
+        return Page(keys_values, frame.rgbd, frame.pose, probes, self.count)
+
+    def _note(self, page: Tensor, explained: Tensor, recall: Recall, active: Tensor) -> None:
+        """What is known of the last frame, and that there is one more."""
+        tables, frames = self.tables, self.store.fields.frame
+        tables.latest = torch.where(active, page, tables.latest)
+        tables.novelty = torch.where(active, 1.0 - explained, tables.novelty)
+        tables.anchors = torch.where(active[:, None], frames[recall.anchors], tables.anchors)
+        tables.retrieved = torch.where(active[:, None], frames[recall.retrieved], tables.retrieved)
+        tables.count = tables.count + active
+
+    def clearance(self, position: Tensor, body: BodyConfig) -> Tensor:
+        """Metres on the floor plan from `position` [B, 3] to the nearest remembered surface at body height: [B]."""
+        pages = self.tables.shown()
+        offset = self.store.fields.probes[pages] - position[:, None, None]
+        is_in_way = (offset[..., 1] > -body.above) & (offset[..., 1] < body.below) & (pages != BLANK)[..., None]
+        distance = offset[..., 0::2].square().sum(-1)
+        return torch.where(is_in_way, distance, torch.inf).amin((1, 2)).sqrt()
+
+    def surroundings(self, position: Tensor, walk: Tensor, body: BodyConfig) -> Tensor:
+        """Plan view of the remembered surfaces around `position` [B, 3], ahead along `walk` [B, 3]: [B, 2, G, G]."""
+        pages = self.tables.shown()
+        probes = self.store.fields.probes[pages]
+        known = repeat(pages != BLANK, "b n -> b (n m)", m=probes.shape[2])
+        return plan_view(rearrange(probes, "b n m xyz -> b (n m) xyz"), known, position, walk, body)
+
+    def clear(self, rows: Tensor) -> None:
+        """Make slots `rows` (long [R], each once) hold nothing; pages that nobody else refers to become free."""
+        self.store.release(self.tables.pages[rows])
+        self.tables.clear_rows(rows)
+
+    def adopt(self, other: WorldMemory, rows: Tensor) -> None:
+        """Make all R slots of `other` (empty_rows of this memory) the slots `rows`; `other` must not be used again."""
+        self.clear(rows)
+        self.tables.write_rows(rows, other.tables.tensors())
+
+    def fork(self, row: int, rows: Tensor) -> None:
+        """Make slots `rows` (each once) remember what slot `row` does: tables are copied, pages are shared."""
+        copies = {name: tensor[torch.full_like(rows, row)] for name, tensor in self.tables.tensors().items()}
+        self.store.retain(copies["pages"])
+        self.store.release(self.tables.pages[rows])
+        self.tables.write_rows(rows, copies)
+
+    def save(self, rows: Tensor) -> dict[str, Tensor]:
+        """All that slots `rows` remember, as copies: tables under `table.`, each page once under `page.`."""
+        tables = {name: tensor[rows] for name, tensor in self.tables.tensors().items()}
+        used = tables["pages"].unique()
+        used = used[used != BLANK]
+        for name in ("pages", "latest"):
+            number = torch.searchsorted(used, tables[name]) + 1
+            tables[name] = torch.where(tables[name] == BLANK, BLANK, number)
+        pages = self.store.gather(used)._asdict()
+        named = {f"table.{name}": tensor for name, tensor in tables.items()}
+        return {**named, **{f"page.{name}": tensor for name, tensor in pages.items()}}
+
+    def load(self, saved: dict[str, Tensor], rows: Tensor) -> None:
+        """Overwrite slots `rows` with what `save` returned; a saved page is written once however many slots use it."""
+        self.clear(rows)
+        new = Page(*(saved[f"page.{name}"] for name in Page._fields))
+        pages = self.store.allocate(torch.ones_like(new.frame, dtype=torch.bool))
+        self.store.write(pages, new)
+        places = torch.cat([pages.new_full((1,), BLANK), pages])
+        tables = {name: saved[f"table.{name}"] for name in self.tables.tensors()}
+        tables = {name: places[t] if name in ("pages", "latest") else t for name, t in tables.items()}
+        self.store.retain(tables["pages"])
+        self.tables.write_rows(rows, tables)
+
+    def check(self) -> None:
+        """Compare the tables with the reference counts. Raises RuntimeError when a page leaks or is shared wrongly."""
+        self.store.check([self.tables.pages])
+        held = (self.tables.pages == self.tables.latest[:, None]).any(1)
+        if not (held | (self.tables.latest == BLANK)).all():
+            raise RuntimeError(f"slots {(~held).nonzero()[:, 0].tolist()} name a latest page that they do not hold.")

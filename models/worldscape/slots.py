@@ -1,0 +1,97 @@
+"""What goes into the engine, what it keeps of its slots, and what comes out: plain values with a leading B."""
+
+from dataclasses import dataclass, field, fields
+from typing import NamedTuple
+
+from torch import Tensor
+
+from worldscape.codec import Encoded
+from worldscape.conditioning.reproject import Anchor
+from worldscape.memory.world_memory import Recall, WorldMemory
+
+
+@dataclass(slots=True)
+class Start:
+    """Real frames that open R worlds, oldest first; the last is the current one.
+
+    frames uint8 [R, F, h, w, 3]; depth float32 [R, F, h, w] metres, or None to let the depth head guess; pose float32
+    [R, F, 4, 4] camera to world, or None (only with F = 1) for a level camera at the origin; intrinsics float32 [R, 4]
+    normalised, or None for the config's field of view.
+    """
+
+    frames: Tensor
+    depth: Tensor | None = None
+    pose: Tensor | None = None
+    intrinsics: Tensor | None = None
+
+
+@dataclass(slots=True)
+class EngineFrame:
+    """What all B slots show now; fresh tensors on the engine's device.
+
+    frame uint8 [B, h, w, 3]; depth float32 [B, h, w] metres; pose [B, 4, 4]; camera [B, 6]; realised [B, 6] control
+    that took place; reward, end [B] probabilities; coverage [B] share of pixels anchored in memory; latent
+    [B, P, C]; steps long [B] since opening; model_calls: transformer forwards made by this call.
+    """
+
+    frame: Tensor
+    depth: Tensor
+    pose: Tensor
+    camera: Tensor
+    realised: Tensor
+    reward: Tensor
+    end: Tensor
+    coverage: Tensor
+    latent: Tensor
+    steps: Tensor
+    model_calls: int
+
+
+@dataclass(slots=True)
+class SlotState:
+    """All there is to know of the slots, each tensor with a leading B; memory indexes slots itself."""
+
+    memory: WorldMemory
+    camera: Tensor
+    intrinsics: Tensor
+    seeds: Tensor
+    steps: Tensor
+    is_open: Tensor
+    latent: Tensor
+    features: Tensor
+    rgbd: Tensor
+    coverage: Tensor
+    realised: Tensor
+    events: Tensor = field(repr=False)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All tensors by name; those of memory apart."""
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "memory"}
+
+    def write_rows(self, rows: Tensor, new: dict[str, Tensor]) -> None:
+        """Overwrite `rows` [R] in place with tensors [R, ...] of the same names; memory stays."""
+        for name, stored in self.tensors().items():
+            stored.index_copy_(0, rows, new[name])
+
+
+class View(NamedTuple):
+    """A view about to be dreamed: rays and what memory shows of it, for the generator and the decoder."""
+
+    rays: Tensor
+    recall: Recall
+    guess: Encoded
+    token_coverage: Tensor
+
+    @property
+    def anchor(self) -> Anchor:
+        """The view as far as memory shows it."""
+        return self.recall.anchor
+
+
+class NewFrame(NamedTuple):
+    """A finished frame of all slots: camera [B, 6], realised [B, 6], rgbd [B, 4, h, w], latent [B, P, C]."""
+
+    camera: Tensor
+    realised: Tensor
+    rgbd: Tensor
+    latent: Tensor

@@ -1,0 +1,150 @@
+"""Snapshot: worlds as a value. Everything the engine knows of some slots, to be restored, branched, saved and sent.
+
+Bytes are safetensors with JSON metadata, never pickle. A snapshot names the weights and the config that it needs, and
+carries a checksum of its tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as dump_tensors
+from torch import Tensor
+
+from worldscape.memory.pages import Page
+
+FORMAT = "worldscape-snapshot"
+FORMAT_VERSION = 1
+LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header
+PAGE_NUMBERS = ("table.pages", "table.latest")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Worlds of R slots. kind: plain JSON, what an engine must share to go on with them (weights, config, memory).
+
+    tensors: what each slot is, [R, ...] by name of its field; its memory's tables [R, ...] under `table.`; and the
+    pages they share, each once, under `page.`. They are not to be written to.
+    """
+
+    kind: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+    @property
+    def num_worlds(self) -> int:
+        """Slots that were saved, R."""
+        return len(self.tensors["steps"])
+
+    @property
+    def num_pages(self) -> int:
+        """Frames that the worlds remember between them."""
+        return len(self.tensors["page.frame"])
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all tensors."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+
+    def check_kind(self, kind: dict[str, Any]) -> None:
+        """Raises ValueError, naming the first difference, when an engine of `kind` cannot go on with these worlds."""
+        for name in sorted(kind.keys() | self.kind.keys()):
+            ours, theirs = self.kind.get(name), kind.get(name)
+            if ours != theirs:
+                difference = _first_difference(ours, theirs)
+                raise ValueError(
+                    f"this snapshot was taken with other {name} than this engine has ({difference}); restore it into "
+                    "an engine with the same weights, config, memory and budget a slot."
+                )
+
+    def fitted(self, likes: dict[str, Tensor], num_rows: int) -> dict[str, Tensor]:
+        """The tensors for num_rows slots; a single world is repeated. `likes` has the names, dtypes and row shapes.
+
+        Raises ValueError for another number of worlds, and for tensors that do not fit.
+        """
+        if self.num_worlds not in (1, num_rows):
+            raise ValueError(f"this snapshot holds {self.num_worlds} worlds; give as many rows, not {num_rows}.")
+        _check_fit(self.tensors, likes)
+        return {name: _repeat(name, tensor, num_rows) for name, tensor in self.tensors.items()}
+
+    def to_bytes(self) -> bytes:
+        """This snapshot as bytes, for `from_bytes`."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        header = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": self.kind, "sha256": _digest(tensors)}
+        return dump_tensors(tensors, {FORMAT: json.dumps(header)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> Snapshot:
+        """The inverse of to_bytes, on the CPU. Raises ValueError for bytes that are truncated, corrupt or foreign."""
+        header = _read_header(data)
+        try:
+            tensors = load_tensors(data)
+        except SafetensorError as error:
+            _fail(f"it is truncated or corrupt ({error})", error)
+        if header.get("sha256") != _digest(tensors):
+            _fail("it does not match its own checksum, so it is corrupt")
+        if "steps" not in tensors or tensors["steps"].ndim != 1 or not isinstance(header.get("kind"), dict):
+            _fail("it holds no worlds")
+        return cls(header["kind"], tensors)
+
+
+def _repeat(name: str, tensor: Tensor, num_rows: int) -> Tensor:
+    """Rows for num_rows slots; pages are shared, not repeated."""
+    if name.startswith("page.") or len(tensor) == num_rows:
+        return tensor
+    return tensor.expand(num_rows, *tensor.shape[1:])
+
+
+def _check_fit(tensors: dict[str, Tensor], likes: dict[str, Tensor]) -> None:
+    """Raises ValueError unless names, dtypes and shapes fit, and the tables name pages that there are."""
+    if tensors.keys() != likes.keys():
+        _fail(f"it has other fields than this version's: {sorted(tensors.keys() ^ likes.keys())}")
+    rows, pages = len(tensors["steps"]), len(tensors["page.frame"])
+    for name, like in likes.items():
+        axis = 1 if name == f"page.{Page._fields[0]}" else 0
+        shape = list(like.shape)
+        shape[axis] = pages if name.startswith("page.") else rows
+        if list(tensors[name].shape) != shape or tensors[name].dtype != like.dtype:
+            _fail(f"{name} is {tensors[name].dtype} {tuple(tensors[name].shape)}, not {like.dtype} {tuple(shape)}")
+    for name in PAGE_NUMBERS:
+        if ((tensors[name] < 0) | (tensors[name] > pages)).any():
+            _fail(f"{name} names pages that it does not hold")
+
+
+def _first_difference(ours: Any, theirs: Any, where: str = "") -> str:
+    """The first setting in which two values of plain JSON differ."""
+    if isinstance(ours, dict) and isinstance(theirs, dict):
+        name = next(key for key in sorted(ours.keys() | theirs.keys()) if ours.get(key) != theirs.get(key))
+        return _first_difference(ours.get(name), theirs.get(name), f"{where}{name}.")
+    return f"{where.rstrip('.')} {ours!r} instead of {theirs!r}".strip()
+
+
+def _read_header(data: bytes) -> dict[str, Any]:
+    """The JSON that to_bytes put into the metadata, after the format was checked."""
+    length = int.from_bytes(data[:LENGTH_BYTES], "little")
+    try:
+        header = json.loads(json.loads(data[LENGTH_BYTES : LENGTH_BYTES + length])["__metadata__"][FORMAT])
+    except (ValueError, KeyError, TypeError) as error:
+        _fail("they are truncated, or something else", error)
+    if not isinstance(header, dict) or header.get("format") != FORMAT:
+        _fail(f"they are no {FORMAT}")
+    if header.get("format_version") != FORMAT_VERSION:
+        _fail(f"it has format version {header.get('format_version')!r}, this version reads {FORMAT_VERSION}")
+    return header
+
+
+def _digest(tensors: dict[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _fail(what: str, cause: BaseException | None = None) -> NoReturn:
+    raise ValueError(f"these bytes are not a snapshot of worlds that can be read: {what}.") from cause
