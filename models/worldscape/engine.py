@@ -20,13 +20,14 @@ from worldscape.conditioning.camera import (
     pose_from_state,
     state_from_pose,
 )
-from worldscape.conditioning.reproject import Anchor, decode_depth, encode_depth
-from worldscape.fast import FastTransformer
+from worldscape.conditioning.reproject import Anchor, decode_depth, encode_depth, reproject
+from worldscape.conditioning.reproject_fast import reproject_fast
+from worldscape.fast import FastTransformer, Room
 from worldscape.flow import euler_step, sampling_levels
 from worldscape.memory.context import ContextCache
 from worldscape.memory.keyframes import KeyframeMemory
 from worldscape.noise import slot_noise
-from worldscape.transformer import FrameInputs, PlacedHistory, Prediction, frame_rays
+from worldscape.transformer import EmbeddedView, PlacedHistory, Prediction, frame_rays
 from worldscape.world import WorldModel
 
 SAMPLER_SHIFT = 3.0  # spends sampling steps where most is decided, near pure noise
@@ -89,12 +90,11 @@ class SlotState:
 
 
 class View(NamedTuple):
-    """A view about to be dreamed: rays and anchor for the generator and the decoder."""
+    """A view about to be dreamed: what the generator is told of it, and the anchor for the decoder."""
 
-    rays: Tensor
+    told: EmbeddedView
     anchor: Anchor
     guess: Encoded
-    token_coverage: Tensor
 
 
 class WorldEngine:
@@ -105,7 +105,7 @@ class WorldEngine:
         num_slots: B, worlds advanced together.
         device: torch device.
         steps_per_frame: denoising model calls a frame; None takes the config's.
-        use_fast: run the generator through its inference-only rewrite (fast.py); same results to rounding.
+        use_fast: run the inference-only rewrites (fast.py, reproject_fast.py); same results to rounding.
     """
 
     def __init__(
@@ -124,8 +124,10 @@ class WorldEngine:
         self.num_slots = num_slots
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
-        self.generator = FastTransformer(self.model.transformer) if use_fast else self.model.transformer
         self.levels = sampling_levels(calls, SAMPLER_SHIFT)
+        levels = [*self.levels[:-1], self.config.context_level]
+        self.generator = FastTransformer(self.model.transformer, levels) if use_fast else self.model.transformer
+        self.rebuild = reproject_fast if use_fast else reproject
         self.state = self._fresh(num_slots)
 
     @torch.inference_mode()
@@ -195,34 +197,32 @@ class WorldEngine:
         """Rays and anchor of the view from `camera` [B, 6]; `previous` is the camera-to-world pose [B, 4, 4] before."""
         pose = pose_from_state(camera)
         if self.config.transformer.anchor:
-            anchor = state.keyframes.recall(pose, state.intrinsics)
+            anchor = state.keyframes.recall(pose, state.intrinsics, self.rebuild)
         else:
             anchor = empty_anchor(len(camera), self.config.codec.size, state.rgbd)
         return self._view(pose, previous, anchor, state.intrinsics)
 
-    def read(self, state: SlotState) -> PlacedHistory:
+    def read(self, state: SlotState) -> PlacedHistory | Room:
         """History as this step's model calls read it."""
         return self.generator.place(state.context.read())
 
-    def denoise(self, state: SlotState, view: View, history: PlacedHistory) -> Tensor:
+    def denoise(self, state: SlotState, view: View, history: PlacedHistory | Room) -> Tensor:
         """Refine this step's noise into the new frame's latent [B, P, C]; reads history, writes nothing."""
         shape = state.latent.shape[1:]
         noise = slot_noise(state.seeds, state.context.count, shape.numel()).reshape(-1, *shape)
         positions = state.context.next_positions()
         latent = clean = noise[:, None]
         for level, next_level in zip(self.levels[:-1], self.levels[1:], strict=True):
-            inputs = self._inputs(latent, torch.full_like(latent[:, :, 0, 0], level), view)
-            clean = self.generator(inputs, positions, history).latent
+            clean = self.generator.refine(latent, level, view.told, positions, history).latent
             latent = euler_step(latent, clean, level, next_level)
         return normalise_tokens(clean[:, 0].float())
 
     def commit(
-        self, state: SlotState, latent: Tensor, view: View, history: PlacedHistory, active: Tensor
+        self, state: SlotState, latent: Tensor, view: View, history: PlacedHistory | Room, active: Tensor
     ) -> Prediction:
         """Run the finished frame's latent [B, P, C] once and append it to the active slots' history."""
-        level = torch.full((len(latent), 1), self.config.context_level, device=self.device)
-        inputs = self._inputs(latent[:, None], level, view)
-        prediction = self.generator(inputs, state.context.next_positions(), history)
+        level, positions = self.config.context_level, state.context.next_positions()
+        prediction = self.generator.refine(latent[:, None], level, view.told, positions, history)
         state.context.append(prediction.layers, active)
         return prediction
 
@@ -271,11 +271,9 @@ class WorldEngine:
     def _view(self, pose: Tensor, previous: Tensor, anchor: Anchor, intrinsics: Tensor) -> View:
         rays = frame_rays(pose, invert_pose(level_pose(previous)), intrinsics, self.config.codec.grid)
         guess = self.model.codec.encode_anchor(anchor)
-        return View(rays, anchor, guess, token_coverage(anchor.mask, self.config.codec.grid))
-
-    def _inputs(self, latent: Tensor, level: Tensor, view: View) -> FrameInputs:
-        anchor = view.guess.latent[:, None].float()
-        return FrameInputs(latent, level, view.rays[:, None], anchor, view.token_coverage[:, None])
+        coverage = token_coverage(anchor.mask, self.config.codec.grid)
+        told = self.generator.embed_view(rays[:, None], guess.latent[:, None].float(), coverage[:, None])
+        return View(told, anchor, guess)
 
     def _present(self, model_calls: int) -> EngineFrame:
         """The slots' current frames as fresh tensors."""

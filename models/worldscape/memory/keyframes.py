@@ -4,6 +4,7 @@ A frame becomes a keyframe when memory showed too little of it. Retrieval is a g
 cells of the new view that the picks before did not show. Over budget, the keyframe most like another one goes.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +20,8 @@ from worldscape.memory.surroundings import plan_view
 PROBES = 16  # points a side that stand for a keyframe when views are compared
 CELLS = 8  # cells a side of the new view that the picks shall cover
 METRES_PER_RADIAN = 2.0  # how far apart two cameras must be to differ as much as one radian of turn
+
+Rebuild = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Anchor]
 
 
 class Picks(NamedTuple):
@@ -52,11 +55,11 @@ class KeyframeMemory:
             frames=torch.full((slots, places), -1, dtype=torch.long, device=like.device),
         )
 
-    def recall(self, target: Tensor, intrinsics: Tensor) -> Anchor:
-        """What memory shows of the view from `target` [B, 4, 4]; intrinsics [B, 4]."""
+    def recall(self, target: Tensor, intrinsics: Tensor, rebuild: Rebuild = reproject) -> Anchor:
+        """What memory shows of the view from `target` [B, 4, 4]; intrinsics [B, 4]; rebuild: reproject or its twin."""
         picks = self.select(target, intrinsics)
         rows = torch.arange(len(target), device=target.device)[:, None]
-        return reproject(self.rgbd[rows, picks.index], self.poses[rows, picks.index], picks.valid, target, intrinsics)
+        return rebuild(self.rgbd[rows, picks.index], self.poses[rows, picks.index], picks.valid, target, intrinsics)
 
     def select(self, target: Tensor, intrinsics: Tensor) -> Picks:
         """Greedy set cover of the new view's cells; ties go to the older picture, which lies nearer to a real one."""
