@@ -90,8 +90,9 @@ class SlotState:
 
 
 class View(NamedTuple):
-    """A view about to be dreamed: what the generator is told of it, and the anchor for the decoder."""
+    """A view about to be dreamed from `pose` [B, 4, 4]: what the generator is told, and the anchor for the decoder."""
 
+    pose: Tensor
     told: EmbeddedView
     anchor: Anchor
     guess: Encoded
@@ -167,7 +168,7 @@ class WorldEngine:
         latent = self.denoise(state, view, history)
         prediction = self.commit(state, latent, view, history, active)
         rgbd = self.model.codec.decode(latent, view.anchor, view.guess.skips).float().clamp(-1.0, 1.0)
-        self._finish(state, camera, realised, rgbd, latent, prediction, view.anchor, active)
+        self._finish(state, camera, realised, rgbd, latent, prediction, view, active)
         return self._present(len(self.levels))
 
     def close(self) -> None:
@@ -234,7 +235,7 @@ class WorldEngine:
         view = self.look(state, camera, previous)
         latent = self.model.codec.encode(rgbd).float()
         prediction = self.commit(state, latent, view, self.read(state), active)
-        self._finish(state, camera, torch.zeros_like(camera), rgbd, latent, prediction, view.anchor, active)
+        self._finish(state, camera, torch.zeros_like(camera), rgbd, latent, prediction, view, active)
         state.steps.zero_()
 
     def _finish(
@@ -245,14 +246,14 @@ class WorldEngine:
         rgbd: Tensor,
         latent: Tensor,
         prediction: Prediction,
-        anchor: Anchor,
+        view: View,
         active: Tensor,
     ) -> None:
         """Write the new frame's results into the active slots."""
         features = prediction.features[:, 0].float()
-        coverage = anchor.mask.mean((1, 2, 3))
+        coverage = view.anchor.mask.mean((1, 2, 3))
         number = state.context.count - 1
-        state.keyframes.admit(rgbd, pose_from_state(camera), state.intrinsics, coverage, number, active)
+        state.keyframes.admit(rgbd, view.pose, state.intrinsics, coverage, number, active)
         events = torch.stack(self.model.heads.events(features, latent), 1).sigmoid()
         news = {
             "camera": camera,
@@ -273,7 +274,7 @@ class WorldEngine:
         guess = self.model.codec.encode_anchor(anchor)
         coverage = token_coverage(anchor.mask, self.config.codec.grid)
         told = self.generator.embed_view(rays[:, None], guess.latent[:, None].float(), coverage[:, None])
-        return View(told, anchor, guess)
+        return View(pose, told, anchor, guess)
 
     def _present(self, model_calls: int) -> EngineFrame:
         """The slots' current frames as fresh tensors."""
