@@ -22,7 +22,7 @@ from worldscape.conditioning.camera import (
 )
 from worldscape.conditioning.reproject import Anchor, decode_depth, encode_depth, reproject
 from worldscape.conditioning.reproject_fast import reproject_fast
-from worldscape.fast import FastTransformer, Room
+from worldscape.fast import FastTransformer
 from worldscape.flow import euler_step, sampling_levels
 from worldscape.memory.context import ContextCache
 from worldscape.memory.keyframes import KeyframeMemory
@@ -203,11 +203,11 @@ class WorldEngine:
             anchor = empty_anchor(len(camera), self.config.codec.size, state.rgbd)
         return self._view(pose, previous, anchor, state.intrinsics)
 
-    def read(self, state: SlotState) -> PlacedHistory | Room:
+    def read(self, state: SlotState) -> PlacedHistory:
         """History as this step's model calls read it."""
         return self.generator.place(state.context.read())
 
-    def denoise(self, state: SlotState, view: View, history: PlacedHistory | Room) -> Tensor:
+    def denoise(self, state: SlotState, view: View, history: PlacedHistory) -> Tensor:
         """Refine this step's noise into the new frame's latent [B, P, C]; reads history, writes nothing."""
         shape = state.latent.shape[1:]
         noise = slot_noise(state.seeds, state.context.count, shape.numel()).reshape(-1, *shape)
@@ -219,7 +219,7 @@ class WorldEngine:
         return normalise_tokens(clean[:, 0].float())
 
     def commit(
-        self, state: SlotState, latent: Tensor, view: View, history: PlacedHistory | Room, active: Tensor
+        self, state: SlotState, latent: Tensor, view: View, history: PlacedHistory, active: Tensor
     ) -> Prediction:
         """Run the finished frame's latent [B, P, C] once and append it to the active slots' history."""
         level, positions = self.config.context_level, state.context.next_positions()

@@ -14,18 +14,15 @@ from torch import Tensor, nn
 from worldscape.nn.attention import attend
 from worldscape.nn.blocks import Block, KeysValues
 from worldscape.nn.rope import space_angles, time_angles
-from worldscape.transformer import EmbeddedView, History, Prediction, WorldTransformer, level_features, pack_rays
-
-
-class Room(NamedTuple):
-    """History ready to be read in one step, with room for the new frame behind it.
-
-    keys (rotated) and values [L, B, (S + 1) * P, H, K]; mask to [B, 1, 1, (S + 1) * P].
-    """
-
-    keys: Tensor
-    values: Tensor
-    mask: Tensor
+from worldscape.transformer import (
+    EmbeddedView,
+    History,
+    PlacedHistory,
+    Prediction,
+    WorldTransformer,
+    level_features,
+    pack_rays,
+)
 
 
 class Linear(NamedTuple):
@@ -35,8 +32,9 @@ class Linear(NamedTuple):
     bias: Tensor
 
     @classmethod
-    def of(cls, layer: nn.Linear) -> "Linear":
-        """The same map as `layer`."""
+    def of(cls, layer: nn.Module) -> "Linear":
+        """The same map as the nn.Linear `layer`."""
+        assert isinstance(layer, nn.Linear)
         return cls(layer.weight.detach().t().contiguous(), layer.bias.detach())
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -104,17 +102,22 @@ class FastTransformer:
             tokens = tokens + self.embed_anchor(torch.cat([anchor, coverage[..., None]], -1).flatten(0, 2))
         return EmbeddedView(tokens.unflatten(0, anchor.shape[:3]), anchor)
 
-    def place(self, history: History) -> Room:
-        """Rotate stored keys to their relative times, and leave room for the new frame: once a step."""
+    def place(self, history: History) -> PlacedHistory:
+        """Rotate stored keys to their relative times, and leave room for the new frame behind them: once a step.
+
+        Keys and values are [L, B, (S + 1) * P, H, K], `valid` is a mask that broadcasts to [B, 1, P, (S + 1) * P].
+        """
         layers, slots, past, tokens, heads, width = history.keys.shape
         shape = (layers, slots, past + 1, tokens, heads, width)
         keys, values = history.keys.new_empty(shape), history.values.new_empty(shape)
         turn = turns(time_angles(history.positions, width, self.config.rope_base))
         torch.mul(as_complex(history.keys), turn, out=as_complex(keys[:, :, :past]))
         values[:, :, :past] = history.values
-        return Room(keys.flatten(2, 3), values.flatten(2, 3), self._mask(history.valid))
+        return PlacedHistory(keys.flatten(2, 3), values.flatten(2, 3), self._mask(history.valid))
 
-    def refine(self, latent: Tensor, level: float, view: EmbeddedView, positions: Tensor, history: Room) -> Prediction:
+    def refine(
+        self, latent: Tensor, level: float, view: EmbeddedView, positions: Tensor, history: PlacedHistory
+    ) -> Prediction:
         """As WorldTransformer.refine, for one new frame: latent [B, 1, P, C], positions [B, 1], a level of `levels`."""
         known, (slots, _, tokens, _) = self.levels[level], latent.shape
         time = turns(time_angles(positions, self.config.head_width, self.config.rope_base))[:, 0]
@@ -123,7 +126,7 @@ class FastTransformer:
         x = self.embed_latent(latent.flatten(0, 2)) + view.tokens.flatten(0, 2)
         places = zip(history.keys, history.values, new_keys, new_values, strict=True)
         for layer, modulation, place in zip(self.layers, known.blocks, places, strict=True):
-            x = self._block(layer, modulation, x, turn, place, history.mask)
+            x = self._block(layer, modulation, x, turn, place, history.valid)
         stored = torch.view_as_real(as_complex(new_keys) * time.conj()).flatten(-2)
         layers = [KeysValues(k, v) for k, v in zip(stored[:, :, None], new_values[:, :, None], strict=True)]
         clean = self._read_clean(x, known, view.anchor.flatten(0, 2)).view_as(latent)

@@ -46,7 +46,7 @@ class History(NamedTuple):
 
 
 class PlacedHistory(NamedTuple):
-    """History ready to be read in one step: keys rotated to their relative times."""
+    """History ready to be read in one step, by the generator that placed it: keys rotated to their relative times."""
 
     keys: Tensor
     values: Tensor
