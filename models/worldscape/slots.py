@@ -8,6 +8,7 @@ from torch import Tensor
 from worldscape.codec import Encoded
 from worldscape.conditioning.reproject import Anchor
 from worldscape.memory.world_memory import Recall, WorldMemory
+from worldscape.transformer import EmbeddedView
 
 
 @dataclass(slots=True)
@@ -75,12 +76,12 @@ class SlotState:
 
 
 class View(NamedTuple):
-    """A view about to be dreamed: rays and what memory shows of it, for the generator and the decoder."""
+    """A view about to be dreamed from `pose` [B, 4, 4]: what the generator is told, and what memory shows of it."""
 
-    rays: Tensor
+    pose: Tensor
+    told: EmbeddedView
     recall: Recall
     guess: Encoded
-    token_coverage: Tensor
 
     @property
     def anchor(self) -> Anchor:
