@@ -82,9 +82,7 @@ def most_redundant(pages: Tensor, poses: Tensor, num_sink: int) -> Tensor:
     """
     position, axis = poses[..., :3, 3], poses[..., :3, 2]
     turn = torch.acos((axis @ axis.transpose(1, 2)).clamp(-1.0, 1.0))
-    # By matrix products, distances of 1e-3 m would depend on the shape of the batch, and with them who goes.
-    apart = torch.cdist(position, position, compute_mode="donot_use_mm_for_euclid_dist")
-    distance = apart / METRES_PER_RADIAN + turn
+    distance = torch.cdist(position, position) / METRES_PER_RADIAN + turn
     distance = distance + torch.diag(torch.full((pages.shape[1],), torch.inf, device=pages.device))
     return torch.where(pages == BLANK, -1.0, distance.amin(2))[:, num_sink:].argmin(1)
 
