@@ -56,6 +56,14 @@ def test_random_agent(run_example):
     assert run_example("random_agent.py", "--steps", 20).startswith("20 steps, ")
 
 
+def test_plan_by_forking(run_example):
+    """Commanded motion is what the task rewards, so planning helps even in a world of noise."""
+    arguments = ["--episodes", 3, "--walks", 6, "--length", 6, "--execute", 3, "--limit", 12]
+    table = run_example("plan_by_forking.py", *arguments).splitlines()
+    returns = {line.split()[0]: float(line.split()[1]) for line in table[1:]}
+    assert returns["planned"] > returns["unplanned"]
+
+
 def test_vector_rollout(run_example):
     assert run_example("vector_rollout.py", "--num-envs", 3, "--steps", 10).startswith("3 worlds, ")
 

@@ -23,6 +23,7 @@ LAYERS = (
     {"codec", "transformer", "heads", "memory", "splats"},
     {"world"},
     {"checkpoint", "fast"},
+    {"slots", "snapshot"},
     {"engine"},
     {"data"},
     {"train", "evaluate"},

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from worldscape.checkpoint import load_world
 from worldscape.engine import EngineFrame, WorldEngine
+from worldscape.snapshot import Snapshot
 from ws_gym.actions import make_action_mode
 from ws_gym.options import WorldOptions
 from ws_gym.starts import START_OPTIONS, open_starts, override_starts, start_number
@@ -98,10 +99,7 @@ class WorldCore:
         self._elapsed = self._elapsed.masked_fill(mask, 0)
         self.task.reset(frame, mask, chosen, task_options)
         self.needs_reset = self.needs_reset & ~rows
-        result = self._checked(self.task.describe(frame))
-        none = torch.zeros_like(mask)
-        result = replace(result, reward=torch.zeros_like(result.reward), terminated=none)
-        return self._batch(frame, result, torch.zeros_like(frame.realised), none)
+        return self._describe(frame)
 
     def step(self, actions: Any, active: np.ndarray) -> Batch:
         """Step the rows in `active` bool [B]; only these rows of the result mean anything.
@@ -123,6 +121,67 @@ class WorldCore:
         self.needs_reset = np.where(active, ended, self.needs_reset)
         return self._batch(frame, result, controls, truncated)
 
+    def snapshot(self, rows: Any = None) -> Snapshot:
+        """The worlds of slots `rows` (numbers; None: all) with their task's state, as a value of its own.
+
+        Raises ValueError for rows that are no slots, ResetNeeded for one that was never opened.
+        """
+        engine, numbers = self._running_engine(), self._numbers(rows)
+        self._check_open(engine, numbers)
+        beside = {name: value[numbers].clone() for name, value in self._own_state().items()}
+        return engine.snapshot(numbers).with_beside(beside)
+
+    def restore(self, snapshot: Snapshot, rows: Any = None) -> Batch:
+        """Go on with the worlds of a snapshot in slots `rows` (numbers; None: all); one world may fill any number.
+
+        Only these rows of the result mean anything. Raises ValueError for another number of worlds, and for a
+        snapshot of other weights, config, memory or task.
+        """
+        engine, numbers = self._running_engine(), self._numbers(rows)
+        own = snapshot.fitted_beside(self._own_state(), len(numbers))
+        frame = engine.restore(snapshot, numbers)
+        return self._go_on(frame, numbers, own)
+
+    def fork(self, row: int, rows: Any) -> Batch:
+        """Make slots `rows` copies of slot `row`; they share its memory until their dreams part."""
+        engine, source, numbers = self._running_engine(), self._numbers([row]), self._numbers(rows)
+        self._check_open(engine, source)
+        own = {name: value[source].expand(len(numbers), *value.shape[1:]) for name, value in self._own_state().items()}
+        return self._go_on(engine.fork(row, numbers), numbers, {name: value.clone() for name, value in own.items()})
+
+    def _own_state(self) -> dict[str, Tensor]:
+        """What is known of the slots outside the engine, [B, ...] by name."""
+        name = type(self.task).__name__
+        ended = torch.as_tensor(self.needs_reset, device=self.device)
+        task = {f"{name}.{key}": value for key, value in self.task.state().items()}
+        return {"elapsed": self._elapsed, "has_ended": ended, **task}
+
+    def _go_on(self, frame: EngineFrame, numbers: Tensor, own: dict[str, Tensor]) -> Batch:
+        self._elapsed[numbers] = own["elapsed"].to(self.device)
+        self.needs_reset[numbers.cpu().numpy()] = own["has_ended"].cpu().numpy()
+        prefix = f"{type(self.task).__name__}."
+        self.task.load(numbers, {name.removeprefix(prefix): own[name] for name in own if name.startswith(prefix)})
+        return self._describe(frame)
+
+    def _numbers(self, rows: Any) -> Tensor:
+        """Slot numbers long [R]. Raises ValueError unless they are different slots of this core."""
+        if rows is None:
+            return torch.arange(self.num_slots, device=self.device)
+        numbers = np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows)
+        is_fine = numbers.ndim == 1 and numbers.size > 0 and np.issubdtype(numbers.dtype, np.integer)
+        if (
+            not is_fine
+            or not np.isin(numbers, np.arange(self.num_slots)).all()
+            or len(np.unique(numbers)) < numbers.size
+        ):
+            raise ValueError(f"rows {rows!r} are no choice of slots; give different numbers below {self.num_slots}.")
+        return torch.as_tensor(numbers, dtype=torch.long, device=self.device)
+
+    def _check_open(self, engine: WorldEngine, numbers: Tensor) -> None:
+        closed = numbers[~engine.state.is_open[numbers]].tolist()
+        if closed:
+            raise ResetNeeded(f"slots {closed} hold no world yet; reset them first.")
+
     def reopen(self) -> None:
         """Make the engine of a closed core again; nothing to do for an open one."""
         if self.engine is None:
@@ -137,6 +196,13 @@ class WorldCore:
         self.engine = None
         if self.device.type == "cuda" and os.getpid() == self._process:
             torch.cuda.empty_cache()
+
+    def _describe(self, frame: EngineFrame) -> Batch:
+        """What the slots show before anything is done in them."""
+        result = self._checked(self.task.describe(frame))
+        none = torch.zeros_like(result.terminated)
+        result = replace(result, reward=torch.zeros_like(result.reward), terminated=none)
+        return self._batch(frame, result, torch.zeros_like(frame.realised), none)
 
     def _running_engine(self) -> WorldEngine:
         if self.engine is None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import gymnasium as gym
 import numpy as np
@@ -12,6 +12,10 @@ from ws_gym.core import Batch, WorldCore
 from ws_gym.options import RENDER_SIZE, WorldOptions
 from ws_gym.pictures import resize
 from ws_gym.viewer import Viewer, can_open_window
+
+if TYPE_CHECKING:
+    from worldscape.snapshot import Snapshot
+    from ws_gym.vector_env import WorldScapeVectorEnv
 
 RENDER_FPS = 10
 ROW = np.ones(1, dtype=bool)
@@ -114,6 +118,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
         self.render_mode = check_render_mode(render_mode, (None, "rgb_array", "human"))
         self._viewer = Viewer("WorldScape", RENDER_FPS) if render_mode == "human" else None
+        self._options = options
         self._core = WorldCore(WorldOptions.from_keywords(options), num_slots=1)
         self.observation_space = self._core.observation_space
         self.action_space = self._core.actions.space
@@ -137,6 +142,32 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         batch = self._core.step(add_row(action), ROW)
         observation, info = self._show(batch)
         return observation, batch.reward[0].item(), bool(batch.terminated[0]), bool(batch.truncated[0]), info
+
+    def snapshot(self) -> Snapshot:
+        """This world as a value: the dream, its memory, the task's state, the steps taken. `to_bytes()` saves it.
+
+        A TimeLimit wrapper keeps its own count, which is not part of it: use `max_episode_steps=` with snapshots.
+        """
+        return self._core.snapshot()
+
+    def restore(self, snapshot: Snapshot) -> tuple[np.ndarray, dict[str, Any]]:
+        """Go on with the world of a snapshot -> (observation, info). The same actions give the same frames again.
+
+        Raises ValueError for a snapshot of several worlds, or of other weights, config, memory or task.
+        """
+        self._core.reopen()
+        return self._show(self._core.restore(snapshot))
+
+    def fork(self, n: int) -> WorldScapeVectorEnv:
+        """A vector environment of n worlds that all go on from here, to try different actions side by side.
+
+        It has this environment's options and no autoreset. Its worlds share their memory until they part.
+        """
+        from ws_gym.vector_env import WorldScapeVectorEnv
+
+        copies = WorldScapeVectorEnv(n, autoreset_mode="DISABLED", **self._options)
+        copies.restore(self.snapshot())
+        return copies
 
     def render(self) -> np.ndarray | None:
         """The current frame, uint8 [h, w, 3] with a longer side of 256 pixels; None when a window shows it."""

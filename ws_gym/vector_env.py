@@ -13,6 +13,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from worldscape.snapshot import Snapshot
 from ws_gym.core import Batch, WorldCore
 from ws_gym.env import RENDER_FPS, check_render_mode, enlarge
 from ws_gym.options import WorldOptions
@@ -109,9 +110,7 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
         for row, row_seed in enumerate(_row_seeds(seed, self.num_envs)):
             if rows[row] and row_seed is not None:
                 self._rngs[row], _ = seeding.np_random(row_seed)
-        opened = self._core.reset(rows, self._rngs, rest)
-        self._batch = opened if self._batch is None else self._batch.with_rows(rows, opened)
-        return self._export(self._batch.observation), self._export_info(self._batch.info, rows)
+        return self._show(self._core.reset(rows, self._rngs, rest), np.flatnonzero(rows).tolist())
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """One action per slot -> (observations, rewards, terminations, truncations, infos).
@@ -134,6 +133,36 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
         outcome = (batch.observation, batch.reward, batch.terminated, batch.truncated)
         observation, reward, terminated, truncated = (self._export(value) for value in outcome)
         return observation, reward, terminated, truncated, {**self._export_info(batch.info, everything), **final_info}
+
+    def snapshot(self, rows: Sequence[int] | None = None) -> Snapshot:
+        """The worlds of slots `rows` (None: all) as a value: restore it here or in another environment, or save its
+        `to_bytes()`. It holds the dream, its memory, the task's state and the steps taken; the generators that draw
+        later starts stay the slots' own.
+        """
+        return self._core.snapshot(rows)
+
+    def restore(self, snapshot: Snapshot, rows: Sequence[int] | None = None) -> tuple[Any, dict[str, Any]]:
+        """Go on with a snapshot's worlds in slots `rows` (None: all) -> (observations, infos) of all slots.
+
+        A snapshot of one world may fill any number of slots. Raises ValueError for another number of worlds, and for
+        a snapshot of other weights, config, memory or task.
+        """
+        return self._show(self._core.restore(snapshot, rows), rows)
+
+    def fork(self, row: int, rows: Sequence[int]) -> tuple[Any, dict[str, Any]]:
+        """Make slots `rows` copies of slot `row` -> (observations, infos) of all slots.
+
+        They share its memory until their dreams part, so a fork costs next to nothing; noise does not differ between
+        them, only actions do.
+        """
+        return self._show(self._core.fork(row, rows), rows)
+
+    def _show(self, shown: Batch, rows: Sequence[int] | None) -> tuple[Any, dict[str, Any]]:
+        """Put `rows` of a batch into the current one and export that."""
+        mask = np.zeros(self.num_envs, dtype=bool)
+        mask[slice(None) if rows is None else list(rows)] = True
+        self._batch = shown if self._batch is None else self._batch.with_rows(mask, shown)
+        return self._export(self._batch.observation), self._export_info(self._batch.info, mask)
 
     def render(self) -> tuple[np.ndarray, ...] | None:
         """One frame per slot, uint8 [h, w, 3] with a longer side of 256 pixels."""

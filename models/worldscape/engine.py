@@ -22,7 +22,8 @@ from worldscape.conditioning.camera import (
     pose_from_state,
     state_from_pose,
 )
-from worldscape.conditioning.reproject import decode_depth, encode_depth
+from worldscape.conditioning.reproject import decode_depth, encode_depth, reproject
+from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.config import MemoryConfig
 from worldscape.fast import FastTransformer
 from worldscape.flow import euler_step, sampling_levels
@@ -31,7 +32,7 @@ from worldscape.memory.world_memory import Frame, Recall, WorldMemory
 from worldscape.noise import slot_noise
 from worldscape.slots import Dreamed, EngineFrame, NewFrame, SlotState, Start, View
 from worldscape.snapshot import Snapshot
-from worldscape.transformer import FrameInputs, PlacedHistory, Prediction, frame_rays
+from worldscape.transformer import PlacedHistory, Prediction, frame_rays
 from worldscape.world import WorldModel
 
 SAMPLER_SHIFT = 3.0  # spends sampling steps where most is decided, near pure noise
@@ -45,7 +46,7 @@ class WorldEngine:
         num_slots: B, worlds advanced together.
         device: torch device.
         steps_per_frame: denoising model calls a frame; None takes the config's.
-        use_fast: run the generator through its inference-only rewrite (fast.py); same results to rounding.
+        use_fast: run the inference-only rewrites (fast.py, reproject_fast.py); same results to rounding.
         memory: policy and sizes of the slots' memory, for ablations; None takes the model's.
         memory_budget: bytes that the pages of all slots never exceed; a small one makes the pool smaller.
 
@@ -72,8 +73,10 @@ class WorldEngine:
         self.num_slots = num_slots
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
-        self.generator = FastTransformer(self.model.transformer) if use_fast else self.model.transformer
         self.levels = sampling_levels(calls, SAMPLER_SHIFT)
+        levels = [*self.levels[:-1], self.config.context_level]
+        self.generator = FastTransformer(self.model.transformer, levels) if use_fast else self.model.transformer
+        self.rebuild = reproject_fast if use_fast else reproject
         self.state = self._fresh(num_slots, self._memory(num_slots, memory_budget))
 
     @torch.inference_mode()
@@ -174,14 +177,13 @@ class WorldEngine:
     def advance(self, state: SlotState, realised: Tensor, active: Tensor, num_calls: int | None = None) -> Dreamed:
         """Dream the frame that motion `realised` [B, 6] leads to and append it to the active slots.
 
-        num_calls: finish early, after so many model calls. Where gradients are on, the last of them alone carries any:
-        none flows through memory, history or what is committed.
+        num_calls: finish early, after so many model calls. Where gradients are on, the last of them carries any, and
+        what it is told of the view; what is committed does not, so none flows through memory or history.
         """
-        with torch.no_grad():
-            camera = apply_control(state.camera, realised, self.config.controls.max_pitch)
-            realised = torch.cat([realised[:, :3], angle_difference(camera, state.camera)], 1)
-            view = self.look(state, camera, pose_from_state(state.camera))
-            history = self.read(state, view)
+        camera = apply_control(state.camera, realised, self.config.controls.max_pitch)
+        realised = torch.cat([realised[:, :3], angle_difference(camera, state.camera)], 1)
+        view = self.look(state, camera, pose_from_state(state.camera))
+        history = self.read(state, view)
         latent = self.denoise(state, view, history, num_calls)
         with torch.no_grad():
             finished = latent.detach()
@@ -192,7 +194,9 @@ class WorldEngine:
     def look(self, state: SlotState, camera: Tensor, previous: Tensor) -> View:
         """Rays and anchor of the view from `camera` [B, 6]; `previous` is the camera-to-world pose [B, 4, 4] before."""
         pose = pose_from_state(camera)
-        recall = state.memory.recall(pose, state.intrinsics, use_anchor=self.config.transformer.anchor)
+        recall = state.memory.recall(
+            pose, state.intrinsics, use_anchor=self.config.transformer.anchor, rebuild=self.rebuild
+        )
         return self._view(pose, previous, recall, state.intrinsics)
 
     def read(self, state: SlotState, view: View) -> PlacedHistory:
@@ -210,22 +214,15 @@ class WorldEngine:
         latent = clean = noise[:, None]
         for level, next_level in zip(levels[:-1], levels[1:], strict=True):
             with torch.set_grad_enabled(torch.is_grad_enabled() and next_level == levels[-1]):
-                inputs = self.inputs(latent, torch.full_like(latent[:, :, 0, 0], level), view)
-                clean = self.generator(inputs, positions, history).latent
+                clean = self.generator.refine(latent, level, view.told, positions, history).latent
                 latent = euler_step(latent, clean, level, next_level)
         return normalise_tokens(clean[:, 0].float())
 
-    def inputs(self, latent: Tensor, level: Tensor, view: View) -> FrameInputs:
-        """What the generator is told of one frame of each slot: latent [B, 1, P, C] at level [B, 1]."""
-        anchor = view.guess.latent[:, None].float()
-        return FrameInputs(latent, level, view.rays[:, None], anchor, view.token_coverage[:, None])
-
     def commit(self, state: SlotState, new: NewFrame, view: View, history: PlacedHistory, active: Tensor) -> None:
         """Run the finished frame once, append it to the active slots' memory and make it their current frame."""
-        level = torch.full((len(new.latent), 1), self.config.context_level, device=self.device)
-        inputs = self.inputs(new.latent[:, None], level, view)
-        prediction = self.generator(inputs, state.memory.next_positions(), history)
-        frame = Frame(prediction.layers, new.rgbd, pose_from_state(new.camera), state.intrinsics)
+        level, positions = self.config.context_level, state.memory.next_positions()
+        prediction = self.generator.refine(new.latent[:, None], level, view.told, positions, history)
+        frame = Frame(prediction.layers, new.rgbd, view.pose, state.intrinsics)
         state.memory.append(frame, view.recall, active)
         self._finish(state, new, prediction, view.recall.coverage, active)
 
@@ -256,7 +253,9 @@ class WorldEngine:
     def _view(self, pose: Tensor, previous: Tensor, recall: Recall, intrinsics: Tensor) -> View:
         rays = frame_rays(pose, invert_pose(level_pose(previous)), intrinsics, self.config.codec.grid)
         guess = self.model.codec.encode_anchor(recall.anchor)
-        return View(rays, recall, guess, token_coverage(recall.anchor.mask, self.config.codec.grid))
+        coverage = token_coverage(recall.anchor.mask, self.config.codec.grid)
+        told = self.generator.embed_view(rays[:, None], guess.latent[:, None].float(), coverage[:, None])
+        return View(pose, rays, coverage, told, recall, guess)
 
     def _present(self, model_calls: int) -> EngineFrame:
         """The slots' current frames as fresh tensors."""

@@ -1,9 +1,11 @@
-"""Inference-only rewrites of a finished model: the same numbers to rounding, with far fewer operations.
+"""Inference-only rewrite of a finished generator: the same numbers to rounding, with far fewer operations.
 
-At 16 tokens a frame the generator's time goes into launching operations, not into arithmetic. `FastTransformer` makes
-all layers' modulation at once, norms and rotates q and k together as complex numbers, and keeps history laid out for
-attention over all model calls of a step.
+At 16 tokens a frame the time goes into launching operations and reading weights, not into arithmetic. So what depends
+on the noise level alone is tabulated, weights lie as matrix products read them, and history leaves room for a frame.
 """
+
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from worldscape.nn.attention import attend
 from worldscape.nn.blocks import Block, KeysValues
 from worldscape.nn.rope import space_angles, time_angles
 from worldscape.transformer import (
-    FrameInputs,
+    EmbeddedView,
     History,
     PlacedHistory,
     Prediction,
@@ -23,89 +25,160 @@ from worldscape.transformer import (
 )
 
 
-class FastTransformer(nn.Module):
-    """Drop-in for WorldTransformer that refines one new frame of each slot (T = 1), without gradients.
+class Linear(NamedTuple):
+    """y = x @ weight + bias. At few rows that is twice as fast on a CPU as the transposed weight of nn.Linear."""
+
+    weight: Tensor
+    bias: Tensor
+
+    @classmethod
+    def of(cls, layer: nn.Module) -> "Linear":
+        """The same map as the nn.Linear `layer`."""
+        assert isinstance(layer, nn.Linear)
+        return cls(layer.weight.detach().t().contiguous(), layer.bias.detach())
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x, self.weight)
+
+
+class Layer(NamedTuple):
+    """One block's maps; q and k have rotary partners side by side, norm [2, D] belongs to them."""
+
+    qkv: Linear
+    norm: Tensor
+    out: Linear
+    widen: Linear
+    narrow: Linear
+
+
+class Modulation(NamedTuple):
+    """What a block's two halves do at one noise level: each [D]."""
+
+    scale1: Tensor
+    shift1: Tensor
+    gate1: Tensor
+    scale2: Tensor
+    shift2: Tensor
+    gate2: Tensor
+
+
+class Level(NamedTuple):
+    """All that depends on the noise level: a modulation for each block, and scale and shift [D] of the last layer."""
+
+    blocks: list[Modulation]
+    scale: Tensor
+    shift: Tensor
+
+
+class FastTransformer:
+    """The calls that WorldEngine makes of a WorldTransformer, for one new frame of each slot, without gradients.
 
     Its keys pair neighbouring channels, so what it commits can be read by a FastTransformer only.
+
+    Args:
+        plain: the finished generator; later changes of its weights are not seen.
+        levels: the noise levels that `refine` will be asked for.
     """
 
-    modulation: Tensor
-    qkv: Tensor
-    qkv_bias: Tensor
-    norm: Tensor
-
-    def __init__(self, plain: WorldTransformer):
-        super().__init__()
-        self.plain, self.config, self.grid = plain, plain.config, plain.grid
-        order = pair_neighbours(plain.config.head_width, plain.config.num_heads)
+    @torch.no_grad()
+    def __init__(self, plain: WorldTransformer, levels: Sequence[float]):
+        self.config, self.grid = plain.config, plain.grid
+        order = pair_neighbours(self.config.head_width, self.config.num_heads)
+        device = plain.final_modulation.device
         blocks = [block for block in plain.blocks if isinstance(block, Block)]
-        self.register_buffer(
-            "modulation", torch.stack([block.modulation for block in blocks])[:, None], persistent=False
-        )
-        for name, tensors in {
-            "qkv": [reorder_qkv(block.qkv.weight, order) for block in blocks],
-            "qkv_bias": [reorder_qkv(block.qkv.bias, order) for block in blocks],
-            "norm": [torch.stack([block.norm_q.weight[order], block.norm_k.weight[order]]) for block in blocks],
-        }.items():
-            self.register_buffer(name, torch.stack(tensors).contiguous(), persistent=False)
-        self.requires_grad_(False)
+        self.layers = [fuse(block, order) for block in blocks]
+        self.levels = {level: tabulate(plain, blocks, level) for level in levels}
+        first, _, second = plain.embed_rays
+        self.embed_rays = Linear.of(first), Linear.of(second)
+        self.embed_anchor, self.embed_latent = Linear.of(plain.embed_anchor), Linear.of(plain.embed_latent)
+        self.to_latent = Linear.of(plain.to_latent)
+        self.space = turns(space_angles(self.grid, self.config.head_width, self.config.rope_base, device))
+
+    def embed_view(self, rays: Tensor, anchor: Tensor, coverage: Tensor) -> EmbeddedView:
+        """As WorldTransformer.embed_view."""
+        first, second = self.embed_rays
+        tokens = second(F.silu(first(pack_rays(rays, self.grid).flatten(0, 2))))
+        if self.config.anchor:
+            tokens = tokens + self.embed_anchor(torch.cat([anchor, coverage[..., None]], -1).flatten(0, 2))
+        return EmbeddedView(tokens.unflatten(0, anchor.shape[:3]), anchor)
 
     def place(self, history: History) -> PlacedHistory:
-        """Rotate stored keys to their relative times and lay them out as [L, B, H, S * P, K]."""
-        turn = turns(time_angles(history.positions, self.config.head_width, self.config.rope_base))
-        keys = torch.view_as_real(as_complex(history.keys) * turn).flatten(-2)
-        return PlacedHistory(self._for_attention(keys), self._for_attention(history.values), history.valid)
+        """Rotate stored keys to their relative times, and leave room for the new frame behind them: once a step.
 
-    def forward(self, frames: FrameInputs, positions: Tensor, history: PlacedHistory | None = None) -> Prediction:
-        """As WorldTransformer.forward, for one new frame: latent [B, 1, P, C], positions [B, 1]."""
-        plain, config = self.plain, self.config
-        level = plain.embed_level(level_features(frames.level, config.width))
-        modulation = plain.level_modulation(level)[:, 0].unflatten(-1, (6, config.width)) + self.modulation
-        x = plain.embed_latent(frames.latent) + plain.embed_rays(pack_rays(frames.rays, self.grid))
-        if config.anchor:
-            x = x + plain.embed_anchor(torch.cat([frames.anchor, frames.coverage[..., None]], -1))
-        space = space_angles(self.grid, config.head_width, config.rope_base, x.device)
-        both = turns(space + time_angles(positions, config.head_width, config.rope_base)[:, 0])[:, :, None]
-        mask = None if history is None else self._mask(history.valid)
-        x, layers = x[:, 0], []
-        for index, block in enumerate(plain.blocks):
-            assert isinstance(block, Block)
-            past = None if history is None else KeysValues(history.keys[index], history.values[index])
-            x, new = self._block(index, block, x, modulation[index], past, (turns(space), both), mask)
-            layers.append(new)
-        x = x[:, None]
-        return Prediction(plain.read_clean(x, level, frames), x, layers)
+        Keys and values are [L, B, (S + 1) * P, H, K], `valid` is a mask that broadcasts to [B, 1, P, (S + 1) * P].
+        """
+        layers, slots, past, tokens, heads, width = history.keys.shape
+        shape = (layers, slots, past + 1, tokens, heads, width)
+        keys, values = history.keys.new_empty(shape), history.values.new_empty(shape)
+        turn = turns(time_angles(history.positions, width, self.config.rope_base))
+        torch.mul(as_complex(history.keys), turn, out=as_complex(keys[:, :, :past]))
+        values[:, :, :past] = history.values
+        return PlacedHistory(keys.flatten(2, 3), values.flatten(2, 3), self._mask(history.valid))
 
-    def _block(self, index: int, block: Block, x: Tensor, modulation: Tensor, past, turn, mask) -> tuple:
-        """x [B, P, D], modulation [B, 6, D]; turn = rotations in space and in space and time."""
-        shift1, scale1, gate1, shift2, scale2, gate2 = modulation[:, :, None].unbind(1)
-        width = (self.config.width,)
-        inner = torch.addcmul(shift1, F.layer_norm(x, width, eps=1e-6), 1 + scale1)
-        queries_keys, v = self._project(index, inner)
-        rotated = torch.view_as_real(queries_keys * turn[1]).flatten(-2)
-        stored = torch.view_as_real(queries_keys[:, :, 1] * turn[0][None]).flatten(-2)
-        q, k, values = (y.transpose(1, 2) for y in (rotated[:, :, 0], rotated[:, :, 1], v))
-        keys = k if past is None else torch.cat([past.keys, k], 2)
-        values = values if past is None else torch.cat([past.values, values], 2)
-        mixed = attend(q, keys, values, mask, self.config.attention).transpose(1, 2).flatten(2)
-        x = torch.addcmul(x, gate1, block.out(mixed))
-        inner = torch.addcmul(shift2, F.layer_norm(x, width, eps=1e-6), 1 + scale2)
-        return torch.addcmul(x, gate2, block.mlp(inner)), KeysValues(stored[:, None], v[:, None])
+    def refine(
+        self, latent: Tensor, level: float, view: EmbeddedView, positions: Tensor, history: PlacedHistory
+    ) -> Prediction:
+        """As WorldTransformer.refine, for one new frame: latent [B, 1, P, C], positions [B, 1], a level of `levels`."""
+        known, (slots, _, tokens, _) = self.levels[level], latent.shape
+        time = turns(time_angles(positions, self.config.head_width, self.config.rope_base))[:, 0]
+        turn = (self.space * time)[:, :, None]
+        new_keys, new_values = history.keys[:, :, -tokens:], history.values[:, :, -tokens:]
+        x = self.embed_latent(latent.flatten(0, 2)) + view.tokens.flatten(0, 2)
+        places = zip(history.keys, history.values, new_keys, new_values, strict=True)
+        for layer, modulation, place in zip(self.layers, known.blocks, places, strict=True):
+            x = self._block(layer, modulation, x, turn, place, history.valid)
+        stored = torch.view_as_real(as_complex(new_keys) * time.conj()).flatten(-2)
+        layers = [KeysValues(k, v) for k, v in zip(stored[:, :, None], new_values[:, :, None], strict=True)]
+        clean = self._read_clean(x, known, view.anchor.flatten(0, 2)).view_as(latent)
+        return Prediction(clean, x.view(slots, 1, tokens, -1), layers)
 
-    def _project(self, index: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """x [B, P, D] -> normed q and k as complex pairs [B, P, 2, H, K / 2], and v [B, P, H, K]."""
-        heads = (self.config.num_heads, self.config.head_width)
-        qkv = F.linear(x, self.qkv[index], self.qkv_bias[index]).unflatten(-1, (3, -1))
-        qk = qkv[:, :, :2]
-        scale = torch.rsqrt(qk.square().mean(-1, keepdim=True) + 1e-6)
-        return as_complex((qk * scale * self.norm[index]).unflatten(-1, heads)), qkv[:, :, 2].unflatten(-1, heads)
+    def _block(self, layer: Layer, level: Modulation, x: Tensor, turn: Tensor, place, mask: Tensor) -> Tensor:
+        """x [B * P, D]; turn [B, P, 1, 1, K / 2]; place: all keys and values, and the new frame's part of each."""
+        keys, values, new_keys, new_values = place
+        slots, tokens, heads, width = new_keys.shape
+        inner = F.layer_norm(x, x.shape[1:], level.scale1, level.shift1, 1e-6)
+        qkv = layer.qkv(inner).view(slots, tokens, 3, heads * width)
+        qk = F.rms_norm(qkv[:, :, :2], (heads * width,), None, 1e-6) * layer.norm
+        rotated = torch.view_as_real(as_complex(qk.unflatten(-1, (heads, width))) * turn).flatten(-2)
+        new_keys.copy_(rotated[:, :, 1])
+        new_values.copy_(qkv[:, :, 2].unflatten(-1, (heads, width)))
+        q, k, v = (y.transpose(1, 2) for y in (rotated[:, :, 0], keys, values))
+        mixed = attend(q, k, v, mask, self.config.attention).transpose(1, 2).reshape(x.shape)
+        x = torch.addcmul(x, level.gate1, layer.out(mixed))
+        inner = F.layer_norm(x, x.shape[1:], level.scale2, level.shift2, 1e-6)
+        return torch.addcmul(x, level.gate2, layer.narrow(F.gelu(layer.widen(inner), approximate="tanh")))
 
-    def _for_attention(self, x: Tensor) -> Tensor:
-        return x.permute(0, 1, 4, 2, 3, 5).flatten(3, 4)
+    def _read_clean(self, x: Tensor, level: Level, anchor: Tensor) -> Tensor:
+        last = self.to_latent(F.layer_norm(x, x.shape[1:], level.scale, level.shift, 1e-6))
+        change, trust = last.split([anchor.shape[-1], 1], -1)
+        return torch.addcmul(change, torch.sigmoid(trust + 1.0), anchor) if self.config.anchor else change
 
     def _mask(self, valid: Tensor) -> Tensor:
-        seen = F.pad(valid, (0, 1), value=True).repeat_interleave(self.grid**2, 1)
-        return seen[:, None, None]
+        seen = F.pad(valid, (0, 1), value=True).repeat_interleave(self.grid**2, 1)[:, None, None]
+        if self.config.attention == "reference":
+            return seen
+        return torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, -torch.inf)
+
+
+def fuse(block: Block, order: Tensor) -> Layer:
+    """A block's maps as FastTransformer reads them."""
+    widen, _, narrow = block.mlp
+    qkv = Linear(reorder_qkv(block.qkv.weight, order).t().contiguous(), reorder_qkv(block.qkv.bias, order))
+    norm = torch.stack([block.norm_q.weight[order], block.norm_k.weight[order]]).detach()
+    return Layer(qkv, norm, Linear.of(block.out), Linear.of(widen), Linear.of(narrow))
+
+
+def tabulate(plain: WorldTransformer, blocks: Sequence[Block], level: float) -> Level:
+    """All that depends on the noise level, for one level."""
+    at = plain.final_modulation.new_tensor([level])
+    embedded = plain.embed_level(level_features(at, plain.config.width))
+    shared = plain.level_modulation(embedded).unflatten(-1, (6, plain.config.width))[0]
+    modulations = []
+    for block in blocks:
+        shift1, scale1, gate1, shift2, scale2, gate2 = (shared + block.modulation).unbind()
+        modulations.append(Modulation(1 + scale1, shift1, gate1, 1 + scale2, shift2, gate2))
+    shift, scale = (embedded + plain.final_modulation).unbind()
+    return Level(modulations, 1 + scale, shift)
 
 
 def pair_neighbours(head_width: int, num_heads: int) -> Tensor:
@@ -121,8 +194,8 @@ def reorder_qkv(parameter: Tensor, order: Tensor) -> Tensor:
 
 
 def as_complex(x: Tensor) -> Tensor:
-    """Neighbouring channels [..., 2 n] as complex numbers [..., n]."""
-    return torch.view_as_complex(x.unflatten(-1, (-1, 2)).contiguous())
+    """Neighbouring channels [..., 2 n] as complex numbers [..., n] that share their memory."""
+    return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
 
 
 def turns(angles: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from worldscape.codec import Encoded
 from worldscape.conditioning.reproject import Anchor
 from worldscape.memory.world_memory import Recall, WorldMemory
+from worldscape.transformer import EmbeddedView
 
 
 @dataclass(slots=True)
@@ -75,12 +76,16 @@ class SlotState:
 
 
 class View(NamedTuple):
-    """A view about to be dreamed: rays and what memory shows of it, for the generator and the decoder."""
+    """A view about to be dreamed from `pose` [B, 4, 4]: its rays [B, 6, R, R] and the share of each token that memory
+    shows [B, P], both as the generator is `told` of them, what memory shows, and its latent.
+    """
 
+    pose: Tensor
     rays: Tensor
+    token_coverage: Tensor
+    told: EmbeddedView
     recall: Recall
     guess: Encoded
-    token_coverage: Tensor
 
     @property
     def anchor(self) -> Anchor:

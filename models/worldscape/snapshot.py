@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NoReturn
 
 import torch
@@ -23,6 +24,7 @@ FORMAT = "worldscape-snapshot"
 FORMAT_VERSION = 1
 LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header
 PAGE_NUMBERS = ("table.pages", "table.latest")
+BESIDE = "beside."  # before the names of what a caller keeps with its worlds
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +32,17 @@ class Snapshot:
     """Worlds of R slots. kind: plain JSON, what an engine must share to go on with them (weights, config, memory).
 
     tensors: what each slot is, [R, ...] by name of its field; its memory's tables [R, ...] under `table.`; and the
-    pages they share, each once, under `page.`. They are not to be written to.
+    pages they share, each once, under `page.`. beside: tensors [R, ...] that a caller keeps with its worlds (a task's
+    state, say); the engine ignores them. They are not to be written to.
     """
 
     kind: dict[str, Any]
     tensors: dict[str, Tensor]
+    beside: dict[str, Tensor] = field(default_factory=dict)
+
+    def with_beside(self, beside: Mapping[str, Tensor]) -> Snapshot:
+        """This snapshot with these tensors [R, ...] beside it."""
+        return replace(self, beside=dict(beside))
 
     @property
     def num_worlds(self) -> int:
@@ -49,7 +57,7 @@ class Snapshot:
     @property
     def num_bytes(self) -> int:
         """Bytes of all tensors."""
-        return sum(tensor.numel() * tensor.element_size() for tensor in self.tensors.values())
+        return sum(tensor.numel() * tensor.element_size() for tensor in [*self.tensors.values(), *self.beside.values()])
 
     def check_kind(self, kind: dict[str, Any]) -> None:
         """Raises ValueError, naming the first difference, when an engine of `kind` cannot go on with these worlds."""
@@ -67,14 +75,33 @@ class Snapshot:
 
         Raises ValueError for another number of worlds, and for tensors that do not fit.
         """
-        if self.num_worlds not in (1, num_rows):
-            raise ValueError(f"this snapshot holds {self.num_worlds} worlds; give as many rows, not {num_rows}.")
+        self._check_number(num_rows)
         _check_fit(self.tensors, likes)
         return {name: _repeat(name, tensor, num_rows) for name, tensor in self.tensors.items()}
 
+    def fitted_beside(self, likes: dict[str, Tensor], num_rows: int) -> dict[str, Tensor]:
+        """What lies beside, for num_rows slots; `likes` [B, ...] has the names, dtypes and row shapes.
+
+        Raises ValueError for another number of worlds, and when other things lie beside them, or of another shape.
+        """
+        self._check_number(num_rows)
+        if self.beside.keys() != likes.keys():
+            ours, theirs = (", ".join(sorted(names)) or "nothing" for names in (self.beside, likes))
+            raise ValueError(f"this snapshot was taken with other task state ({ours}) than is kept here ({theirs}).")
+        for name, like in likes.items():
+            found = self.beside[name]
+            if found.dtype != like.dtype or found.shape != (self.num_worlds, *like.shape[1:]):
+                _fail(f"{name} is {found.dtype} {tuple(found.shape)} for {self.num_worlds} worlds")
+        return {name: _repeat(name, tensor, num_rows) for name, tensor in self.beside.items()}
+
+    def _check_number(self, num_rows: int) -> None:
+        if self.num_worlds not in (1, num_rows):
+            raise ValueError(f"this snapshot holds {self.num_worlds} worlds; give as many rows, not {num_rows}.")
+
     def to_bytes(self) -> bytes:
         """This snapshot as bytes, for `from_bytes`."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors.items()}
+        named = {**self.tensors, **{f"{BESIDE}{name}": tensor for name, tensor in self.beside.items()}}
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in named.items()}
         header = {"format": FORMAT, "format_version": FORMAT_VERSION, "kind": self.kind, "sha256": _digest(tensors)}
         return dump_tensors(tensors, {FORMAT: json.dumps(header)})
 
@@ -90,7 +117,8 @@ class Snapshot:
             _fail("it does not match its own checksum, so it is corrupt")
         if "steps" not in tensors or tensors["steps"].ndim != 1 or not isinstance(header.get("kind"), dict):
             _fail("it holds no worlds")
-        return cls(header["kind"], tensors)
+        beside = {name.removeprefix(BESIDE): tensors.pop(name) for name in list(tensors) if name.startswith(BESIDE)}
+        return cls(header["kind"], tensors, beside)
 
 
 def _repeat(name: str, tensor: Tensor, num_rows: int) -> Tensor:

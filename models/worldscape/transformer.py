@@ -46,11 +46,21 @@ class History(NamedTuple):
 
 
 class PlacedHistory(NamedTuple):
-    """History ready to be read in one step: keys rotated to their relative times."""
+    """History ready to be read in one step, by the generator that placed it: keys rotated to their relative times."""
 
     keys: Tensor
     values: Tensor
     valid: Tensor
+
+
+class EmbeddedView(NamedTuple):
+    """What is told of T new frames before they are refined: once a step, for all model calls of that step.
+
+    tokens [B, T, P, D] camera motion and memory as the generator reads them; anchor [B, T, P, C].
+    """
+
+    tokens: Tensor
+    anchor: Tensor
 
 
 class Prediction(NamedTuple):
@@ -89,18 +99,35 @@ class WorldTransformer(nn.Module):
 
     def forward(self, frames: FrameInputs, positions: Tensor, history: PlacedHistory | None = None) -> Prediction:
         """Refine T new frames at relative `positions` [B, T], given history (or the clip's own start)."""
-        level = self.embed_level(level_features(frames.level, self.config.width))
-        modulation = rearrange(self.level_modulation(level), "b t (n d) -> b t n d", n=6)
-        x = self.embed_latent(frames.latent) + self.embed_rays(pack_rays(frames.rays, self.grid))
+        view = self.embed_view(frames.rays, frames.anchor, frames.coverage)
+        return self._refine(frames.latent, frames.level, view, positions, history)
+
+    def embed_view(self, rays: Tensor, anchor: Tensor, coverage: Tensor) -> EmbeddedView:
+        """rays, anchor and coverage as in FrameInputs -> what each model call on these frames is told of them."""
+        tokens = self.embed_rays(pack_rays(rays, self.grid))
         if self.config.anchor:
-            x = x + self.embed_anchor(torch.cat([frames.anchor, frames.coverage[..., None]], -1))
+            tokens = tokens + self.embed_anchor(torch.cat([anchor, coverage[..., None]], -1))
+        return EmbeddedView(tokens, anchor)
+
+    def refine(
+        self, latent: Tensor, level: float, view: EmbeddedView, positions: Tensor, history: PlacedHistory
+    ) -> Prediction:
+        """As forward, for frames that are all at one noise level and whose view is embedded already."""
+        return self._refine(latent, torch.full_like(latent[:, :, 0, 0], level), view, positions, history)
+
+    def _refine(
+        self, latent: Tensor, level: Tensor, view: EmbeddedView, positions: Tensor, history: PlacedHistory | None
+    ) -> Prediction:
+        level = self.embed_level(level_features(level, self.config.width))
+        modulation = rearrange(self.level_modulation(level), "b t (n d) -> b t n d", n=6)
+        x = self.embed_latent(latent) + view.tokens
         layout = self._layout(positions, history)
         layers = []
         for index, block in enumerate(self.blocks):
             past = None if history is None else KeysValues(history.keys[index], history.values[index])
             x, new = block(x, modulation, past, layout)
             layers.append(new)
-        return Prediction(self.read_clean(x, level, frames), x, layers)
+        return Prediction(self._read_clean(x, level, view.anchor), x, layers)
 
     def _layout(self, positions: Tensor, history: PlacedHistory | None) -> Layout:
         config = self.config
@@ -120,13 +147,13 @@ class WorldTransformer(nn.Module):
         past = repeat(history.valid, "b s -> b t s", t=num_new)
         return expand_mask(torch.cat([past, causal.expand(len(past), -1, -1)], -1), self.grid**2)
 
-    def read_clean(self, x: Tensor, level: Tensor, frames: FrameInputs) -> Tensor:
+    def _read_clean(self, x: Tensor, level: Tensor, anchor: Tensor) -> Tensor:
         """The last layer: what memory suggests, as far as it is trusted, plus what is new."""
         shift, scale = (level[:, :, None] + self.final_modulation)[:, :, :, None].unbind(2)
-        change, trust = self.to_latent(self.final_norm(x) * (1 + scale) + shift).split([frames.latent.shape[-1], 1], -1)
+        change, trust = self.to_latent(self.final_norm(x) * (1 + scale) + shift).split([anchor.shape[-1], 1], -1)
         if not self.config.anchor:
             return change
-        return change + torch.sigmoid(trust + 1.0) * frames.anchor
+        return change + torch.sigmoid(trust + 1.0) * anchor
 
 
 def frame_rays(pose: Tensor, reference: Tensor, intrinsics: Tensor, grid: int) -> Tensor:

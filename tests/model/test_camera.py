@@ -10,6 +10,7 @@ from worldscape.conditioning.camera import (
     apply_control,
     camera_rays,
     invert_pose,
+    level_pose,
     plucker_map,
     pose_from_state,
     state_from_pose,
@@ -34,6 +35,13 @@ def test_state_and_pose_are_inverse():
     torch.testing.assert_close(state_from_pose(pose_from_state(states)), states)
     product = pose_from_state(states) @ invert_pose(pose_from_state(states))
     torch.testing.assert_close(product, torch.eye(4, dtype=torch.float64).expand(50, -1, -1), atol=1e-9, rtol=0)
+
+
+def test_a_levelled_camera_keeps_its_place_and_heading():
+    rng = np.random.default_rng(0)
+    states = torch.tensor(rng.uniform([-5, -5, -5, -3, -1.4, -3], [5, 5, 5, 3, 1.4, 3], (50, 6)))
+    level = states * torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0])
+    torch.testing.assert_close(level_pose(pose_from_state(states)), pose_from_state(level))
 
 
 def test_walking_follows_the_new_heading_and_ignores_pitch():

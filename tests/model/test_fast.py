@@ -1,5 +1,6 @@
 """The inference-only rewrite against the plain generator."""
 
+import pytest
 import torch
 
 from worldscape.engine import Start, WorldEngine
@@ -26,22 +27,20 @@ def test_a_fast_dream_is_the_plain_dream_to_rounding():
         assert int((fast.frame.int() - plain.frame.int()).abs().max()) <= 1
 
 
-def test_a_first_frame_without_history():
-    model = debug_world().transformer
-    fast, config = FastTransformer(model), model.config
+@pytest.mark.parametrize("level", [1.0, 0.3])
+def test_a_first_frame_without_history(level):
+    world = debug_world()
+    model, config = world.transformer, world.transformer.config
+    fast = FastTransformer(model, [1.0, 0.3])
     rng = torch.Generator().manual_seed(0)
     latent = torch.randn(2, 1, 16, 8, generator=rng)
-    inputs = FrameInputs(
-        latent,
-        torch.tensor([[1.0], [0.3]]),
-        torch.randn(2, 1, 6, 8, 8, generator=rng),
-        torch.randn(2, 1, 16, 8, generator=rng),
-        torch.rand(2, 1, 16, generator=rng),
-    )
-    positions = torch.zeros(2, 1, dtype=torch.long)
-    expected = model(inputs, positions)
-    torch.testing.assert_close(fast(inputs, positions).latent, expected.latent, atol=1e-5, rtol=1e-4)
+    rays, anchor = torch.randn(2, 1, 6, 8, 8, generator=rng), torch.randn(2, 1, 16, 8, generator=rng)
+    coverage, positions = torch.rand(2, 1, 16, generator=rng), torch.zeros(2, 1, dtype=torch.long)
+    inputs = FrameInputs(latent, torch.full((2, 1), level), rays, anchor, coverage)
     shape = PageShape(config.num_layers, 16, config.num_heads, config.head_width, size=64)
-    empty = WorldMemory.empty(debug_world().config.memory, 2, shape, latent)
-    with_empty = fast(inputs, positions, fast.place(empty.read(empty.tables.retrieved)))
-    torch.testing.assert_close(with_empty.latent, expected.latent, atol=1e-5, rtol=1e-4)
+    memory = WorldMemory.empty(world.config.memory, 2, shape, latent)
+    empty = fast.place(memory.read(memory.tables.retrieved))
+    found = fast.refine(latent, level, fast.embed_view(rays, anchor, coverage), positions, empty)
+    expected = model(inputs, positions)
+    torch.testing.assert_close(found.latent, expected.latent, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(found.features, expected.features, atol=1e-5, rtol=1e-4)

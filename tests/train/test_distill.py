@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from tests.train.walks import walk_store
+from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.data.clips import FrameStore
 from worldscape.engine import WorldEngine
 from worldscape.train.config import override
@@ -52,6 +53,7 @@ def test_a_rollout_is_the_dream_of_the_engine(store):
     size = len(batch["seeds"])
     starts = [int(np.flatnonzero((store.pose == pose.numpy()).all((1, 2)))[0]) for pose in batch["pose"][:, 0]]
     engine = WorldEngine(model, size, use_fast=False)
+    engine.rebuild = reproject_fast
     latents = [engine.open(start_at(store, np.array(starts)), batch["seeds"]).latent]
     latents += [engine.step(control, is_realised=True).latent for control in batch["controls"].unbind(1)]
     assert clip.latent.shape[1] == stage.model_config.memory.num_context + 1 == 5
@@ -65,7 +67,7 @@ def test_exactly_one_call_of_each_frame_of_the_window_learns(store, num_calls):
     stage, model = build(store, steps_per_frame=2)
     batch = stage.batch(0, 0, 1) | {"num_calls": torch.tensor(num_calls)}
     learns: list[bool] = []
-    handle = model.transformer.register_forward_hook(lambda *_: learns.append(torch.is_grad_enabled()))
+    handle = model.transformer.blocks[0].register_forward_hook(lambda *_: learns.append(torch.is_grad_enabled()))
     roll_out(model, batch, window=2)
     handle.remove()
     frame, commit = [False] * (num_calls - 1), False
@@ -102,7 +104,8 @@ def test_the_critic_learns_at_every_step_and_the_student_at_its_turns(store):
         module.zero_grad(set_to_none=True)
         parts = stage.loss(model, stage.batch(step, 0, 1), torch.Generator().manual_seed(step))
         parts["loss"].backward()
-        assert (model.transformer.to_latent.weight.grad is not None) == (step == 1)
+        for layer in (model.transformer.to_latent, model.transformer.embed_anchor, model.transformer.embed_rays[0]):
+            assert (layer.weight.grad is not None) == (step == 1)
         assert stage.critic.to_latent.weight.grad is not None
         assert not any(p.grad is not None for p in stage.teacher.parameters())
 

@@ -68,6 +68,19 @@ class Task(ABC):
     def step(self, frame: EngineFrame, elapsed: Tensor, active: Tensor) -> TaskResult:
         """Judge one step: `elapsed` long [B] counts steps; rows not in `active` bool [B] must keep their state."""
 
+    def state(self) -> dict[str, Tensor]:
+        """What the task knows of its slots, [B, ...] by name: every tensor attribute with one row per slot.
+
+        Override it, with `load`, in a task that keeps its state elsewhere.
+        """
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return {name: value for name, value in tensors.items() if value.ndim > 0 and len(value) == self.num_slots}
+
+    def load(self, rows: Tensor, state: Mapping[str, Tensor]) -> None:
+        """Overwrite the slots `rows` long [R] with [R, ...] by name, as `state` gave them."""
+        for name, value in state.items():
+            getattr(self, name)[rows] = value.to(self.device)
+
     def none(self) -> Tensor:
         """bool [B], all False."""
         return torch.zeros(self.num_slots, dtype=torch.bool, device=self.device)

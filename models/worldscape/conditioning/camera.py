@@ -61,10 +61,12 @@ def apply_control(state: Tensor, control: Tensor, max_pitch: float) -> Tensor:
 
 
 def level_pose(pose: Tensor) -> Tensor:
-    """A camera-to-world pose [B, 4, 4] with pitch and roll removed."""
-    state = state_from_pose(pose)
-    keep = torch.tensor([1.0, 1.0, 1.0, 1.0, 0.0, 0.0], device=pose.device)
-    return pose_from_state(state * keep)
+    """A camera-to-world pose [..., 4, 4], |pitch| < 90 degrees, with pitch and roll removed."""
+    forward = pose[..., 0:3:2, 2]  # on the floor plan: (sin yaw, cos yaw) * cos pitch
+    sin, cos = torch.nn.functional.normalize(forward, dim=-1).unbind(-1)
+    zero, one = torch.zeros_like(sin), torch.ones_like(sin)
+    rotation = _matrix(cos, zero, sin, zero, one, zero, -sin, zero, cos)
+    return _with_last_row(rotation, pose[..., :3, 3:], pose)
 
 
 def angle_difference(camera: Tensor, previous: Tensor) -> Tensor:
@@ -76,11 +78,7 @@ def angle_difference(camera: Tensor, previous: Tensor) -> Tensor:
 def invert_pose(pose: Tensor) -> Tensor:
     """Rigid pose [..., 4, 4] -> its inverse [..., 4, 4]."""
     rotation = pose[..., :3, :3].transpose(-1, -2)
-    inverse = torch.zeros_like(pose)
-    inverse[..., :3, :3] = rotation
-    inverse[..., :3, 3] = -(rotation @ pose[..., :3, 3:]).squeeze(-1)
-    inverse[..., 3, 3] = 1.0
-    return inverse
+    return _with_last_row(rotation, -(rotation @ pose[..., :3, 3:]), pose)
 
 
 def camera_rays(intrinsics: Tensor, size: int) -> Tensor:
@@ -105,6 +103,11 @@ def plucker_map(pose: Tensor, intrinsics: Tensor, size: int) -> Tensor:
     origin = pose[..., None, None, :3, 3].expand_as(direction)
     moment = torch.cross(origin, direction, dim=-1)
     return rearrange(torch.cat([direction, moment], -1), "... h w c -> ... c h w")
+
+
+def _with_last_row(rotation: Tensor, position: Tensor, pose: Tensor) -> Tensor:
+    """Rotation [..., 3, 3] and position [..., 3, 1] as a pose; its last row is that of every pose."""
+    return torch.cat([torch.cat([rotation, position], -1), pose[..., 3:, :]], -2)
 
 
 def _matrix(*entries: Tensor) -> Tensor:

@@ -52,6 +52,19 @@ def reproject(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrin
     return _gather(rgbd, _choose(seen))
 
 
+def visible_from(
+    rgbd: Tensor, poses: Tensor, valid: Tensor, depth: Tensor, target: Tensor, intrinsics: Tensor
+) -> Tensor:
+    """Which pixels of a view of known depth [B, h, w] (metres) each of N stored pictures sees: bool [B, N, h, w].
+
+    The other arguments are those of `reproject`. A picture sees a point when it holds a surface there.
+    """
+    rays = camera_rays(intrinsics, rgbd.shape[-1])
+    to_source = invert_pose(poses) @ target[:, None]
+    stored = decode_depth(rgbd[:, :, 3])
+    return _look_back(stored, depth[:, None], rays, to_source, valid, intrinsics).sees[:, :, 0]
+
+
 class LookBack(NamedTuple):
     """C supposed surfaces [B, C, h, w] (metres) in the target view: where in each of N stored pictures they fall (grid
     [B, N, C, h, w, 2] in [-1, 1]), at what depth (z [B, N, C, h, w]), and which pictures truly see them (sees, bool).

@@ -1,1 +1,1 @@
-"""What a slot remembers: keys and values of recent frames, and keyframes with geometry."""
+"""What worlds remember: pages (storage), slot tables (metadata), policy (MACO), and the memory that the engine uses."""

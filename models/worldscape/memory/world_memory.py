@@ -6,6 +6,7 @@ finished frame. Nothing else is written.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,6 +23,8 @@ from worldscape.memory.surroundings import plan_view
 from worldscape.memory.tables import SlotTables
 from worldscape.nn.blocks import KeysValues
 from worldscape.transformer import History
+
+Rebuild = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Anchor]
 
 
 class Recall(NamedTuple):
@@ -78,8 +81,13 @@ class WorldMemory:
         """Frames committed so far, long [B]."""
         return self.tables.count
 
-    def recall(self, target: Tensor, intrinsics: Tensor, *, use_anchor: bool = True) -> Recall:
-        """What memory shows of the view from `target` [B, 4, 4]; intrinsics [B, 4]. Without use_anchor: no pixels."""
+    def recall(
+        self, target: Tensor, intrinsics: Tensor, *, use_anchor: bool = True, rebuild: Rebuild = reproject
+    ) -> Recall:
+        """What memory shows of the view from `target` [B, 4, 4]; intrinsics [B, 4]. Without use_anchor: no pixels.
+
+        rebuild: reproject or its faster twin.
+        """
         pages, tables = self.tables.shown(), self.tables
         frames = self.store.fields.frame[pages]
         cells = policy.shown_cells(self.store.fields.probes[pages], target, intrinsics)
@@ -89,7 +97,7 @@ class WorldMemory:
             return Recall(torch.zeros_like(tables.anchors), anchor, anchor.mask[:, 0, 0, 0], retrieved)
         anchors = policy.choose_cover(cells, pages, frames, tables.anchors.shape[1], policy.ANY)
         rgbd, poses = self.store.fields.rgbd[anchors], self.store.fields.pose[anchors]
-        anchor = reproject(rgbd, poses, anchors != BLANK, target, intrinsics)
+        anchor = rebuild(rgbd, poses, anchors != BLANK, target, intrinsics)
         return Recall(anchors, anchor, anchor.mask.mean((1, 2, 3)), retrieved)
 
     def _retrieve(self, cells: Tensor, pages: Tensor, frames: Tensor) -> Tensor:

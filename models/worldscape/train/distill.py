@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from worldscape.checkpoint import load_world
+from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.config import WorldConfig
 from worldscape.data.clips import FrameStore, load_frames
 from worldscape.engine import WorldEngine
@@ -207,6 +208,7 @@ def _engine(model: WorldModel, batch: dict[str, Tensor]) -> WorldEngine:
     least = max(memory.num_anchors, memory.num_sink + memory.num_retrieved)
     memory = replace(memory, num_keyframes=min(memory.num_keyframes, max(least, memory.num_sink + num_frames)))
     engine = WorldEngine(model, len(batch["seeds"]), device=batch["rgbd"].device, use_fast=False, memory=memory)
+    engine.rebuild = reproject_fast  # memory takes no gradient, so its fast rewrite serves
     engine.state.seeds, engine.state.intrinsics = batch["seeds"], batch["intrinsics"]
     return engine
 
@@ -214,7 +216,8 @@ def _engine(model: WorldModel, batch: dict[str, Tensor]) -> WorldEngine:
 def _finished(engine: WorldEngine, latent: Tensor, view: View) -> FrameInputs:
     """A frame as it was committed."""
     level = torch.full((len(latent), 1), engine.config.context_level, device=latent.device)
-    return engine.inputs(latent[:, None], level, view)
+    guess = view.guess.latent[:, None].float()
+    return FrameInputs(latent[:, None], level, view.rays[:, None], guess, view.token_coverage[:, None])
 
 
 def build_stage(

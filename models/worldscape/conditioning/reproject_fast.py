@@ -1,0 +1,163 @@
+"""Inference-only twin of `reproject`: the same anchor to rounding, with a third of the operations.
+
+Pixels go from picture to view by one 3x3 matrix and one offset per pair, both in pixel units. Maps carry a border that
+stands for "outside", so that nothing is asked about edges, and only the chosen source is sampled, from one atlas.
+"""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from worldscape.conditioning.reproject import (
+    BLUR_RATIO,
+    DEPTH_TOLERANCE,
+    FAR,
+    MIN_DEPTH,
+    NEARER,
+    Anchor,
+    decode_depth,
+    encode_depth,
+)
+
+MARGIN = 2  # rows repeated around each picture of the atlas: what a bicubic kernel reaches
+
+
+class Warp(NamedTuple):
+    """How pixels travel: a point at pixel p and depth d goes to turn(p) * d + shift = (column * z, row * z, z).
+
+    turn [B, N, 3, P] of every pixel, shift [B, N, 3, 1].
+    """
+
+    turn: Tensor
+    shift: Tensor
+
+
+def reproject_fast(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrinsics: Tensor) -> Anchor:
+    """Exactly the arguments and, to rounding, the result of `reproject`."""
+    size = rgbd.shape[-1]
+    depth = decode_depth(rgbd[:, :, 3]).flatten(2)
+    to_target, to_source = _warps(poses, target, intrinsics, size)
+    surfaces = _candidates(_splat_depth(depth, to_target, valid, size))
+    index, mask, sees = _choose(surfaces, _look_back(depth, surfaces, to_source, valid, size))
+    surface = surfaces.gather(1, index)
+    colours = _sample_best(rgbd[:, :, :3], surface, sees, to_source)
+    shown = torch.cat([colours, encode_depth(surface).unflatten(2, (size, size))], 1)
+    mask = mask.to(rgbd.dtype).unflatten(1, (1, size, size))
+    return Anchor(shown * mask, mask)
+
+
+def _warps(poses: Tensor, target: Tensor, intrinsics: Tensor, size: int) -> tuple[Warp, Warp]:
+    """Pictures -> view and view -> pictures, of poses [B, N, 4, 4] and target [B, 4, 4]."""
+    to_pixels, to_rays = _camera_matrices(intrinsics, size)
+    relative = poses[:, :, :3] - F.pad(target[:, None, :3, 3:], (3, 0))
+    turn, shift = (target[:, None, :3, :3].mT @ relative).split([3, 1], -1)
+    turns = torch.stack([turn, turn.mT])
+    shifts = torch.stack([shift, -(turn.mT @ shift)])
+    turns, shifts = to_pixels @ turns @ to_rays, to_pixels @ shifts
+    # One product per pair, whatever the batch: a row of one large product may round otherwise than it does alone.
+    pixels = _pixels(size, poses).expand(turns[..., 0, 0].numel(), -1, -1)
+    seen = torch.bmm(turns.flatten(0, 2), pixels).unflatten(0, turns.shape[:3])
+    return Warp(seen[0], shifts[0]), Warp(seen[1], shifts[1])
+
+
+def _camera_matrices(intrinsics: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Intrinsics [B, 4] -> the matrix from camera axes to pixels, and its inverse: [B, 1, 3, 3] each."""
+    focal, centre = intrinsics[:, None, :2] * size, intrinsics[:, None, 2:] * size
+    one = torch.ones_like(focal[..., :1])
+    scale, inverse = torch.cat([focal, one], -1), torch.cat([1.0 / focal, one], -1)
+    move, back = F.pad(centre, (0, 1)), F.pad(-centre / focal, (0, 1))
+    last = F.pad(one, (2, 0))[..., None, :]
+    return torch.diag_embed(scale) + move[..., None] * last, torch.diag_embed(inverse) + back[..., None] * last
+
+
+def _pixels(size: int, like: Tensor) -> Tensor:
+    """Homogeneous pixel centres [3, size ** 2]: column, row, 1."""
+    centre = torch.arange(size, device=like.device, dtype=like.dtype) + 0.5
+    column, row = centre.expand(size, size), centre[:, None].expand(size, size)
+    return torch.stack([column, row, torch.ones_like(column)]).flatten(1)
+
+
+def _splat_depth(depth: Tensor, warp: Warp, valid: Tensor, size: int) -> Tensor:
+    """Nearest depth that lands in each pixel of the target view: [B, h, w] metres, FAR where nothing lands."""
+    seen = torch.addcmul(warp.shift, warp.turn, depth[:, :, None])
+    z = seen[:, :, 2]
+    cell = _bordered_cell(seen[:, :, :2], z, size)
+    z = z.masked_fill((z <= MIN_DEPTH) | ~valid[..., None], FAR)
+    surface = depth.new_full((len(depth), (size + 2) ** 2), FAR)
+    surface.scatter_reduce_(1, cell.flatten(1), z.flatten(1), "amin")
+    return surface.unflatten(1, (size + 2, size + 2))[:, 1:-1, 1:-1]
+
+
+def _bordered_cell(scaled: Tensor, z: Tensor, size: int) -> Tensor:
+    """Where (column * z, row * z) [B, N, 2, ...] with z [B, N, ...] falls on a map with a border of one cell: long."""
+    place = (scaled / z.clamp_min(MIN_DEPTH)[:, :, None]).clamp_(-1, size).floor_()
+    return torch.add(place[:, :, 0], place[:, :, 1], alpha=size + 2).add_(size + 3).long()
+
+
+def _candidates(fine: Tensor) -> Tensor:
+    """Surfaces to try, [B, 3, P]: as splatted, least of 3x3 and least of 7x7 neighbours (see reproject)."""
+    padded = F.pad(fine, (3, 3, 3, 3), value=FAR)
+    near = _least(_least(padded, 1, 1), 2, 1)
+    wide = _least(_least(near, 1, 2), 2, 2)
+    return torch.stack([fine, near[:, 2:-2, 2:-2], wide], 1).flatten(2)
+
+
+def _least(x: Tensor, axis: int, step: int) -> Tensor:
+    """Minimum of three neighbours `step` apart along an axis, which gets shorter by 2 * step."""
+    length = x.shape[axis] - 2 * step
+    low, middle, high = (x.narrow(axis, start, length) for start in (0, step, 2 * step))
+    return torch.minimum(torch.minimum(low, middle), high)
+
+
+def _look_back(depth: Tensor, surfaces: Tensor, warp: Warp, valid: Tensor, size: int) -> Tensor:
+    """Which of the N pictures truly see the supposed surfaces [B, C, P]: bool [B, N, C, P]."""
+    seen = torch.addcmul(warp.shift[..., None], warp.turn[:, :, :, None], surfaces[:, None, None])
+    z = seen[:, :, 2]
+    cell = _bordered_cell(seen[:, :, :2], z, size).flatten(2)
+    known = depth.masked_fill(~valid[..., None], -FAR).unflatten(2, (size, size))
+    stored = F.pad(known, (1, 1, 1, 1), value=-FAR).flatten(2).gather(2, cell).view_as(z)
+    disagreement = (stored - z).abs_().sub_(z, alpha=DEPTH_TOLERANCE)
+    return (disagreement < 0.05) & (z > MIN_DEPTH)
+
+
+def _choose(surfaces: Tensor, sees: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Per pixel the finest surface that is seen, unless a wider one is seen clearly in front of it.
+
+    Returns its number long [B, 1, P], whether it is seen bool [B, P], and by which pictures bool [B, N, P].
+    """
+    fine, near, wide = surfaces.unbind(1)
+    first, second, third = sees.any(1).unbind(1)
+    take_near = second & (~first | (near < NEARER * fine))
+    seen = first | take_near
+    take_wide = third & (~seen | (wide < NEARER * torch.where(take_near, near, fine)))
+    index = torch.maximum(take_near.long(), 2 * take_wide.long())[:, None]
+    chosen = sees.gather(2, index[:, :, None].expand(-1, sees.shape[1], -1, -1))
+    return index, seen | take_wide, chosen[:, :, 0]
+
+
+def _sample_best(rgb: Tensor, surface: Tensor, sees: Tensor, warp: Warp) -> Tensor:
+    """Colours [B, 3, h, w] of the surface [B, 1, P] in the first picture that shows it sharply, of rgb [B, N, 3, h, w].
+
+    Where no picture sees the surface the colours mean nothing.
+    """
+    n, size = rgb.shape[1], rgb.shape[-1]
+    seen = torch.addcmul(warp.shift, warp.turn, surface[:, :, None])
+    order = torch.arange(n, device=rgb.device, dtype=rgb.dtype)[:, None] * 1e-3
+    cost = (seen[:, :, 2] / (BLUR_RATIO * surface)).clamp_min_(1.0).add_(order)
+    best = cost.masked_fill_(~sees, torch.inf).argmin(1, keepdim=True)
+    x, y, z = seen.gather(1, best[:, :, None].expand(-1, -1, 3, -1))[:, 0].unbind(1)
+    z, height = z.clamp_min(MIN_DEPTH), size + 2 * MARGIN
+    row = (y / z).clamp_(-1, size + 1).add_(best[:, 0], alpha=height)
+    grid = torch.stack([x / z * (2 / size) - 1, (row + MARGIN) * (2 / (n * height)) - 1], -1).clamp_(-2, 2)
+    pictures = _atlas(rgb)
+    colours = F.grid_sample(pictures, grid.unflatten(1, (size, size)), "bicubic", "border", align_corners=False)
+    return colours.clamp_(-1.0, 1.0)
+
+
+def _atlas(rgb: Tensor) -> Tensor:
+    """Pictures [B, N, 3, h, w] one below the other, edge rows repeated: [B, 3, N * (h + 2 * MARGIN), w]."""
+    pictures = rgb.transpose(1, 2)
+    first, last = pictures[:, :, :, :1], pictures[:, :, :, -1:]
+    return torch.cat([first] * MARGIN + [pictures] + [last] * MARGIN, 3).flatten(2, 3)

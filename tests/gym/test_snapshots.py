@@ -1,0 +1,114 @@
+"""A world is a value: saved, restored, branched, with its task and its clock, single and in rows of a batch."""
+
+import gymnasium as gym
+import numpy as np
+import pytest
+from gymnasium.error import ResetNeeded
+
+import ws_gym  # noqa: F401  (registers the ids)
+from worldscape.snapshot import Snapshot
+from ws_gym.env import WorldScapeEnv
+from ws_gym.vector_env import WorldScapeVectorEnv
+
+OPTIONS = {"weights": "debug", "starts": "drawn"}
+WALK = [1, 5, 1, 1, 6, 2]
+
+
+def walk(env, actions=WALK) -> list:
+    """Everything that steps return, but for infos."""
+    return [env.step(action)[:4] for action in actions]
+
+
+def assert_same(one: list, other: list) -> None:
+    for first, second in zip(one, other, strict=True):
+        for value, twin in zip(first, second, strict=True):
+            np.testing.assert_array_equal(value, twin)
+
+
+@pytest.mark.parametrize("task", ["coverage", "goal_pose", "goal_image", "goal_object"])
+def test_the_same_actions_give_the_same_frames_and_rewards_again(task):
+    env = WorldScapeEnv(task=task, **OPTIONS)
+    env.reset(seed=3)
+    walk(env)
+    saved = env.snapshot()
+    first = walk(env)
+    observation, info = env.restore(Snapshot.from_bytes(saved.to_bytes()))
+    assert_same(walk(env), first)
+    other = WorldScapeEnv(task=task, **OPTIONS)
+    shown, told = other.restore(saved)  # never reset
+    np.testing.assert_array_equal(shown, observation)
+    np.testing.assert_array_equal(told["camera"], info["camera"])
+    assert_same(walk(other), first)
+
+
+def test_the_clock_and_the_end_are_part_of_it():
+    env = WorldScapeEnv(max_episode_steps=3, **OPTIONS)
+    env.reset(seed=0)
+    env.step(0)
+    before = env.snapshot()
+    assert [env.step(0)[3] for _ in range(2)] == [False, True]
+    ended = env.snapshot()
+    env.restore(before)
+    assert [env.step(0)[3] for _ in range(2)] == [False, True]
+    env.reset(seed=1)
+    env.restore(ended)
+    with pytest.raises(ResetNeeded):
+        env.step(0)
+
+
+def test_rows_are_restored_alone():
+    envs = WorldScapeVectorEnv(4, task="coverage", **OPTIONS)
+    twin = WorldScapeVectorEnv(4, task="coverage", **OPTIONS)
+    for vector in (envs, twin):
+        vector.reset(seed=5)
+        vector.step(np.array([1, 5, 6, 2]))
+    saved = envs.snapshot([1])
+    for vector in (envs, twin):
+        vector.step(np.array([1, 1, 6, 2]))
+    observation, info = envs.restore(saved, [0, 2])
+    assert info["_camera"].tolist() == [True, False, True, False]
+    np.testing.assert_array_equal(observation[0], observation[2])
+    ours, theirs = envs.step(np.array([1, 1, 1, 1])), twin.step(np.array([1, 1, 1, 1]))
+    for value, expected in zip(ours[:4], theirs[:4], strict=True):
+        np.testing.assert_array_equal(value[[1, 3]], expected[[1, 3]])
+        np.testing.assert_array_equal(value[0], value[2])
+    assert ours[4]["visited"][0] == ours[4]["visited"][2] < ours[4]["visited"][1] + 2
+
+
+def test_forks_go_on_from_where_their_source_stands():
+    env = WorldScapeEnv(task="goal_pose", **OPTIONS)
+    env.reset(seed=7)
+    walk(env)
+    copies = env.fork(3)
+    assert copies.autoreset_mode is gym.vector.AutoresetMode.DISABLED
+    alone = env.step(1)
+    together = copies.step(np.array([1, 5, 1]))
+    assert np.abs(together[0][0].astype(int) - alone[0].astype(int)).max() <= 1
+    np.testing.assert_array_equal(together[0][0], together[0][2])
+    assert (together[0][0] != together[0][1]).any()
+    assert together[1][0] == pytest.approx(alone[1], abs=1e-5)
+    copies.fork(1, [0])
+    parted = copies.step(np.array([1, 1, 1]))
+    np.testing.assert_array_equal(parted[0][0], parted[0][1])
+    assert (parted[0][0] != parted[0][2]).any()
+    copies.close()
+
+
+def test_what_does_not_fit_is_refused():
+    env = WorldScapeEnv(task="goal_pose", **OPTIONS)
+    with pytest.raises(ResetNeeded, match="hold no world yet"):
+        env.snapshot()
+    env.reset(seed=0)
+    saved = env.snapshot()
+    with pytest.raises(ValueError, match="other task state"):
+        WorldScapeEnv(task="coverage", **OPTIONS).restore(saved)
+    envs = WorldScapeVectorEnv(3, task="goal_pose", **OPTIONS)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match="2 worlds; give as many rows"):
+        envs.restore(envs.snapshot([0, 1]))
+    malformed: list = [[3], [-1], [0, 0], [], [0.5]]
+    for rows in malformed:
+        with pytest.raises(ValueError, match="no choice of slots"):
+            envs.snapshot(rows)
+    with pytest.raises(ValueError, match="num_envs=0"):
+        env.fork(0)
