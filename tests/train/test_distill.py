@@ -62,6 +62,15 @@ def test_a_rollout_is_the_dream_of_the_engine(store):
     assert float(clip.coverage[:, 1:].max()) > 0 and float(clip.coverage[:, 0].max()) == 0
 
 
+def test_on_the_critics_turn_the_same_is_dreamed_without_gradient(store):
+    stage, model = build(store)
+    batch = stage.batch(0, 0, 1)
+    with torch.no_grad():
+        fast = roll_out(model, batch, window=2)
+    for name, plain in roll_out(model, batch, window=2)._asdict().items():
+        torch.testing.assert_close(getattr(fast, name), plain.detach(), atol=1e-3, rtol=1e-3, msg=name)
+
+
 @pytest.mark.parametrize("num_calls", [1, 2])
 def test_exactly_one_call_of_each_frame_of_the_window_learns(store, num_calls):
     stage, model = build(store, steps_per_frame=2)

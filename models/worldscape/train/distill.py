@@ -203,12 +203,13 @@ def roll_out(model: WorldModel, batch: dict[str, Tensor], window: int) -> FrameI
 
 
 def _engine(model: WorldModel, batch: dict[str, Tensor]) -> WorldEngine:
-    """An engine whose pool is no larger than the rollout can fill."""
+    """An engine whose pool is no larger than the rollout can fill; fast where nothing needs a gradient."""
     memory, num_frames = model.config.memory, batch["pose"].shape[1] + batch["controls"].shape[1]
     least = max(memory.num_anchors, memory.num_sink + memory.num_retrieved)
     memory = replace(memory, num_keyframes=min(memory.num_keyframes, max(least, memory.num_sink + num_frames)))
-    engine = WorldEngine(model, len(batch["seeds"]), device=batch["rgbd"].device, use_fast=False, memory=memory)
-    engine.rebuild = reproject_fast  # memory takes no gradient, so its fast rewrite serves
+    use_fast = not torch.is_grad_enabled()
+    engine = WorldEngine(model, len(batch["seeds"]), device=batch["rgbd"].device, use_fast=use_fast, memory=memory)
+    engine.rebuild = reproject_fast  # memory takes no gradient at all
     engine.state.seeds, engine.state.intrinsics = batch["seeds"], batch["intrinsics"]
     return engine
 
