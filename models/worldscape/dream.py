@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> None:
             f"--episode {args.episode} must be one of {store.num_episodes}, --frames {args.frames} at least 2 and "
             f"--calls {args.calls} at least 1"
         )
-    first, after = store.starts[:-1][args.episode], store.starts[1:][args.episode]
+    first, after = (int(edges[args.episode]) for edges in (store.starts[:-1], store.starts[1:]))
     walk = np.arange(first, min(after, first + args.frames))
     dream = dream_clips if not model.config.transformer.is_causal else dream_steps
     made = dream(model, store, walk, args.calls, args.seed)

@@ -57,7 +57,7 @@ def read_variant(text: str) -> Variant:
     """ "NAME=WEIGHTS[,steps_per_frame=N][,policy=P]" -> Variant. Raises ValueError for anything else."""
     name, equals, rest = text.partition("=")
     weights, *options = rest.split(",")
-    pairs = dict(option.partition("=")[::2] for option in options)
+    pairs = {key: value for key, _, value in (option.partition("=") for option in options)}
     if not (name and equals and weights) or not pairs.keys() <= {"steps_per_frame", "policy"}:
         raise ValueError(f"--row {text!r} does not read as NAME=WEIGHTS[,steps_per_frame=N][,policy=P]")
     steps = int(pairs["steps_per_frame"]) if "steps_per_frame" in pairs else None

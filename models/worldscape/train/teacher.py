@@ -67,7 +67,8 @@ class TeacherStage:
         """The world stage's loss at the levels of whole clips."""
         clean, num_sink = batch["latent"], model.config.memory.num_sink
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-        drawn = draw_clip_levels(*clean.shape[:2], num_sink, generator)
+        clips, times = clean.shape[:2]
+        drawn = draw_clip_levels(clips, times, num_sink, generator)
         shown = batch["has_anchor"][:, None] & drawn.is_shown
         return self.clips.loss_at(model, batch | {"has_anchor": shown}, noise, drawn.level)
 
