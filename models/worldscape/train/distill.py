@@ -79,7 +79,7 @@ DEFAULTS: dict[str, TrainConfig] = {
     ),
     "nano": DistillTrainConfig(
         steps=1500,
-        batch_size=16,
+        batch_size=8,
         lr=1e-4,
         warmup=30,
         weight_decay=0.0,
