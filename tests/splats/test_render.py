@@ -267,11 +267,11 @@ def test_gsplat_draws_the_same():
     """Values to a footprint's faint edge and to its early end at a transmittance of 1e-4; gradients to a percent."""
     pytest.importorskip("gsplat")
     scene = random_scene(2, 400, dtype=torch.float32)
-    cameras = [part.cuda() for part in views(2, 3, dtype=torch.float32)]
+    poses, intrinsics = (part.cuda() for part in views(2, 3, dtype=torch.float32))
     pictures, gradients = [], []
     for backend in ("torch", "gsplat"):
         parameters = Gaussians(*(part.cuda().requires_grad_(True) for part in scene))
-        picture = render(parameters, *cameras, 64, backend=backend)
+        picture = render(parameters, poses, intrinsics, 64, backend=backend)
         pictures.append(picture)
         gradients.append(torch.autograd.grad(picture.rgb.square().mean() + picture.alpha.mean(), parameters))
     for part, other in zip(*pictures, strict=True):
