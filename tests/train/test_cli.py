@@ -62,4 +62,4 @@ def test_exit_codes(tmp_path, why, code):
 
 def test_every_stage_says_what_it_builds_on():
     both = ("codec", "transformer")
-    assert NEEDS == {"codec": (), "world": ("codec",), "decoder": both, "heads": both}
+    assert NEEDS == {"codec": (), "world": ("codec",), "spatial": both, "decoder": both, "heads": both}

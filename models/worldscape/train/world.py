@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from worldscape.train.codec import picture_rows
 from worldscape.train.config import TrainConfig
 from worldscape.train.prepare import PreparedFrames, prepare
 from worldscape.train.rollouts import start_at
-from worldscape.transformer import FrameInputs, frame_rays
+from worldscape.transformer import FrameInputs, Prediction, frame_rays
 from worldscape.world import WorldModel
 
 
@@ -55,6 +56,13 @@ DEFAULTS: dict[str, TrainConfig] = {
 }
 SAMPLE_STEPS = (1, 2, 4, 8, 16, 32)
 NUM_SAMPLES = 8
+
+
+class Refined(NamedTuple):
+    """What the generator makes of a batch's frames, each at its own level [B, T]."""
+
+    level: Tensor
+    prediction: Prediction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +117,10 @@ class WorldStage:
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Mean squared error of the predicted clean latent, frames of high level counting less."""
+        return self.flow_loss(batch, self.refine(model, batch, generator))
+
+    def refine(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> Refined:
+        """Add noise to a batch's latents, frame by frame, and let the generator remove it."""
         clean, has_anchor = batch["latent"], batch["has_anchor"][:, None, None]
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         level = draw_levels(clean.shape[:2], self.config.context_share, self.config.context_level, generator)
@@ -120,8 +132,12 @@ class WorldStage:
             coverage=batch["coverage"] * has_anchor,
         )
         positions = torch.arange(clean.shape[1], device=clean.device).expand(len(clean), -1)
-        predicted = model.transformer(inputs, positions).latent.float()
-        error = (predicted - clean).pow(2).mean((2, 3))
+        return Refined(level, model.transformer(inputs, positions))
+
+    def flow_loss(self, batch: dict[str, Tensor], refined: Refined) -> dict[str, Tensor]:
+        """L_fm and what is logged beside it."""
+        clean, level = batch["latent"], refined.level
+        error = (refined.prediction.latent.float() - clean).pow(2).mean((2, 3))
         weight = 1.0 - self.config.level_weight * level
         is_noise = (level == 1.0).float()
         from_noise = (error * is_noise).sum() / is_noise.sum().clamp_min(1.0)
