@@ -19,7 +19,7 @@ class Engine(Protocol):
 
     def open(self, start: Start, seeds: Tensor, rows: Tensor | None = None) -> EngineFrame: ...
 
-    def step(self, controls: Tensor, active: Tensor | None = None) -> EngineFrame: ...
+    def step(self, controls: Tensor, active: Tensor | None = None, *, is_realised: bool = False) -> EngineFrame: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,27 +53,39 @@ def dream_episodes(
     num_steps: int,
     context: int = 1,
     controls: np.ndarray | None = None,
+    is_realised: bool = False,
 ) -> Dream:
     """Open each episode with its first `context` frames and step `num_steps` controls from there.
 
     Step s of the dream answers step context - 1 + s of the episode; `controls` [N, S, 6] replaces the episode's own.
+    is_realised: dream along the motion that took place in the simulator, so that both stand in the same place.
     The noise seed of a dream is its layout seed, so a dream does not depend on the batch it runs in.
     """
-    commanded = episodes.controls[:, context - 1 :] if controls is None else controls
+    own = episodes.realised if is_realised else episodes.controls
+    commanded = own[:, context - 1 :] if controls is None else controls
     if commanded.shape[1] < num_steps:
         raise ValueError(f"{num_steps} steps asked of a dream, but there are only {commanded.shape[1]} controls")
     groups = [
         np.arange(len(episodes))[first:][: engine.num_slots] for first in range(0, len(episodes), engine.num_slots)
     ]
     with Progress("dream steps", total=len(groups) * num_steps) as progress:
-        parts = [_dream_rows(engine, episodes, rows, commanded[:, :num_steps], context, progress) for rows in groups]
+        parts = [
+            _dream_rows(engine, episodes, rows, commanded[:, :num_steps], context, is_realised, progress)
+            for rows in groups
+        ]
     return Dream(
         **{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Dream)}
     )
 
 
 def _dream_rows(
-    engine: Engine, episodes: EpisodeBatch, rows: np.ndarray, commanded: np.ndarray, context: int, progress: Progress
+    engine: Engine,
+    episodes: EpisodeBatch,
+    rows: np.ndarray,
+    commanded: np.ndarray,
+    context: int,
+    is_realised: bool,
+    progress: Progress,
 ) -> Dream:
     padded = np.resize(rows, engine.num_slots)  # a last, smaller group is repeated to fill the slots
     batch = episodes.rows(padded.tolist())
@@ -81,7 +93,7 @@ def _dream_rows(
     steps = torch.from_numpy(np.ascontiguousarray(commanded[padded]))
     frames = []
     for control in steps.unbind(dim=1):
-        frames.append(engine.step(control))
+        frames.append(engine.step(control, is_realised=is_realised))
         progress.update()
 
     def stack(values: list[Tensor], dtype: torch.dtype) -> np.ndarray:
