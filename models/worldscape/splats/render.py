@@ -101,9 +101,9 @@ def composite(footprints: Footprints, size: int, max_per_tile: int | None = None
 
 def _sort_into_tiles(footprints: Footprints, side: int, max_per_tile: int | None) -> _Tiles:
     """Which Gaussians meet which tile, nearest first."""
-    num = footprints.depth.shape[-1]
+    num, most = footprints.depth.shape[-1], int(footprints.visible.sum(-1).max()) if footprints.visible.numel() else 0
     hidden = footprints.depth.detach().masked_fill(~footprints.visible, torch.inf)
-    order = rearrange(hidden, "b v n -> (b v) n").argsort(dim=-1, stable=True)
+    order = rearrange(hidden, "b v n -> (b v) n").argsort(dim=-1, stable=True)[:, :most]
     where = repeat(order, "bv n -> bv n two", two=2)
     centre, reach = (
         rearrange(x.detach(), "b v n two -> (b v) n two").gather(1, where)
