@@ -18,8 +18,11 @@ from gymnasium import spaces
 from gymnasium.error import ClosedEnvironmentError, Error, ResetNeeded
 from torch import Tensor
 
-from worldscape.checkpoint import load_world
+from worldscape.checkpoint import load_aggregator, load_world
 from worldscape.engine import EngineFrame, WorldEngine
+from worldscape.splats.gaussians import Gaussians
+from worldscape.splats.reconstruct import aggregate
+from worldscape.splats.unproject import unproject
 from ws_gym.actions import make_action_mode
 from ws_gym.options import WorldOptions
 from ws_gym.starts import START_OPTIONS, open_starts, override_starts, start_number
@@ -122,6 +125,23 @@ class WorldCore:
         ended = (result.terminated | truncated).cpu().numpy()
         self.needs_reset = np.where(active, ended, self.needs_reset)
         return self._batch(frame, result, controls, truncated)
+
+    @torch.inference_mode()
+    def reconstruct(self, slot: int) -> Gaussians:
+        """The place that `slot` remembers, as Gaussians of one scene (B = 1) in world axes, on the core's device.
+
+        By the aggregator saved with the weights; without one, the remembered pictures are unprojected by their depth.
+        Raises ResetNeeded for a slot that was never opened, ClosedEnvironmentError after close.
+        """
+        engine = self._running_engine()
+        if not bool(engine.state.is_open[slot]):
+            raise ResetNeeded(f"slot {slot} holds no world to reconstruct; reset it first.")
+        rgbd, poses, valid = (part[slot] for part in engine.state.keyframes.remembered())
+        frames = (rgbd[valid][None], poses[valid][None], engine.state.intrinsics[slot][None])
+        aggregator = load_aggregator(os.fspath(self._options.weights), self.device)
+        if aggregator is None:
+            return unproject(*frames)
+        return aggregate(aggregator, engine.model.codec, engine.model.transformer, *frames, is_clip=False)
 
     def reopen(self) -> None:
         """Make the engine of a closed core again; nothing to do for an open one."""

@@ -39,7 +39,7 @@ _lock = threading.Lock()
 
 
 def save_world(model: WorldModel, directory: str | Path, provenance: Mapping[str, Any]) -> Path:
-    """Write `model` to `directory` as float16, replacing earlier weights there. Returns the directory.
+    """Write `model` (and its aggregator) to `directory` as float16, replacing earlier weights. Returns the directory.
 
     The new directory is made beside the old one and swapped in by renaming, so a reader never sees a mixture.
     Raises ValueError when the directory holds other files, or when a weight does not fit into float16.

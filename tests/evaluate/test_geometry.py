@@ -8,7 +8,7 @@ import torch
 
 from tests.evaluate.panorama import PerfectEngine
 from worldscape.evaluate import geometry
-from worldscape.evaluate.geometry import GeometryConfig, judge_geometry, nearest_views
+from worldscape.evaluate.geometry import GeometryConfig, find_nearest, judge_geometry
 from worldscape.splats.unproject import unproject
 
 CONFIG = GeometryConfig(horizons=(1, 8), gaps=(1, 4))
@@ -46,7 +46,9 @@ def test_the_nearest_view_counts_turn_and_distance():
     wanted = poses.clone()
     wanted[0, 0, 0, 3] = 0.4
     wanted[0, 1, 0, 3] = 0.6
-    assert nearest_views(wanted, poses).tolist() == [[0, 1, 2]]
+    distance, index = find_nearest(wanted, poses)
+    assert index.tolist() == [[0, 1, 2]]
+    torch.testing.assert_close(distance, torch.tensor([[0.2, 0.2, 0.0]]), atol=1e-3, rtol=0)
 
 
 def test_scores_without_a_number_do_not_count():

@@ -225,6 +225,11 @@ def test_an_empty_picture_still_has_a_graph():
     assert scene.means.grad is not None and not scene.means.grad.any()
 
 
+def test_no_gaussians_at_all_are_an_empty_picture():
+    nothing = Gaussians(*(part[:, :0] for part in one_gaussian()))
+    assert not any(part.any() for part in render(nothing, IDENTITY, CAMERA, SIZE))
+
+
 def test_a_hundred_opaque_layers_stay_finite():
     scene = join(*(one_gaussian(mean=(0, 0, 2 + 0.01 * i), scale=(1, 1, 1), opacity=1 - 1e-12) for i in range(100)))
     scene = Gaussians(*(part.float().requires_grad_(True) for part in scene))
@@ -245,6 +250,7 @@ def test_a_hundred_opaque_layers_stay_finite():
         ({"intrinsics": torch.tensor([[[math.inf, 0.6, 0.5, 0.5]]]).double()}, "positive focal"),
         ({"size": 0}, "at least 1"),
         ({"max_per_tile": 0}, "at least 1"),
+        ({"backend": "gsplat", "max_per_tile": 9}, "gsplat always draws all"),
         ({"backend": "cuda"}, "choose one of auto, torch, gsplat"),
         ({"gaussians": one_gaussian()._replace(opacity_logits=torch.zeros(1, 2))}, "opacity_logits has shape"),
         ({"gaussians": one_gaussian()._replace(harmonics=torch.zeros(1, 1, 2, 3))}, "degree 0 or 1"),

@@ -34,6 +34,7 @@ MAX_DEPTH = 50.0  # metres; what is farther is sky
 SAME_SURFACE = 0.05  # relative difference of depth up to which two frames show the same surface
 PAIRS = 8  # pairs of frames compared in each episode, at each gap
 CLIP = 7  # consecutive frames of which every other one is held out
+SAME_CAMERA = 0.01  # radians; a view this near to a given frame is no new view (the walker was stopped)
 SOLID = 0.5  # a pixel that Gaussians cover less is a hole, filled from around it
 
 Maker = Callable[[Tensor, Tensor, Tensor], Gaussians]
@@ -69,12 +70,13 @@ class Geometry(NamedTuple):
 
 class Views(NamedTuple):
     """Held-out views of clips, pictures [B, V, 3, h, w] in [0, 1]: as they are, drawn from Gaussians of the other
-    frames, and the other frame whose camera is nearest.
+    frames, and the other frame whose camera is nearest. is_new bool [B, V]: no other frame was taken from there.
     """
 
     true: Tensor
     drawn: Tensor
     nearest: Tensor
+    is_new: Tensor
 
 
 def choose_maker(model: WorldModel, aggregator: Aggregator | None) -> Maker:
@@ -161,21 +163,22 @@ def draw_held_out(frames: np.ndarray, depth: np.ndarray, episodes: EpisodeBatch,
         colour = rearrange(colour.clamp(0, 1), "b v k h w -> (b v) k h w") * mask
         drawn.append(fill_holes(colour, mask, torch.full_like(colour[:, :, 0, 0], 0.5)))
     true = rgbd[:, :, :3] / 2 + 0.5
-    nearest = nearest_views(poses[:, 1::2], poses[:, ::2])
+    distance, nearest = find_nearest(poses[:, 1::2], poses[:, ::2])
     chosen = true[:, ::2][torch.arange(len(true))[:, None], nearest]
-    return Views(true[:, 1::2], torch.stack(drawn), chosen)
+    return Views(true[:, 1::2], torch.stack(drawn), chosen, distance > SAME_CAMERA)
 
 
-def nearest_views(wanted: Tensor, given: Tensor) -> Tensor:
-    """Poses [B, V, 4, 4] and [B, T, 4, 4] -> which of the given is nearest, long [B, V]; 2 m count as one radian."""
+def find_nearest(wanted: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+    """Poses [B, V, 4, 4] and [B, T, 4, 4] -> distance [B, V] in radians to the nearest of the given, and which that is,
+    long [B, V]; 2 m count as one radian."""
     distance = torch.cdist(wanted[..., :3, 3], given[..., :3, 3]) / 2.0
     turn = torch.acos(torch.einsum("bvi,bti->bvt", wanted[..., :3, 2], given[..., :3, 2]).clamp(-1, 1))
-    return (distance + turn).argmin(-1)
+    return (distance + turn).min(-1)
 
 
 def score_views(name: str, views: Views) -> dict[str, float]:
-    """PSNR of drawn views, of the nearest frames, and what the Gaussians gain."""
-    drawn, nearest = (_mean(scores.psnr(picture, views.true)) for picture in (views.drawn, views.nearest))
+    """PSNR of drawn new views, of the nearest frames, and what the Gaussians gain."""
+    drawn, nearest = (_mean(scores.psnr(picture, views.true)[views.is_new]) for picture in (views.drawn, views.nearest))
     return {
         f"novel_psnr_{name}": drawn,
         f"nearest_psnr_{name}": nearest,
@@ -209,9 +212,9 @@ def save_pictures(
             frames[f"{name} {row} depth"] = [_shade(depth[row, step]) for step in chosen]
             one = episodes.rows(slice(row, row + 1))
             held_out = draw_held_out(pictures[row : row + 1], depth[row : row + 1], one, make)
-            for kind, picture in zip(Views._fields, held_out, strict=True):
-                bytes_ = (255 * rearrange(picture[0], "v k h w -> v h w k")).round().to(torch.uint8).numpy()
-                views[f"{name} {row} {kind}"] = list(bytes_)
+            for kind in ("true", "drawn", "nearest"):
+                picture = rearrange(getattr(held_out, kind)[0], "v k h w -> v h w k")
+                views[f"{name} {row} {kind}"] = list((255 * picture).round().to(torch.uint8).numpy())
     paths = [out / "geometry.png", out / "novel_views.png"]
     save_grid(paths[0], frames, [f"step {step + 1}" for step in chosen], scale=2)
     save_grid(paths[1], views, [f"view {view + 1}" for view in range(CLIP // 2)], scale=2)

@@ -28,6 +28,14 @@ class Picks(NamedTuple):
     valid: Tensor
 
 
+class Remembered(NamedTuple):
+    """Pictures in memory: rgbd [B, N, 4, h, w], poses [B, N, 4, 4] camera to world, valid bool [B, N]."""
+
+    rgbd: Tensor
+    poses: Tensor
+    valid: Tensor
+
+
 @dataclass(slots=True)
 class KeyframeMemory:
     """rgbd [B, N + 1, 4, h, w], poses [B, N + 1, 4, 4], probes [B, N + 1, M, 3] (world points), frames long
@@ -74,6 +82,12 @@ class KeyframeMemory:
         frames = self.frames.gather(1, index)
         order = torch.where(frames < 0, torch.iinfo(torch.long).max, frames).argsort(dim=1, stable=True)
         return Picks(index.gather(1, order), frames.gather(1, order) >= 0)
+
+    def remembered(self) -> Remembered:
+        """All pictures that are held, each once, as tensors of their own."""
+        valid = self.frames >= 0
+        valid[:, -1] &= (self.frames[:, :-1] != self.frames[:, -1:]).all(1)
+        return Remembered(self.rgbd.clone(), self.poses.clone(), valid)
 
     def clearance(self, position: Tensor, body: BodyConfig) -> Tensor:
         """Metres on the floor plan from `position` [B, 3] to the nearest remembered surface at body height: [B]."""

@@ -10,6 +10,7 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor
 
+from worldscape.splats import fast
 from worldscape.splats.gaussians import Gaussians, check_gaussians
 from worldscape.splats.project import SMALLEST_ALPHA, Footprints, project
 
@@ -54,7 +55,7 @@ def render(
     C = sum_i c_i a_i prod_{j<i} (1 - a_j), nearest first, with a_i = opacity * exp(-d^T S^-1 d / 2), at most 0.999,
     and 0 below 1/255 (Kerbl et al. 2023, eq. 3). Gradients reach all parameters; see `project` for what is left out.
     max_per_tile: draw only so many of the nearest Gaussians of each 8x8 tile; None: all.
-    backend: "torch", "gsplat" (CUDA), or "auto", which takes gsplat on CUDA where it is installed.
+    backend: "torch", "gsplat" (CUDA, float32, no max_per_tile), or "auto", which takes gsplat where it can.
     Raises ValueError for shapes that do not fit and degenerate cameras, ImportError for a missing gsplat.
     """
     check_gaussians(gaussians)
@@ -63,11 +64,11 @@ def render(
         raise ValueError(f"size {size} and max_per_tile {max_per_tile} must be at least 1.")
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r} is unknown: choose one of {', '.join(BACKENDS)}.")
-    if backend != "torch" and (backend == "gsplat" or gaussians.means.is_cuda):
-        from worldscape.splats import fast
-
-        if backend == "gsplat" or fast.is_installed():
-            return Rendering(*fast.rasterise(gaussians, poses, intrinsics, size))
+    can_use_gsplat = gaussians.means.is_cuda and gaussians.means.dtype == torch.float32 and max_per_tile is None
+    if backend == "gsplat" or (backend == "auto" and can_use_gsplat and fast.is_installed()):
+        if max_per_tile is not None:
+            raise ValueError("max_per_tile is for backend='torch': gsplat always draws all.")
+        return Rendering(*fast.rasterise(gaussians, poses, intrinsics, size))
     return composite(project(gaussians, poses, intrinsics, size), size, max_per_tile)
 
 

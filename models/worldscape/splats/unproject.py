@@ -12,17 +12,14 @@ PIXEL_SCALE = 0.5  # standard deviation of a pixel's Gaussian, in pixels at its 
 PIXEL_LOGIT = 4.0  # opacity 0.98: surfaces are solid, and edges still blend
 
 
-def unproject(rgbd: Tensor, poses: Tensor, intrinsics: Tensor, valid: Tensor | None = None) -> Gaussians:
+def unproject(rgbd: Tensor, poses: Tensor, intrinsics: Tensor) -> Gaussians:
     """One ball per pixel: rgbd [B, T, 4, h, h] (RGB and inverse depth in [-1, 1]), poses [B, T, 4, 4] camera to world,
     intrinsics [B, 4] -> Gaussians [B, T * h * h].
 
-    valid: which pictures count, bool [B, T]. Pixels of other pictures, and those that are not finite, are given a
-    logit of -inf, so that nothing draws or exports them.
+    Pixels that are not finite are given a logit of -inf, so that nothing draws or exports them.
     """
     depth = decode_depth(rgbd[:, :, 3])
     keep = torch.isfinite(rgbd).all(2) & (depth > MIN_DEPTH)
-    if valid is not None:
-        keep = keep & valid[..., None, None]
     depth = torch.where(keep, depth, 1.0)
     colour = torch.where(keep[:, :, None], rgbd[:, :, :3], 0.0) / 2 + 0.5
     means = place_on_rays(depth, torch.zeros_like(depth)[..., None].expand(*depth.shape, 2), poses, intrinsics)

@@ -2,7 +2,8 @@
 
 L = L_fm + alpha L_depth + beta L_render, both ramped up. An aggregator turns the features and the denoised frames of
 some frames of each clip into Gaussians; these are drawn from those frames' cameras and from held-out ones. Gradients
-pass through the aggregator and the (frozen) decoder into the generator. The aggregator takes no part in a dream.
+pass through the aggregator and the frozen decoder (given no memory to copy from) into the generator. The aggregator
+takes no part in a dream.
 """
 
 from __future__ import annotations
