@@ -44,7 +44,7 @@ def test_drift(capsys, tmp_path):
 def test_geometry(capsys, tmp_path):
     """Real rooms, unprojected by the simulator's depth, look right from between the frames."""
     report = run(capsys, "geometry", "--horizons", "1,4", "--gaps", "1,4", "--out", str(tmp_path))
-    assert report.metrics["novel_gain_simulator"] > 3 and report.metrics["warp_psnr_simulator_g1"] > 22
+    assert report.metrics["novel_gain_simulator"] > 1 and report.metrics["warp_psnr_simulator_g1"] > 30
     assert report.metrics["warp_psnr_dream_g1"] < report.metrics["warp_psnr_simulator_g1"]
     assert {path.name for path in tmp_path.iterdir()} == {"geometry.png", "novel_views.png"}
 

@@ -34,6 +34,7 @@ MAX_DEPTH = 50.0  # metres; what is farther is sky
 SAME_SURFACE = 0.05  # relative difference of depth up to which two frames show the same surface
 PAIRS = 8  # pairs of frames compared in each episode, at each gap
 CLIP = 7  # consecutive frames of which every other one is held out
+SHARP = 0.25  # pixels; finer than for a flight through the place, as views are drawn at the frames' own size
 SAME_CAMERA = 0.01  # radians; a view this near to a given frame is no new view (the walker was stopped)
 SOLID = 0.5  # a pixel that Gaussians cover less is a hole, filled from around it
 
@@ -82,7 +83,7 @@ class Views(NamedTuple):
 def choose_maker(model: WorldModel, aggregator: Aggregator | None) -> Maker:
     """The trained aggregator over the model's features, or, without one, plain unprojection."""
     if aggregator is None:
-        return lambda rgbd, poses, intrinsics: unproject(rgbd, poses, intrinsics)
+        return lambda *frames: unproject(*frames, scale=SHARP)
     return lambda *frames: aggregate(aggregator, model.codec, model.transformer, *frames)
 
 

@@ -8,14 +8,15 @@ from worldscape.conditioning.camera import camera_rays
 from worldscape.conditioning.reproject import MIN_DEPTH, decode_depth
 from worldscape.splats.gaussians import Gaussians, colour_to_harmonics
 
-PIXEL_SCALE = 0.5  # standard deviation of a pixel's Gaussian, in pixels at its depth
+PIXEL_SCALE = 0.5  # standard deviation of a pixel's Gaussian, in pixels at its depth: solid also when magnified
 PIXEL_LOGIT = 4.0  # opacity 0.98: surfaces are solid, and edges still blend
 
 
-def unproject(rgbd: Tensor, poses: Tensor, intrinsics: Tensor) -> Gaussians:
+def unproject(rgbd: Tensor, poses: Tensor, intrinsics: Tensor, *, scale: float = PIXEL_SCALE) -> Gaussians:
     """One ball per pixel: rgbd [B, T, 4, h, h] (RGB and inverse depth in [-1, 1]), poses [B, T, 4, 4] camera to world,
     intrinsics [B, 4] -> Gaussians [B, T * h * h].
 
+    scale: standard deviation of each, in pixels at its depth.
     Pixels that are not finite are given a logit of -inf, so that nothing draws or exports them.
     """
     depth = decode_depth(rgbd[:, :, 3])
@@ -23,14 +24,14 @@ def unproject(rgbd: Tensor, poses: Tensor, intrinsics: Tensor) -> Gaussians:
     depth = torch.where(keep, depth, 1.0)
     colour = torch.where(keep[:, :, None], rgbd[:, :, :3], 0.0) / 2 + 0.5
     means = place_on_rays(depth, torch.zeros_like(depth)[..., None].expand(*depth.shape, 2), poses, intrinsics)
-    scale = PIXEL_SCALE * cell_width(depth, intrinsics)
+    width = scale * cell_width(depth, intrinsics)
     flat = "b t h w ... -> b (t h w) ..."
     upright = torch.tensor([1.0, 0.0, 0.0, 0.0], dtype=rgbd.dtype, device=rgbd.device)
     means = rearrange(means, flat)
     return Gaussians(
         means=means,
         quaternions=upright.expand(*means.shape[:2], 4),
-        log_scales=repeat(scale.log(), "b t h w -> b (t h w) three", three=3),
+        log_scales=repeat(width.log(), "b t h w -> b (t h w) three", three=3),
         opacity_logits=rearrange(torch.where(keep, PIXEL_LOGIT, -torch.inf).to(rgbd.dtype), flat),
         harmonics=rearrange(colour_to_harmonics(rearrange(colour, "b t c h w -> b t h w c")), flat),
     )
