@@ -27,6 +27,7 @@ LAYERS = (
     {"data"},
     {"train", "evaluate"},
     {"play"},
+    {"orbit"},
     {"cli", "__main__"},
 )
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}

@@ -64,7 +64,7 @@ def test_exit_codes(tmp_path, why, code):
 
 def test_every_stage_says_what_it_builds_on():
     both = ("codec", "transformer")
-    assert NEEDS == {"codec": (), "world": ("codec",), "decoder": both, "heads": both}
+    assert NEEDS == {"codec": (), "world": ("codec",), "spatial": both, "decoder": both, "heads": both}
 
 
 def test_a_model_with_more_channels_starts_from_what_fits(capsys):

@@ -1,4 +1,4 @@
-"""`worldscape eval fidelity | actions | drift`: what a dream is worth, with tables, pictures and one JSON line."""
+"""`worldscape eval fidelity | actions | drift | geometry`: a dream's worth, with tables, pictures and one JSON line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from worldscape.evaluate.report import Table, print_report, report_on
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
-    """Add `eval` with its three evaluations to the command line."""
+    """Add `eval` with its evaluations to the command line."""
     parser = subparsers.add_parser("eval", help="measure a world against its simulator", description=__doc__)
     evaluations = parser.add_subparsers(dest="evaluation", metavar="EVALUATION", required=True)
     fidelity = _add_evaluation(evaluations, "fidelity", run_fidelity, episodes=64, policy="explore")
@@ -26,6 +26,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     drift = _add_evaluation(evaluations, "drift", run_drift, episodes=8, policy="explore")
     drift.add_argument("--steps", type=int, default=1000, help="length of each dream")
     drift.add_argument("--window", type=int, default=100, help="steps that one row of statistics covers")
+    geometry = _add_evaluation(evaluations, "geometry", run_geometry, episodes=32, policy="explore")
+    geometry.add_argument("--horizons", type=_read_counts, default=(1, 4, 16, 64), help="comma-separated steps")
+    geometry.add_argument(
+        "--gaps", type=_read_counts, default=(1, 4, 16), help="steps between frames that are compared"
+    )
 
 
 def run_fidelity(args: argparse.Namespace) -> None:
@@ -76,6 +81,21 @@ def run_drift(args: argparse.Namespace) -> None:
     if args.out:
         _name_files(drift.save_pictures(args.out, judged.dream, episodes))
     _finish("drift", args, begin, judged.metrics, judged.tables)
+
+
+def run_geometry(args: argparse.Namespace) -> None:
+    """Depth, consistency between views, and new views from Gaussians, along the simulator's own motion."""
+    from worldscape.checkpoint import load_aggregator
+    from worldscape.evaluate import geometry
+
+    begin = time.perf_counter()
+    config = geometry.GeometryConfig(horizons=args.horizons, gaps=args.gaps)
+    engine, episodes = _prepare(args, config.num_steps)
+    make = geometry.choose_maker(engine.model, load_aggregator(args.weights, args.device))
+    judged = geometry.judge_geometry(engine, episodes, make, config)
+    if args.out:
+        _name_files(geometry.save_pictures(args.out, judged.dream, episodes, make, config))
+    _finish("geometry", args, begin, judged.metrics, judged.tables)
 
 
 def _add_evaluation(evaluations, name: str, run, *, episodes: int, policy: str) -> argparse.ArgumentParser:

@@ -1,4 +1,4 @@
-"""`worldscape train codec|world|decoder|heads`: builds the model and the stage, then hands over to the loop.
+"""`worldscape train codec|world|spatial|decoder|heads`: builds the model and the stage, then hands over to the loop.
 
 A stage module offers `DEFAULTS` (preset name -> TrainConfig) and
 `build_stage(model_config, train_config, dataset_path, init) -> Stage`.
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 NEEDS = {
     "codec": (),
     "world": ("codec",),
+    "spatial": ("codec", "transformer"),
     "decoder": ("codec", "transformer"),
     "heads": ("codec", "transformer"),
 }
