@@ -49,6 +49,20 @@ def test_geometry(capsys, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"geometry.png", "novel_views.png"}
 
 
+def test_memory(capsys, tmp_path):
+    options = ["--policies", "maco,local", "--paths", "turn_and_back", "--out", str(tmp_path)]
+    report = run(capsys, "memory", *options)
+    assert report.metrics["num_revisits_turn_and_back"] > 4
+    assert report.metrics["return_psnr_turn_and_back_maco"] > report.metrics["return_psnr_turn_and_back_local"]
+    names = {"memory_turn_and_back_00.png", "memory_turn_and_back_01.png", "memory_turn_and_back.mp4"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_retrieval(capsys):
+    report = run(capsys, "retrieval", "--steps", "12")
+    assert 0 < report.metrics["covered_memory"] <= 1 and report.metrics["num_views"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -59,6 +73,8 @@ def test_geometry(capsys, tmp_path):
         (["actions", "--updates", "0"], "updates"),
         (["drift", "--episodes", "0"], "at least 1"),
         (["drift", "--window", "5000"], "does not fit"),
+        (["memory", "--paths", "moonwalk"], "moonwalk"),
+        (["retrieval", "--every", "0", "--episodes", "1", "--steps", "2"], "every is 0"),
         (["geometry", "--gaps", "0"], "increasing"),
     ],
 )

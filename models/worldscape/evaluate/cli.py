@@ -1,14 +1,18 @@
-"""`worldscape eval fidelity | actions | drift | geometry`: a dream's worth, with tables, pictures and one JSON line."""
+"""`worldscape eval fidelity | actions | drift | geometry | memory | retrieval`: tables, pictures, one JSON line."""
 
 from __future__ import annotations
 
 import argparse
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.evaluate.episodes import POLICIES, SOURCES, EpisodeBatch, Judge
 from worldscape.evaluate.report import Table, print_report, report_on
+
+if TYPE_CHECKING:
+    from worldscape.world import WorldModel
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -31,6 +35,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     geometry.add_argument(
         "--gaps", type=_read_counts, default=(1, 4, 16), help="steps between frames that are compared"
     )
+    memory = _add_evaluation(evaluations, "memory", run_memory, episodes=16, policy=None)
+    memory.add_argument("--policies", type=_read_names, default=("maco", "local", "sink+local", "full"))
+    memory.add_argument("--paths", type=_read_names, default=("spin", "turn_and_back", "walk_and_back", "loop"))
+    retrieval = _add_evaluation(evaluations, "retrieval", run_retrieval, episodes=16, policy="explore")
+    retrieval.add_argument("--steps", type=int, default=100, help="steps of each recorded walk")
+    retrieval.add_argument("--every", type=int, default=4, help="steps between views that are scored")
 
 
 def run_fidelity(args: argparse.Namespace) -> None:
@@ -98,14 +108,47 @@ def run_geometry(args: argparse.Namespace) -> None:
     _finish("geometry", args, begin, judged.metrics, judged.tables)
 
 
-def _add_evaluation(evaluations, name: str, run, *, episodes: int, policy: str) -> argparse.ArgumentParser:
+def run_memory(args: argparse.Namespace) -> None:
+    """Places left and seen again, in the dream and in the simulator, under several memory policies."""
+    from worldscape.evaluate import memory
+
+    begin = time.perf_counter()
+    unknown = [path for path in args.paths if path not in memory.PATHS]
+    if unknown:
+        raise ValueError(f"--paths {','.join(unknown)} unknown; choose from {', '.join(memory.PATHS)}")
+    model, walks = _checked_model(args), {}
+    for path in args.paths:
+        judge = Judge(args.source, memory.follow(memory.PATHS[path]), model.config.codec.size)
+        walks[path] = judge.episodes(args.episodes, len(memory.PATHS[path]), first_seed=args.first_seed)
+    judged = memory.judge_memory(
+        model, walks, args.policies, batch=args.batch, device=args.device, steps_per_frame=args.steps_per_frame
+    )
+    if args.out:
+        _name_files(memory.save_pictures(args.out, walks, judged.dreams))
+    _finish("memory", args, begin, judged.metrics, judged.tables)
+
+
+def run_retrieval(args: argparse.Namespace) -> None:
+    """What the frames that memory chooses truly show of the next view, beside an oracle's and simpler choices."""
+    from worldscape.evaluate import retrieval
+
+    begin = time.perf_counter()
+    model = _checked_model(args)
+    judge = Judge(args.source, args.policy, model.config.codec.size)
+    episodes = judge.episodes(args.episodes, args.steps, first_seed=args.first_seed)
+    judged = retrieval.judge_retrieval(model.config.memory, episodes, every=args.every)
+    _finish("retrieval", args, begin, judged.metrics, judged.tables)
+
+
+def _add_evaluation(evaluations, name: str, run, *, episodes: int, policy: str | None) -> argparse.ArgumentParser:
     parser = evaluations.add_parser(name, help=run.__doc__, description=run.__doc__)
     parser.set_defaults(func=run)
     parser.add_argument("--weights", default="nano", help="shipped name, or a directory of weights or of a run")
     parser.add_argument("--source", choices=SOURCES, default="rooms", help="the simulator that judges")
     parser.add_argument("--episodes", type=int, default=episodes, help="number of held-out layouts")
     parser.add_argument("--first-seed", type=int, default=HELD_OUT_SEED, help="first layout; the others follow")
-    parser.add_argument("--policy", choices=sorted(POLICIES), default=policy, help="who walks")
+    if policy is not None:
+        parser.add_argument("--policy", choices=sorted(POLICIES), default=policy, help="who walks")
     parser.add_argument("--batch", type=int, default=16, help="dreams that run side by side")
     parser.add_argument("--steps-per-frame", type=int, help="denoising model calls a frame; default: the weights' own")
     parser.add_argument("--device", default="cpu")
@@ -115,18 +158,24 @@ def _add_evaluation(evaluations, name: str, run, *, episodes: int, policy: str) 
 
 def _prepare(args: argparse.Namespace, num_steps: int):
     """The engine and the judged episodes that the options ask for."""
-    from worldscape.checkpoint import load_world
     from worldscape.engine import WorldEngine
+
+    model = _checked_model(args)
+    num_slots = min(args.batch, args.episodes)
+    engine = WorldEngine(model, num_slots, device=args.device, steps_per_frame=args.steps_per_frame)
+    judge = Judge(args.source, args.policy, model.config.codec.size)
+    return engine, judge.episodes(args.episodes, num_steps, first_seed=args.first_seed)
+
+
+def _checked_model(args: argparse.Namespace) -> WorldModel:
+    """The world model, after the options that all evaluations share were checked."""
+    from worldscape.checkpoint import load_world
 
     if args.batch < 1 or args.episodes < 1:
         raise ValueError(f"--batch {args.batch} and --episodes {args.episodes} must be at least 1")
     if args.first_seed < HELD_OUT_SEED:
         raise ValueError(f"--first-seed {args.first_seed} may be a training layout; give {HELD_OUT_SEED} or more")
-    model = load_world(args.weights, args.device)
-    num_slots = min(args.batch, args.episodes)
-    engine = WorldEngine(model, num_slots, device=args.device, steps_per_frame=args.steps_per_frame)
-    judge = Judge(args.source, args.policy, model.config.codec.size)
-    return engine, judge.episodes(args.episodes, num_steps, first_seed=args.first_seed)
+    return load_world(args.weights, args.device)
 
 
 def _finish(name: str, args: argparse.Namespace, begin: float, metrics: dict[str, float], tables: list[Table]) -> None:
@@ -135,6 +184,10 @@ def _finish(name: str, args: argparse.Namespace, begin: float, metrics: dict[str
 
 def _name_files(paths: list[Path]) -> None:
     print("\n".join(f"wrote {path}" for path in paths), end="\n\n")
+
+
+def _read_names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _read_counts(text: str) -> tuple[int, ...]:
