@@ -73,7 +73,7 @@ class TabletopEnv(gym.Env[np.ndarray, np.ndarray]):
 
     `info`, as in WorldScape-Rooms: `depth` [size, size] (metres along the view axis), `pose` [4, 4] (camera to world,
     OpenCV axes), `intrinsics` [4] (fx, fy, cx, cy over the picture size), `camera` [6] (x, y, z, yaw, pitch, roll),
-    `realised` [6] (motion of the camera: none), `collision` (something holds the wrist back), `success`,
+    `control` and `realised` [6] (motion of the camera: none), `collision` (something holds the wrist back), `success`,
     `goal_distance` (metres). Hands, two rows, left and right, the left one absent and zero: `hand_present` [2],
     `hand_keypoints` [2, 21, 3] (metres, MediaPipe's order), `hand_pixels` [2, 21, 2] (x right, y down),
     `hand_visible` [2, 21] (in the picture and not hidden), `hand_state` and `hand_command` [2, 16] (where the hand is
@@ -191,6 +191,7 @@ class TabletopEnv(gym.Env[np.ndarray, np.ndarray]):
             "pose": world.pose(),
             "intrinsics": world.intrinsics(),
             "camera": world.camera(),
+            "control": np.zeros(6, np.float32),
             "realised": np.zeros(6, np.float32),
             "collision": world.is_blocked(),
             "success": verdict.success,

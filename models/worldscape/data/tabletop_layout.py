@@ -115,7 +115,7 @@ def _scatter(rng, count: int) -> list[tuple[float, float]]:
 
 
 def _target(rng, task: str, place: tuple[float, float]) -> Point:
-    height = rng.uniform(0.05, 0.16) if task == "reach" else 0.0
+    height = rng.uniform(0.03, 0.2) if task == "reach" else 0.0
     return (place[0], -float(height), place[1])
 
 

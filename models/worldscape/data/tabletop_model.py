@@ -192,7 +192,7 @@ def _add_furniture(spec: mujoco.MjSpec, plan: Plan) -> None:
         world.add_geom(type=plane, size=(2.0, 1.5, 1), pos=place, quat=facing, material=walls, **unseen)
     sleeve_geom = {"type": mujoco.mjtGeom.mjGEOM_CAPSULE, "material": sleeve, "mass": 0.0, "group": 1}
     hand = spec.body("hand")
-    hand.add_geom(**sleeve_geom, **unseen, size=(0.029, 0, 0), fromto=(0, 0.0, -0.012, 0, 0.0, -0.3))
+    hand.add_geom(**sleeve_geom, **unseen, size=(0.026, 0, 0), fromto=(0, 0.0, -0.012, 0, 0.0, -0.3))
 
 
 def _add_target(spec: mujoco.MjSpec, plan: Plan) -> None:
@@ -225,6 +225,7 @@ def _add_object(spec: mujoco.MjSpec, name: str, item: ObjectPlan) -> None:
         material=_add_material(spec, name, item.surface, is_flat=False),
         mass=item.mass,
         condim=6,
+        friction=(1.2, 0.02, 0.006),  # round objects come to rest within a hand's width
     )
     if item.shape == "capsule":
         geom.size = (half_height, half_x - half_height, 0)
