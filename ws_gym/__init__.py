@@ -1,6 +1,7 @@
 """WorldScape's Gymnasium face: importing it registers the environment ids and does not import torch.
 
-`WorldScape-Nav-v0` walks through a learned world, `WorldScape-Rooms-v0` through the simulator it was learned from.
+`WorldScape-Nav-v0` walks through a learned world, `WorldScape-Rooms-v0` through the simulator it was learned from;
+`WorldScape-Tabletop-v0` simulates a hand over a table.
 """
 
 import gymnasium as gym
@@ -20,3 +21,4 @@ _register(
     max_episode_steps=300,
 )
 _register("WorldScape-Rooms-v0", "worldscape.data.rooms:RoomsEnv", max_episode_steps=300)
+_register("WorldScape-Tabletop-v0", "worldscape.data.tabletop:TabletopEnv", max_episode_steps=150)

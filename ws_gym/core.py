@@ -18,9 +18,12 @@ from gymnasium import spaces
 from gymnasium.error import ClosedEnvironmentError, Error, ResetNeeded
 from torch import Tensor
 
-from worldscape.checkpoint import load_world
+from worldscape.checkpoint import load_aggregator, load_world
 from worldscape.engine import EngineFrame, WorldEngine
 from worldscape.snapshot import Snapshot
+from worldscape.splats.gaussians import Gaussians
+from worldscape.splats.reconstruct import aggregate
+from worldscape.splats.unproject import unproject
 from ws_gym.actions import make_action_mode
 from ws_gym.options import WorldOptions
 from ws_gym.starts import START_OPTIONS, open_starts, override_starts, start_number
@@ -169,11 +172,8 @@ class WorldCore:
             return torch.arange(self.num_slots, device=self.device)
         numbers = np.asarray(rows.cpu() if isinstance(rows, Tensor) else rows)
         is_fine = numbers.ndim == 1 and numbers.size > 0 and np.issubdtype(numbers.dtype, np.integer)
-        if (
-            not is_fine
-            or not np.isin(numbers, np.arange(self.num_slots)).all()
-            or len(np.unique(numbers)) < numbers.size
-        ):
+        known = set(range(self.num_slots)).intersection(numbers.tolist()) if is_fine else set()
+        if not known or len(known) < numbers.size:
             raise ValueError(f"rows {rows!r} are no choice of slots; give different numbers below {self.num_slots}.")
         return torch.as_tensor(numbers, dtype=torch.long, device=self.device)
 
@@ -181,6 +181,23 @@ class WorldCore:
         closed = numbers[~engine.state.is_open[numbers]].tolist()
         if closed:
             raise ResetNeeded(f"slots {closed} hold no world yet; reset them first.")
+
+    @torch.inference_mode()
+    def reconstruct(self, slot: int) -> Gaussians:
+        """The place that `slot` remembers, as Gaussians of one scene (B = 1) in world axes, on the core's device.
+
+        By the aggregator saved with the weights; without one, the remembered pictures are unprojected by their depth.
+        Raises ResetNeeded for a slot that was never opened, ClosedEnvironmentError after close.
+        """
+        engine = self._running_engine()
+        if not bool(engine.state.is_open[slot]):
+            raise ResetNeeded(f"slot {slot} holds no world to reconstruct; reset it first.")
+        rgbd, poses, valid = (part[slot] for part in engine.state.memory.remembered())
+        frames = (rgbd[valid][None], poses[valid][None], engine.state.intrinsics[slot][None])
+        aggregator = load_aggregator(os.fspath(self._options.weights), self.device)
+        if aggregator is None:
+            return unproject(*frames)
+        return aggregate(aggregator, engine.model.codec, engine.model.transformer, *frames, is_clip=False)
 
     def reopen(self) -> None:
         """Make the engine of a closed core again; nothing to do for an open one."""

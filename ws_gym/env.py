@@ -8,6 +8,7 @@ import gymnasium as gym
 import numpy as np
 from gymnasium.error import ResetNeeded
 
+from worldscape.splats.gaussians import Gaussians
 from ws_gym.core import Batch, WorldCore
 from ws_gym.options import RENDER_SIZE, WorldOptions
 from ws_gym.pictures import resize
@@ -102,6 +103,8 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     half of the walk was realised), `coverage` (share of the picture that memory shows), `depth` [height, width] in
     metres along the view axis, `success`, `model_calls` (of this step), and the task's terms.
 
+    `env.unwrapped.reconstruct()` gives the remembered place as 3D Gaussians.
+
     ## Vectorized Environment
     `gym.make_vec("WorldScape-Nav-v0", num_envs=16)` steps 16 worlds in one model, much faster than 16 environments: see
     `WorldScapeVectorEnv`. Do not fork processes that use CUDA.
@@ -179,6 +182,13 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
             self._viewer.show(self._frame)
             return None
         return enlarge(self._frame)
+
+    def reconstruct(self) -> Gaussians:
+        """The remembered place as 3D Gaussians in world axes (`worldscape.splats`): render them, or export a `.ply`.
+
+        Call it as `env.unwrapped.reconstruct()`. Raises ResetNeeded before reset, ClosedEnvironmentError after close.
+        """
+        return self._core.reconstruct(0)
 
     def close(self) -> None:
         """Free the model's memory and the window; may be called twice."""

@@ -23,11 +23,13 @@ from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
 if TYPE_CHECKING:
+    from worldscape.splats.aggregator import Aggregator
     from worldscape.world import WorldModel
 
 FORMAT = "worldscape-weights"
 FORMAT_VERSION = 1
 PARTS = ("codec", "transformer", "heads")
+AGGREGATOR = "aggregator"  # saved beside the parts where there is one; no dream needs it
 CONFIG_FILE = "config.json"
 DEBUG = "debug"
 SHIPPED = Path(__file__).parent / "weights"
@@ -37,14 +39,14 @@ _lock = threading.Lock()
 
 
 def save_world(model: WorldModel, directory: str | Path, provenance: Mapping[str, Any]) -> Path:
-    """Write `model` to `directory` as float16, replacing earlier weights there. Returns the directory.
+    """Write `model` (and its aggregator) to `directory` as float16, replacing earlier weights. Returns the directory.
 
     The new directory is made beside the old one and swapped in by renaming, so a reader never sees a mixture.
     Raises ValueError when the directory holds other files, or when a weight does not fit into float16.
     """
     directory = Path(directory)
     _refuse_foreign(directory)
-    parts = _halve(model)
+    parts = _halve(model, PARTS if model.aggregator is None else (*PARTS, AGGREGATOR))
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -54,6 +56,8 @@ def save_world(model: WorldModel, directory: str | Path, provenance: Mapping[str
         _write(partial / f"{part}.safetensors", data)
         files[part] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": model.config.to_dict()}
+    if model.aggregator is not None:
+        header[AGGREGATOR] = model.aggregator.config.to_dict()
     text = json.dumps({**header, "files": files, "provenance": dict(provenance)}, indent=1)
     _write(partial / CONFIG_FILE, text.encode())
     _swap(partial, directory)
@@ -77,6 +81,28 @@ def load_world(name_or_path: str | Path, device: str | torch.device = "cpu") -> 
             model = model.to(device).requires_grad_(False).eval()
             _loaded[key] = model
     return model
+
+
+def load_aggregator(name_or_path: str | Path, device: str | torch.device = "cpu") -> Aggregator | None:
+    """The aggregator that was trained on space with these weights: float32, eval mode, no gradients; None without one.
+
+    Raises like load_world.
+    """
+    from worldscape.config import WorldConfig
+    from worldscape.splats.aggregator import Aggregator
+    from worldscape.splats.config import AggregatorConfig
+
+    path = None if name_or_path == DEBUG else resolve_weights(name_or_path)
+    header = {} if path is None else _read_config(path)
+    if path is None or AGGREGATOR not in header:
+        return None
+    model, config = WorldConfig.from_dict(header["model"]), AggregatorConfig.from_dict(header[AGGREGATOR])
+    with torch.random.fork_rng(devices=[]):
+        aggregator = Aggregator(config, model.codec, model.transformer.width)
+    tensors = _read_part(path / f"{AGGREGATOR}.safetensors", header["files"].get(AGGREGATOR))
+    _check_fit(path, aggregator.state_dict(), tensors)
+    aggregator.load_state_dict(tensors)
+    return aggregator.to(device).requires_grad_(False).eval()
 
 
 def resolve_weights(name_or_path: str | Path) -> Path:
@@ -103,19 +129,21 @@ def read_provenance(name_or_path: str | Path) -> dict[str, Any]:
 def weights_id(model: WorldModel) -> str:
     """Checksum of config and weights, 16 hex digits; the same before saving and after loading."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    for part, tensors in _halve(model).items():
+    for part, tensors in _halve(model, PARTS).items():
         for name, tensor in sorted(tensors.items()):
             digest.update(f"{part}.{name}".encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _halve(model: WorldModel) -> dict[str, dict[str, Tensor]]:
-    """The tensors by part, on the CPU, floating ones as float16. Raises ValueError when one does not fit."""
-    parts: dict[str, dict[str, Tensor]] = {part: {} for part in PARTS}
+def _halve(model: WorldModel, names: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
+    """The tensors of these parts, on the CPU, floating ones as float16. Raises ValueError when one does not fit."""
+    parts: dict[str, dict[str, Tensor]] = {part: {} for part in names}
     for full_name, tensor in model.state_dict().items():
         part, _, name = full_name.partition(".")
-        assert part in parts, f"{full_name} belongs to none of {', '.join(PARTS)}"
+        assert part in (*PARTS, AGGREGATOR), f"{full_name} belongs to no part of a world model"
+        if part not in parts:
+            continue
         half = tensor.detach().to("cpu", torch.float16 if tensor.is_floating_point() else tensor.dtype, copy=True)
         if not torch.isfinite(half).all():
             raise ValueError(f"weight {full_name} does not fit into float16 (or is not finite): train with a lower lr")
@@ -124,7 +152,7 @@ def _halve(model: WorldModel) -> dict[str, dict[str, Tensor]]:
 
 
 def _refuse_foreign(directory: Path) -> None:
-    own = {CONFIG_FILE, *(f"{part}.safetensors" for part in PARTS)}
+    own = {CONFIG_FILE, *(f"{part}.safetensors" for part in (*PARTS, AGGREGATOR))}
     foreign = sorted(p.name for p in directory.iterdir() if p.name not in own) if directory.is_dir() else []
     if foreign or directory.is_file():
         what = f"holds other files ({', '.join(foreign[:3])})" if foreign else "is a file"

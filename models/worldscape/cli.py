@@ -9,11 +9,13 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "record": ("worldscape.data.record", "record episodes of a simulator into a Minari dataset"),
+    "import": ("worldscape.data.imports", "turn recordings of other projects (EgoDex) into a dataset"),
     "starts": ("worldscape.data.starts", "collect start frames from a dataset into one file"),
-    "train": ("worldscape.train.cli", "train the codec, the world or its heads on a dataset"),
+    "train": ("worldscape.train.cli", "train the codec, the world, its sense of space or its heads"),
     "eval": ("worldscape.evaluate.cli", "measure a world against its simulator"),
     "dream": ("worldscape.dream", "dream a recorded walk into a video"),
     "play": ("worldscape.play", "walk through a world, in a window or into a video"),
+    "orbit": ("worldscape.orbit", "fly through the 3D Gaussians of a world that was walked"),
 }
 
 

@@ -6,13 +6,17 @@ from torch import nn
 from worldscape.codec import Codec
 from worldscape.config import WorldConfig, preset
 from worldscape.heads import Heads
+from worldscape.splats.aggregator import Aggregator
 from worldscape.transformer import WorldTransformer
 
 DEBUG_SEED = 20261122
 
 
 class WorldModel(nn.Module):
-    """Codec (frames <-> latents), transformer (the generator) and heads (motion, reward, termination)."""
+    """Codec (frames <-> latents), transformer (the generator) and heads (motion, reward, termination).
+
+    `aggregator` is there while training on space only: it reads the generator's features and takes no part in a dream.
+    """
 
     def __init__(self, config: WorldConfig):
         super().__init__()
@@ -20,6 +24,7 @@ class WorldModel(nn.Module):
         self.codec = Codec(config.codec)
         self.transformer = WorldTransformer(config.transformer, config.codec, config.memory)
         self.heads = Heads(config.heads, config.transformer.width, config.codec.latent_channels)
+        self.aggregator: Aggregator | None = None
 
 
 def debug_world() -> WorldModel:

@@ -173,7 +173,8 @@ def test_killed_recording_leaves_a_dataset_and_resumes_to_the_same_bytes(tmp_pat
 
 def test_episodes_finished_out_of_order_wait_for_their_predecessors(tmp_path):
     config = tiny_config(tmp_path / "d")
-    env, policy = make_env(config.env, {}), load_policy(config.policy)
+    env = make_env(config.env, {})
+    policy = load_policy(config.policy, env)
     spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
     dataset = DatasetWriter(config.out, **spaces, spec=env.spec, settings=config.settings)
     writer = EpisodeWriter(config.out)

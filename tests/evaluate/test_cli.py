@@ -1,4 +1,4 @@
-"""The three evaluations from the command line, on debug weights and a few real rooms: the report comes last."""
+"""The evaluations from the command line, on debug weights and a few real rooms: the report comes last."""
 
 import json
 import math
@@ -41,6 +41,28 @@ def test_drift(capsys, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"drift.png", "drift.mp4"}
 
 
+def test_geometry(capsys, tmp_path):
+    """Real rooms, unprojected by the simulator's depth, look right from between the frames."""
+    report = run(capsys, "geometry", "--horizons", "1,4", "--gaps", "1,4", "--out", str(tmp_path))
+    assert report.metrics["novel_gain_simulator"] > 1 and report.metrics["warp_psnr_simulator_g1"] > 30
+    assert report.metrics["warp_psnr_dream_g1"] < report.metrics["warp_psnr_simulator_g1"]
+    assert {path.name for path in tmp_path.iterdir()} == {"geometry.png", "novel_views.png"}
+
+
+def test_memory(capsys, tmp_path):
+    options = ["--policies", "maco,local", "--paths", "turn_and_back", "--out", str(tmp_path)]
+    report = run(capsys, "memory", *options)
+    assert report.metrics["num_revisits_turn_and_back"] > 4
+    assert report.metrics["return_psnr_turn_and_back_maco"] > report.metrics["return_psnr_turn_and_back_local"]
+    names = {"memory_turn_and_back_00.png", "memory_turn_and_back_01.png", "memory_turn_and_back.mp4"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_retrieval(capsys):
+    report = run(capsys, "retrieval", "--steps", "12")
+    assert 0 < report.metrics["covered_memory"] <= 1 and report.metrics["num_views"] > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -51,6 +73,9 @@ def test_drift(capsys, tmp_path):
         (["actions", "--updates", "0"], "updates"),
         (["drift", "--episodes", "0"], "at least 1"),
         (["drift", "--window", "5000"], "does not fit"),
+        (["memory", "--paths", "moonwalk"], "moonwalk"),
+        (["retrieval", "--every", "0", "--episodes", "1", "--steps", "2"], "every is 0"),
+        (["geometry", "--gaps", "0"], "increasing"),
     ],
 )
 def test_bad_options_are_one_clear_line(capsys, arguments, message):

@@ -5,19 +5,20 @@ from pathlib import Path
 
 from tests.evaluate.panorama import PerfectEngine
 from tests.evaluate.test_fidelity import half_warp
-from worldscape.evaluate import actions, drift, fidelity
+from worldscape.evaluate import actions, drift, fidelity, geometry
 from worldscape.evaluate import inverse_dynamics as inverse
+from worldscape.splats.unproject import unproject
 
 DOCUMENTED = set(re.findall(r"`([a-zA-Z0-9_]+)`", (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()))
 
 
 def undocumented(names) -> set[str]:
-    return {name for name in (re.sub(r"_([hn])\d+$", r"_\1\1", name) for name in names) if name not in documented()}
+    return {name for name in (re.sub(r"_([hgn])\d+$", r"_\1\1", name) for name in names) if name not in documented()}
 
 
 def documented() -> set[str]:
-    """Names in backticks, endings _hH and _nN as _hh and _nn, S replaced by each statistic of `eval drift`."""
-    names = {re.sub(r"_([hn])[HN]$", r"_\1\1", name) for name in DOCUMENTED}
+    """Names in backticks, endings _hH as _hh (so _gG, _nN), S replaced by each statistic of `eval drift`."""
+    names = {re.sub(r"_([hgn])[HGN]$", r"_\1\1", name) for name in DOCUMENTED}
     for statistic in DOCUMENTED & set(drift.STATISTICS):
         names |= {statistic + name.removeprefix("S") for name in DOCUMENTED if name.startswith("S_")}
     return names
@@ -36,6 +37,12 @@ def test_action_names(episodes):
 def test_drift_names(episodes):
     found = drift.judge_drift(PerfectEngine(5), episodes, window=6)
     assert not undocumented(found.metrics) and "within" in found.metrics
+
+
+def test_geometry_names(episodes):
+    config = geometry.GeometryConfig(horizons=(1, 4), gaps=(1, 4))
+    found = geometry.judge_geometry(PerfectEngine(5), episodes, unproject, config)
+    assert not undocumented(found.metrics) and "warp_psnr_dream_g4" in found.metrics
 
 
 def test_an_invented_name_is_noticed():

@@ -66,7 +66,7 @@ def test_exit_codes(tmp_path, why, code):
 
 def test_every_stage_says_what_it_builds_on():
     codec, both = dict.fromkeys(("teacher", "world"), ("codec",)), ("codec", "transformer")
-    assert NEEDS == {"codec": (), **codec, **dict.fromkeys(("ode", "distill", "decoder", "heads"), both)}
+    assert NEEDS == {"codec": (), **codec, **dict.fromkeys(("ode", "distill", "spatial", "decoder", "heads"), both)}
 
 
 def test_a_teacher_with_another_codec_is_refused():

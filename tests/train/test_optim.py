@@ -95,19 +95,19 @@ def test_muon_without_support_or_blocks_is_a_clear_error(monkeypatch):
 def test_muon_moves_a_convolution_as_the_matrix_of_its_filters(layout):
     """One row an output channel: the same step as a linear layer of the flattened filters; order of columns is free."""
     torch.manual_seed(0)
-    conv = nn.ModuleList([nn.Conv2d(6, 4, 3, bias=False)])
+    conv = nn.Conv2d(6, 4, 3, bias=False)
     conv.to(memory_format=layout)  # pyright: ignore[reportCallIssue]
-    before, gradient = conv[0].weight.detach().clone(), torch.randn(4, 6, 3, 3)
-    muon = build_optimizers(conv, toy_config(optimizer="muon", lr=0.1))[-1]
-    conv[0].weight.grad = gradient.contiguous(memory_format=layout)
+    before, gradient = conv.weight.detach().clone(), torch.randn(4, 6, 3, 3)
+    muon = build_optimizers(nn.ModuleList([conv]), toy_config(optimizer="muon", lr=0.1))[-1]
+    conv.weight.grad = gradient.contiguous(memory_format=layout)
     muon.step()
     matrix = nn.Parameter(before.flatten(1).clone())
     matrix.grad = gradient.flatten(1)
     group = muon.param_groups[0]
     settings = {"lr": 0.1, "weight_decay": group["weight_decay"], "adjust_lr_fn": "match_rms_adamw"}
     torch.optim.Muon([matrix], **settings).step()
-    torch.testing.assert_close(conv[0].weight.detach().flatten(1), matrix.detach(), atol=2e-4, rtol=0.01)
-    assert not torch.equal(conv[0].weight, before) and conv[0].weight.grad is None
+    torch.testing.assert_close(conv.weight.detach().flatten(1), matrix.detach(), atol=2e-4, rtol=0.01)
+    assert not torch.equal(conv.weight, before) and conv.weight.grad is None
 
 
 def test_optimizer_state_survives_its_tensor_form():

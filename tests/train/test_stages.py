@@ -8,10 +8,10 @@ import json
 import pytest
 import torch
 
-from worldscape.checkpoint import load_world, read_provenance
+from worldscape.checkpoint import load_aggregator, load_world, read_provenance
 from worldscape.cli import main
 from worldscape.config import preset
-from worldscape.train import codec, decoder, heads, world
+from worldscape.train import codec, decoder, heads, spatial, world
 from worldscape.train.config import override
 from worldscape.train.loop import train
 
@@ -41,12 +41,13 @@ def runs(dataset, tmp_path_factory):
 STAGES = {
     "codec": None,
     "world": "codec",
+    "spatial": "world",
     "ode": "world",
     "distill": "ode",
     "decoder": "distill",
     "heads": "decoder",
 }
-BUILDERS = {"codec": codec, "world": world, "decoder": decoder, "heads": heads}
+BUILDERS = {"codec": codec, "world": world, "spatial": spatial, "decoder": decoder, "heads": heads}
 
 
 @pytest.mark.parametrize("stage", STAGES)
@@ -89,7 +90,7 @@ class OneBatch:
 
 
 # Share of the first loss that is left after so many steps.
-OVERFITS = {"codec": (30, 0.6), "world": (60, 0.2), "heads": (60, 0.3)}
+OVERFITS = {"codec": (30, 0.6), "world": (60, 0.2), "spatial": (30, 0.8), "heads": (60, 0.3)}
 
 
 @pytest.mark.parametrize(("name", "expected"), OVERFITS.items())
@@ -112,6 +113,92 @@ def test_the_codec_learns_with_memory_alone_and_without_any(dataset, blind_share
     is_missing = {name: float(parts[name]) == 0.0 for name in ("alone", "psnr", "psnr_blind")}
     assert is_missing == {"alone": blind_share == 1, "psnr": blind_share == 1, "psnr_blind": blind_share == 0}
     assert parts["loss"] > 0
+
+
+@pytest.fixture(scope="module")
+def space(runs, dataset):
+    """The spatial stage, a model with its aggregator and the first batch."""
+    config = override(spatial.DEFAULTS["debug"], {"device": "cpu", "alpha": 0.5, "beta": 2.0, "ramp": 4})
+    stage = spatial.build_stage(preset("debug"), config, dataset, runs / "spatial")
+    model = copy.deepcopy(load_world(runs / "world"))
+    stage.trainable(model).requires_grad_(True)
+    return stage, model, stage.batch(0, 0, 1)
+
+
+def test_the_spatial_loss_is_the_sum_that_is_promised(space):
+    stage, model, batch = space
+    found = stage.loss(model, batch, torch.Generator().manual_seed(0))
+    flow = stage.clips.loss(model, batch, torch.Generator().manual_seed(0))["loss"]
+    expected = flow + 0.25 * (0.5 * found["depth"] + 2.0 * found["render"])
+    torch.testing.assert_close(found["loss"], expected)
+    assert float(stage.batch(3, 0, 1)["ramp"]) == float(stage.batch(99, 0, 1)["ramp"]) == 1.0
+    assert found["depth"] > 0 and found["render"] > 0
+
+
+@pytest.mark.parametrize("part", ["measure_depth", "measure_views"])
+def test_depth_and_views_teach_the_generator_and_the_aggregator(space, part):
+    stage, model, batch = space
+    refined = stage.clips.refine(model, batch, torch.Generator().manual_seed(0))
+    built = stage.build_space(model, batch, refined)
+    loss = stage.measure_depth(batch, refined, built) if part == "measure_depth" else stage.measure_views(batch, built)
+    model.zero_grad()
+    (loss if part == "measure_depth" else loss.loss).backward()
+    for module in (model.transformer, model.aggregator):
+        gradients = [parameter.grad for parameter in module.parameters() if parameter.grad is not None]
+        assert all(torch.isfinite(gradient).all() for gradient in gradients)
+        assert any(gradient.abs().max() > 1e-7 for gradient in gradients)
+    assert all(parameter.grad is None for parameter in model.codec.parameters())
+
+
+def test_views_without_overlap_count_for_nothing_and_break_nothing(space):
+    """Held-out cameras that look the other way: no pixel of theirs is seen, and all gradients stay finite."""
+    stage, model, batch = space
+    poses = batch["poses"].clone()
+    poses[:, batch["views"][:1], :3, :3] = poses[:, batch["views"][:1], :3, :3] @ torch.diag(
+        torch.tensor([-1.0, 1, -1])
+    )
+    poses[:, batch["views"][:1], :3, 3] += 30.0
+    turned = batch | {"poses": poses}
+    assert not spatial.find_seen(turned, batch["views"][:1]).any() and spatial.find_seen(batch, batch["context"]).any()
+    found = stage.loss(model, turned, torch.Generator().manual_seed(0))
+    model.zero_grad()
+    found["loss"].backward()
+    assert found["seen"] == 0 and all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
+
+
+def test_depth_that_is_nan_is_refused(dataset, runs, monkeypatch):
+    real = spatial.build_world_stage
+
+    def with_nan(*arguments):
+        stage = real(*arguments)
+        stage.store.depth[0, 0, 0] = float("nan")
+        return stage
+
+    monkeypatch.setattr(spatial, "build_world_stage", with_nan)
+    with pytest.raises(ValueError, match="depth that is NaN; record 0"):
+        spatial.build_stage(preset("debug"), spatial.DEFAULTS["debug"], dataset, runs / "world")
+
+
+def test_an_aggregator_needs_a_frame_to_look_at(dataset, runs):
+    config = override(spatial.DEFAULTS["debug"], {"num_held_out": 5})
+    with pytest.raises(ValueError, match="num_held_out = 5 is not allowed: it must be below the 5 frames"):
+        spatial.build_stage(preset("debug"), config, dataset, runs / "world")
+
+
+def test_the_aggregator_is_saved_beside_the_world_and_left_behind_by_other_stages(runs, space):
+    saved = load_aggregator(runs / "spatial")
+    assert saved is not None and load_aggregator(runs / "world") is None and load_aggregator("debug") is None
+    assert load_aggregator(runs / "decoder") is None
+    assert all(torch.equal(t, saved.state_dict()[k]) for k, t in space[0].aggregator.state_dict().items())
+    assert saved.to_gaussians.weight.any(), "it learned"
+    assert load_world(runs / "spatial").aggregator is None
+
+
+@pytest.mark.parametrize("setting", ["alpha=-1", "num_held_out=0", "picture_dropout=2", "depth_kind=odd"])
+def test_bad_spatial_settings_are_named(setting):
+    name, value = setting.split("=")
+    with pytest.raises(ValueError, match=f"{name} = .* is not allowed"):
+        override(spatial.DEFAULTS["debug"], {name: value})
 
 
 def test_world_without_a_codec_is_refused(dataset, tmp_path, capsys):

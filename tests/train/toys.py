@@ -56,6 +56,8 @@ class ToyTransformer(nn.Module):
 
 
 class ToyWorld(nn.Module):
+    aggregator = None
+
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
         self.config = ToyConfig()

@@ -22,7 +22,22 @@ MAX_DEPTH = 50.0
 HELD_OUT_SEED = 1_000_000
 """Layout seeds from here on are for evaluation only; training data has smaller ones."""
 
-FRAME_INFOS = ("depth", "pose", "intrinsics", "camera", "hand_keypoints", "goal_distance")
+HAND_INFOS = (
+    "hand_keypoints",
+    "hand_present",
+    "hand_pixels",
+    "hand_visible",
+    "hand_state",
+    "hand_command",
+    "object_pose",
+    "target",
+    "contact",
+    "grasped",
+    "lifted",
+)
+"""Frame infos of envs with hands; arrays of hands have two rows, left and right."""
+
+FRAME_INFOS = ("depth", "pose", "intrinsics", "camera", "goal_distance", "task_id", *HAND_INFOS)
 """Info keys kept by the recorder that describe a frame: an env that offers one must offer it at reset too."""
 
 STEP_INFOS = ("control", "realised", "collision", "success")
@@ -36,9 +51,13 @@ class Episode:
     frames uint8 [T+1, h, w, 3]; actions [T, ...]; rewards [T]; terminations, truncations bool [T]; seed of the layout.
     Optional, None when the simulator did not offer them: depth float16 [T+1, h, w] metres, at most `MAX_DEPTH`;
     pose float32 [T+1, 4, 4] camera to world; intrinsics float32 [4] = (fx/w, fy/h, cx/w, cy/h);
-    camera float32 [T+1, 6] = (x, y, z, yaw, pitch, roll); hand_keypoints [T+1, ...]; goal_distance [T+1] metres;
-    controls float32 [T, 6] commanded and realised float32 [T, 6] obtained camera motion (right, down, forward metres;
-    yaw, pitch, roll radians); collision, success bool [T].
+    camera float32 [T+1, 6] = (x, y, z, yaw, pitch, roll); goal_distance [T+1] metres; task_id [T+1] of envs
+    with several tasks; controls float32 [T, 6] commanded and realised float32 [T, 6] obtained camera motion (right,
+    down, forward metres; yaw, pitch, roll radians); collision, success bool [T].
+    Hands, left then right: hand_present bool [T+1, 2]; hand_keypoints float32 [T+1, 2, 21, 3] metres, world axes;
+    hand_pixels [T+1, 2, 21, 2] x right, y down; hand_visible bool [T+1, 2, 21]; hand_state and hand_command
+    float32 [T+1, 2, 16], see `conditioning.hands.state_to_vector`. The object they act on: object_pose
+    float32 [T+1, 4, 4], target [T+1, 3] metres; contact, grasped, lifted bool [T+1].
     """
 
     frames: np.ndarray
@@ -55,8 +74,19 @@ class Episode:
     realised: np.ndarray | None = None
     collision: np.ndarray | None = None
     success: np.ndarray | None = None
-    hand_keypoints: np.ndarray | None = None
     goal_distance: np.ndarray | None = None
+    task_id: np.ndarray | None = None
+    hand_keypoints: np.ndarray | None = None
+    hand_present: np.ndarray | None = None
+    hand_pixels: np.ndarray | None = None
+    hand_visible: np.ndarray | None = None
+    hand_state: np.ndarray | None = None
+    hand_command: np.ndarray | None = None
+    object_pose: np.ndarray | None = None
+    target: np.ndarray | None = None
+    contact: np.ndarray | None = None
+    grasped: np.ndarray | None = None
+    lifted: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of steps T."""
@@ -143,8 +173,9 @@ class EpisodeReader:
             realised=infos.of_steps("realised"),
             collision=infos.of_steps("collision"),
             success=infos.of_steps("success"),
-            hand_keypoints=infos.of_frames("hand_keypoints"),
             goal_distance=infos.of_frames("goal_distance"),
+            task_id=infos.of_frames("task_id"),
+            **{name: infos.of_frames(name) for name in HAND_INFOS},
         )
 
     def _controls(self, actions: np.ndarray, infos: _Infos) -> np.ndarray | None:

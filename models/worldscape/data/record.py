@@ -31,8 +31,8 @@ from worldscape.progress import Progress
 class RecordConfig:
     """What to record, and where.
 
-    env: Gymnasium id, also as "MODULE:ID". out: folder of the dataset. policy: explore, goal, mixed, random or
-    MODULE:FUNC. Episode i is reset with `seed + i`.
+    env: Gymnasium id, also as "MODULE:ID". out: folder of the dataset. policy: random, MODULE:FUNC, or a name
+    that the env knows (explore and mixed are always among them). Episode i is reset with `seed + i`.
     """
 
     env: str
@@ -80,8 +80,8 @@ def record(config: RecordConfig) -> RecordSummary:
     dies; the dataset then holds every episode finished so far, and calling this again goes on.
     """
     start = time.monotonic()
-    load_policy(config.policy)
     env = make_env(config.env, config.env_kwargs)
+    load_policy(config.policy, env)
     writer = DatasetWriter(
         config.out,
         observation_space=env.observation_space,
@@ -135,7 +135,7 @@ def _work(messages: Connection, config: RecordConfig, indices: list[int]) -> Non
     os.environ.setdefault("LP_NUM_THREADS", "1")  # Mesa's software renderer: one thread per worker is twice as fast
     try:
         env = make_env(config.env, config.env_kwargs)
-        policy = load_policy(config.policy)
+        policy = load_policy(config.policy, env)
         writer = EpisodeWriter(config.out)
         for index in indices:
             seed = config.seed + index
@@ -211,7 +211,10 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--out", type=Path, required=True, help="folder of the dataset; continued when it exists")
     parser.add_argument("--workers", type=int, default=1, help="processes that step the env (default 1)")
     parser.add_argument(
-        "--policy", default="explore", help="explore, goal, mixed, random or MODULE:FUNC (default explore)"
+        "--policy",
+        default="explore",
+        help="random, MODULE:FUNC, or a name that the env knows: explore (default) or mixed; for rooms also goal, for "
+        "tabletop also expert, perturbed, failing",
     )
     parser.add_argument("--steps-per-episode", type=int, default=160, help="default 160")
     parser.add_argument("--seed", type=int, default=0, help="episode i resets the env with SEED + i (default 0)")

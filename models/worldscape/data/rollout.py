@@ -26,7 +26,9 @@ Act: TypeAlias = Callable[[Any, dict[str, Any]], Any]
 Policy: TypeAlias = Callable[[gym.Env, np.random.Generator], Act]
 """Called with the unwrapped env and a generator after each reset."""
 
-POLICIES = ("explore", "goal", "mixed")
+WALKERS = "worldscape.data.explore"
+"""Module whose `POLICIES` serve envs that do not name their own in an attribute `policies`."""
+
 _POLICY_STREAM = 1
 
 
@@ -38,9 +40,9 @@ def make_env(env_id: str, env_kwargs: dict[str, Any]) -> gym.Env:
         env = gym.make(env_id, disable_env_checker=True, **env_kwargs)
     except (gym.error.Error, TypeError) as error:
         raise ValueError(f"cannot make the env {env_id!r} with {env_kwargs}: {error}") from error
-    except ModuleNotFoundError as error:
+    except ImportError as error:
         raise ValueError(
-            f"cannot make the env {env_id!r}: {error}; install what it needs (for WorldScape-Rooms: "
+            f"cannot make the env {env_id!r}: {error}; install what it needs (for our simulators: "
             "pip install 'worldscape[sim]')"
         ) from error
     try:
@@ -51,15 +53,16 @@ def make_env(env_id: str, env_kwargs: dict[str, Any]) -> gym.Env:
     return env
 
 
-def load_policy(name: str) -> Policy:
-    """The policy called `name`: explore, goal, mixed, random, or MODULE:FUNC; raises ValueError otherwise."""
+def load_policy(name: str, env: gym.Env) -> Policy:
+    """The policy called `name`: random, one of the env's own, or MODULE:FUNC; raises ValueError otherwise.
+
+    An env's own are the `POLICIES` (a dict) of the module that its attribute `policies` names, else those of `WALKERS`.
+    """
     if name == "random":
         return _random_policy
     module_name, _, function = name.partition(":")
-    if name in POLICIES:
-        module_name, function = "worldscape.data.explore", name
     if not function:
-        raise ValueError(f"unknown policy {name!r}; choose {', '.join(POLICIES)}, random or MODULE:FUNC")
+        return _own_policy(name, env)
     try:
         policy = getattr(importlib.import_module(module_name), function)
     except (ModuleNotFoundError, AttributeError) as error:
@@ -67,6 +70,13 @@ def load_policy(name: str) -> Policy:
     if not callable(policy):
         raise ValueError(f"the policy {name!r} is a {type(policy).__name__}; it must be a function of (env, rng)")
     return cast(Policy, policy)
+
+
+def _own_policy(name: str, env: gym.Env) -> Policy:
+    own = importlib.import_module(getattr(env.unwrapped, "policies", WALKERS)).POLICIES
+    if name not in own:
+        raise ValueError(f"unknown policy {name!r}; choose {', '.join(own)}, random or MODULE:FUNC")
+    return own[name]
 
 
 def _random_policy(env: gym.Env, rng: np.random.Generator) -> Act:
@@ -172,7 +182,8 @@ def _copy(observation: Any) -> Any:
     return np.array(observation) if isinstance(observation, np.ndarray) else observation
 
 
-_STORED_TYPES = {"depth": np.float16, "collision": np.bool_, "success": np.bool_}
+_FLAGS = ("collision", "success", "hand_present", "hand_visible", "contact", "grasped", "lifted")
+_STORED_TYPES = {"depth": np.float16, "task_id": np.int64, **dict.fromkeys(_FLAGS, np.bool_)}
 
 
 def _as_stored(key: str, value: Any) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""`worldscape eval fidelity | actions | drift | ablation`: what a dream is worth: tables, pictures, JSON lines."""
+"""`worldscape eval` fidelity, actions, drift, ablation, geometry, memory, retrieval: tables, pictures, JSON lines."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from worldscape.evaluate.report import Table, print_report, report_on
 if TYPE_CHECKING:
     from worldscape.engine import WorldEngine
     from worldscape.evaluate.inverse_dynamics import InverseDynamicsConfig
+    from worldscape.world import WorldModel
 
 READ_STEPS = 64  # of the episodes from which an ablation reads actions back, in segments of a quarter
 OpenEngine = Callable[[int, str], "WorldEngine"]
@@ -45,6 +46,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     ablation.add_argument("--drift-steps", type=int, default=0, help="length of the long dreams; 0: no drift")
     ablation.add_argument("--drift-episodes", type=int, default=4, help="number of long dreams")
+    geometry = _add_evaluation(evaluations, "geometry", run_geometry, episodes=32, policy="explore")
+    geometry.add_argument("--horizons", type=_read_counts, default=(1, 4, 16, 64), help="comma-separated steps")
+    geometry.add_argument(
+        "--gaps", type=_read_counts, default=(1, 4, 16), help="steps between frames that are compared"
+    )
+    memory = _add_evaluation(evaluations, "memory", run_memory, episodes=16, policy=None)
+    memory.add_argument("--policies", type=_read_names, default=("maco", "local", "sink+local", "full"))
+    memory.add_argument("--paths", type=_read_names, default=("spin", "turn_and_back", "walk_and_back", "loop"))
+    retrieval = _add_evaluation(evaluations, "retrieval", run_retrieval, episodes=16, policy="explore")
+    retrieval.add_argument("--steps", type=int, default=100, help="steps of each recorded walk")
+    retrieval.add_argument("--every", type=int, default=4, help="steps between views that are scored")
 
 
 def run_ablation(args: argparse.Namespace) -> None:
@@ -142,14 +154,62 @@ def run_drift(args: argparse.Namespace) -> None:
     _finish("drift", args, begin, judged.metrics, judged.tables)
 
 
-def _add_evaluation(evaluations, name: str, run, *, episodes: int, policy: str) -> argparse.ArgumentParser:
+def run_geometry(args: argparse.Namespace) -> None:
+    """Depth, consistency between views, and new views from Gaussians, along the simulator's own motion."""
+    from worldscape.checkpoint import load_aggregator
+    from worldscape.evaluate import geometry
+
+    begin = time.perf_counter()
+    config = geometry.GeometryConfig(horizons=args.horizons, gaps=args.gaps)
+    engine, episodes = _prepare(args, config.num_steps)
+    make = geometry.choose_maker(engine.model, load_aggregator(args.weights, args.device))
+    judged = geometry.judge_geometry(engine, episodes, make, config)
+    if args.out:
+        _name_files(geometry.save_pictures(args.out, judged.dream, episodes, make, config))
+    _finish("geometry", args, begin, judged.metrics, judged.tables)
+
+
+def run_memory(args: argparse.Namespace) -> None:
+    """Places left and seen again, in the dream and in the simulator, under several memory policies."""
+    from worldscape.evaluate import memory
+
+    begin = time.perf_counter()
+    unknown = [path for path in args.paths if path not in memory.PATHS]
+    if unknown:
+        raise ValueError(f"--paths {','.join(unknown)} unknown; choose from {', '.join(memory.PATHS)}")
+    model, walks = _checked_model(args), {}
+    for path in args.paths:
+        judge = Judge(args.source, memory.follow(memory.PATHS[path]), model.config.codec.size)
+        walks[path] = judge.episodes(args.episodes, len(memory.PATHS[path]), first_seed=args.first_seed)
+    judged = memory.judge_memory(
+        model, walks, args.policies, batch=args.batch, device=args.device, steps_per_frame=args.steps_per_frame
+    )
+    if args.out:
+        _name_files(memory.save_pictures(args.out, walks, judged.dreams))
+    _finish("memory", args, begin, judged.metrics, judged.tables)
+
+
+def run_retrieval(args: argparse.Namespace) -> None:
+    """What the frames that memory chooses truly show of the next view, beside an oracle's and simpler choices."""
+    from worldscape.evaluate import retrieval
+
+    begin = time.perf_counter()
+    model = _checked_model(args)
+    judge = Judge(args.source, args.policy, model.config.codec.size)
+    episodes = judge.episodes(args.episodes, args.steps, first_seed=args.first_seed)
+    judged = retrieval.judge_retrieval(model.config.memory, episodes, every=args.every)
+    _finish("retrieval", args, begin, judged.metrics, judged.tables)
+
+
+def _add_evaluation(evaluations, name: str, run, *, episodes: int, policy: str | None) -> argparse.ArgumentParser:
     parser = evaluations.add_parser(name, help=run.__doc__, description=run.__doc__)
     parser.set_defaults(func=run)
     parser.add_argument("--weights", default="nano", help="shipped name, or a directory of weights or of a run")
     parser.add_argument("--source", choices=SOURCES, default="rooms", help="the simulator that judges")
     parser.add_argument("--episodes", type=int, default=episodes, help="number of held-out layouts")
     parser.add_argument("--first-seed", type=int, default=HELD_OUT_SEED, help="first layout; the others follow")
-    parser.add_argument("--policy", choices=sorted(POLICIES), default=policy, help="who walks")
+    if policy is not None:
+        parser.add_argument("--policy", choices=sorted(POLICIES), default=policy, help="who walks")
     parser.add_argument("--batch", type=int, default=16, help="dreams that run side by side")
     parser.add_argument("--steps-per-frame", type=int, help="denoising model calls a frame; default: the weights' own")
     parser.add_argument("--device", default="cpu")
@@ -159,14 +219,9 @@ def _add_evaluation(evaluations, name: str, run, *, episodes: int, policy: str) 
 
 def _prepare(args: argparse.Namespace, num_steps: int, open_engine: OpenEngine | None = None):
     """The engine and the judged episodes that the options ask for; open_engine(slots, device) makes another engine."""
-    from worldscape.checkpoint import load_world
     from worldscape.engine import WorldEngine
 
-    if args.batch < 1 or args.episodes < 1:
-        raise ValueError(f"--batch {args.batch} and --episodes {args.episodes} must be at least 1")
-    if args.first_seed < HELD_OUT_SEED:
-        raise ValueError(f"--first-seed {args.first_seed} may be a training layout; give {HELD_OUT_SEED} or more")
-    model = load_world(args.weights, args.device)
+    model = _checked_model(args)
     num_slots = min(args.batch, args.episodes)
     if open_engine is None:
         engine = WorldEngine(model, num_slots, device=args.device, steps_per_frame=args.steps_per_frame)
@@ -176,12 +231,27 @@ def _prepare(args: argparse.Namespace, num_steps: int, open_engine: OpenEngine |
     return engine, judge.episodes(args.episodes, num_steps, first_seed=args.first_seed)
 
 
+def _checked_model(args: argparse.Namespace) -> WorldModel:
+    """The world model, after the options that all evaluations share were checked."""
+    from worldscape.checkpoint import load_world
+
+    if args.batch < 1 or args.episodes < 1:
+        raise ValueError(f"--batch {args.batch} and --episodes {args.episodes} must be at least 1")
+    if args.first_seed < HELD_OUT_SEED:
+        raise ValueError(f"--first-seed {args.first_seed} may be a training layout; give {HELD_OUT_SEED} or more")
+    return load_world(args.weights, args.device)
+
+
 def _finish(name: str, args: argparse.Namespace, begin: float, metrics: dict[str, float], tables: list[Table]) -> None:
     print_report(report_on(name, args.weights, args.device, time.perf_counter() - begin, metrics), tables)
 
 
 def _name_files(paths: list[Path]) -> None:
     print("\n".join(f"wrote {path}" for path in paths), end="\n\n")
+
+
+def _read_names(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 def _read_counts(text: str) -> tuple[int, ...]:

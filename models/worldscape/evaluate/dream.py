@@ -58,7 +58,7 @@ def dream_episodes(
     """Open each episode with its first `context` frames and step `num_steps` controls from there.
 
     Step s of the dream answers step context - 1 + s of the episode; `controls` [N, S, 6] replaces the episode's own.
-    is_realised: the dream takes the motion that the simulator let happen and asks no motion head.
+    is_realised: dream along the motion that took place in the simulator, so that both stand in the same place.
     The noise seed of a dream is its layout seed, so a dream does not depend on the batch it runs in.
     """
     own = episodes.realised if is_realised else episodes.controls
@@ -70,7 +70,7 @@ def dream_episodes(
     ]
     with Progress("dream steps", total=len(groups) * num_steps) as progress:
         parts = [
-            _dream_rows(engine, episodes, rows, commanded[:, :num_steps], context, progress, is_realised)
+            _dream_rows(engine, episodes, rows, commanded[:, :num_steps], context, is_realised, progress)
             for rows in groups
         ]
     return Dream(
@@ -84,8 +84,8 @@ def _dream_rows(
     rows: np.ndarray,
     commanded: np.ndarray,
     context: int,
-    progress: Progress,
     is_realised: bool,
+    progress: Progress,
 ) -> Dream:
     padded = np.resize(rows, engine.num_slots)  # a last, smaller group is repeated to fill the slots
     batch = episodes.rows(padded.tolist())

@@ -89,7 +89,13 @@ def find_revisits(poses: np.ndarray, gap: int) -> Revisits:
 
 
 def judge_memory(
-    model: WorldModel, walks: Mapping[str, EpisodeBatch], policies: tuple[str, ...], *, batch: int, device: str = "cpu"
+    model: WorldModel,
+    walks: Mapping[str, EpisodeBatch],
+    policies: tuple[str, ...],
+    *,
+    batch: int,
+    device: str = "cpu",
+    steps_per_frame: int | None = None,
 ) -> MemoryScores:
     """Dream every walk under every policy and score the revisits; metrics are named <score>_<path>_<policy>.
 
@@ -104,7 +110,8 @@ def judge_memory(
         found[f"num_revisits_{path}"] = float(len(revisits.row))
         for policy in policies:
             memory = with_policy(model.config.memory, policy, episodes.num_steps)
-            engine = WorldEngine(model, min(batch, len(episodes)), device=device, memory=memory)
+            slots = min(batch, len(episodes))
+            engine = WorldEngine(model, slots, device=device, memory=memory, steps_per_frame=steps_per_frame)
             begin = time.perf_counter()
             dream = dream_episodes(engine, episodes, num_steps=episodes.num_steps, is_realised=True)
             steps = -(-len(episodes) // engine.num_slots) * episodes.num_steps

@@ -157,6 +157,16 @@ def depth_error(depth: Tensor, target: Tensor, *, max_depth: float) -> Tensor:
     return masked_mean(relative, valid)
 
 
+def depth_accuracy(depth: Tensor, target: Tensor, *, max_depth: float) -> Tensor:
+    """Depth and target [..., h, w] in metres -> share [...] of pixels with max(z / z*, z* / z) < 1.25.
+
+    Eigen et al. 2014 ("delta < 1.25"), over the pixels that `depth_error` counts; NaN likewise.
+    """
+    valid = (target > 0) & (target < max_depth)
+    depth, target = depth.clamp(min=1e-6, max=max_depth), target.clamp(min=1e-6)
+    return masked_mean((torch.maximum(depth / target, target / depth) < 1.25).to(target.dtype), valid)
+
+
 def _check_pair(image: Tensor, target: Tensor) -> None:
     if image.shape != target.shape or image.shape[-3] != 3:
         raise ValueError(

@@ -7,6 +7,7 @@ import numpy as np
 
 LABEL_HEIGHT = 14  # pixels
 BACKGROUND = 24  # grey value
+FONT = 0  # cv2.FONT_HERSHEY_SIMPLEX, without importing cv2 here
 
 
 def save_grid(path: Path, rows: Mapping[str, Sequence[np.ndarray]], columns: Sequence[str], *, scale: int = 3) -> None:
@@ -29,6 +30,35 @@ def save_film(path: Path, films: Mapping[str, np.ndarray], *, fps: int = 10, sca
         for frames in zip(*films.values(), strict=True):
             panels = [add_label(enlarge(frame, scale), name) for name, frame in zip(films, frames, strict=True)]
             writer.append_data(_make_even(np.hstack(panels)))  # type: ignore[attr-defined]
+
+
+def save_plot(path: Path, curves: Mapping[str, np.ndarray], *, x: str, y: str) -> None:
+    """Named curves, each [S] over 0 .. S - 1, from zero upwards -> a PNG of 640 x 400 with both axes' ends labelled."""
+    import cv2
+
+    width, height, margin = 640, 400, 50
+    picture = np.full((height, width, 3), 255, np.uint8)
+    longest, highest = max(map(len, curves.values())), max(float(curve.max()) for curve in curves.values())
+    colours = ((200, 80, 30), (40, 140, 40), (40, 40, 210), (180, 40, 160), (20, 160, 200))
+    corner = (width - margin, height - margin)
+    cv2.polylines(picture, [np.array([(margin, margin), (margin, corner[1]), corner], np.int32)], False, (0, 0, 0))
+    for index, (name, curve) in enumerate(curves.items()):
+        across = margin + np.arange(len(curve)) / max(longest - 1, 1) * (width - 2 * margin)
+        up = corner[1] - curve / max(highest, 1e-9) * (height - 2 * margin)
+        points = np.stack([across, up], -1).round().astype(np.int32)
+        colour = colours[index % len(colours)]
+        cv2.polylines(picture, [points], False, colour, 1, cv2.LINE_AA)
+        cv2.putText(picture, name, (margin + 10, margin + 16 * (index + 1)), FONT, 0.45, colour, 1, cv2.LINE_AA)
+    for text, place in (
+        (y, (8, margin - 14)),
+        (f"{highest:g}", (8, margin + 5)),
+        (x, (width // 2 - 40, height - 15)),
+        (str(longest), (width - margin - 20, height - 30)),
+    ):
+        cv2.putText(picture, text, place, FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(path), picture):
+        raise OSError(f"could not write {path}; is the disk full?")
 
 
 def enlarge(frame: np.ndarray, scale: int) -> np.ndarray:

@@ -38,6 +38,14 @@ class Recall(NamedTuple):
     retrieved: Tensor
 
 
+class Remembered(NamedTuple):
+    """Pictures in memory: rgbd [B, N, 4, h, w], poses [B, N, 4, 4] camera to world, valid bool [B, N]."""
+
+    rgbd: Tensor
+    poses: Tensor
+    valid: Tensor
+
+
 class Frame(NamedTuple):
     """A finished frame: keys and values [B, 1, P, H, K] per layer (none: geometry only), rgbd [B, 4, h, w], pose
     [B, 4, 4] camera to world, intrinsics [B, 4] normalised.
@@ -176,6 +184,13 @@ class WorldMemory:
         tables.anchors = torch.where(active[:, None], frames[recall.anchors], tables.anchors)
         tables.retrieved = torch.where(active[:, None], frames[recall.retrieved], tables.retrieved)
         tables.count = tables.count + active
+
+    def remembered(self) -> Remembered:
+        """All pictures that may be shown again, each once, as tensors of their own."""
+        pages = self.tables.shown()
+        earlier = (pages[:, :, None] == pages[:, None]).tril(-1).any(2)
+        fields = self.store.fields
+        return Remembered(fields.rgbd[pages], fields.pose[pages], (pages != BLANK) & ~earlier)
 
     def clearance(self, position: Tensor, body: BodyConfig) -> Tensor:
         """Metres on the floor plan from `position` [B, 3] to the nearest remembered surface at body height: [B]."""

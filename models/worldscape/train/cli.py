@@ -28,6 +28,7 @@ NEEDS = {
     "world": ("codec",),
     "ode": ("codec", "transformer"),
     "distill": ("codec", "transformer"),
+    "spatial": ("codec", "transformer"),
     "decoder": ("codec", "transformer"),
     "heads": ("codec", "transformer"),
 }

@@ -60,16 +60,16 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
         for name in ("warmup", "weight_decay", "clip", "sample_every", "minutes", "seed", "threads"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        _require(self.lr > 0, "lr", self.lr, "above 0")
-        _require(0 <= self.ema < 1, "ema", self.ema, "in [0, 1)")
-        _require(0 <= self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "in [0, 1]")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        require(self.lr > 0, "lr", self.lr, "above 0")
+        require(0 <= self.ema < 1, "ema", self.ema, "in [0, 1)")
+        require(0 <= self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "in [0, 1]")
         is_pair = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
-        _require(is_pair, "betas", self.betas, "two numbers in [0, 1)")
+        require(is_pair, "betas", self.betas, "two numbers in [0, 1)")
         for name, allowed in _CHOICES.items():
-            _require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {', '.join(allowed)}")
+            require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {', '.join(allowed)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -85,7 +85,8 @@ _CHOICES = {"schedule": SCHEDULES, "optimizer": OPTIMIZERS, "precision": PRECISI
 Config = TypeVar("Config", bound=TrainConfig)
 
 
-def _require(is_fine: bool, name: str, value: object, rule: str) -> None:
+def require(is_fine: bool, name: str, value: object, rule: str) -> None:
+    """Raise ValueError, naming setting, value and rule, unless it is fine."""
     if not is_fine:
         raise ValueError(f"{name} = {value!r} is not allowed: it must be {rule}; change it with --set {name}=...")
 

@@ -101,7 +101,9 @@ def run_pipeline(name: str, data: str, out: Path, config_file: Path | None, minu
 
 
 def plan_runs(name: str, data: str, out: Path, plan: Plan) -> list[StageRun]:
-    """The stages of a preset in order, each built on the one before; students learn from stage `world`."""
+    """The stages of a preset in order, each built on the one before; students learn from the last causal generator
+    that was trained on recorded frames."""
+    taught_by = "spatial" if "spatial" in plan.order else "world"
     model, runs, init = merge_model(preset(name), plan.model), [], None
     for stage in plan.order:
         runs.append(
@@ -113,7 +115,7 @@ def plan_runs(name: str, data: str, out: Path, plan: Plan) -> list[StageRun]:
                 data=data,
                 out=out / stage,
                 init=init,
-                teacher=str(out / "world") if stage in TAUGHT else None,
+                teacher=str(out / taught_by) if stage in TAUGHT else None,
             )
         )
         init = str(out / stage)

@@ -70,7 +70,8 @@ class TeacherStage:
         clips, times = clean.shape[:2]
         drawn = draw_clip_levels(clips, times, num_sink, generator)
         shown = batch["has_anchor"][:, None] & drawn.is_shown
-        return self.clips.loss_at(model, batch | {"has_anchor": shown}, noise, drawn.level)
+        refined = self.clips.refine_at(model, batch | {"has_anchor": shown}, noise, drawn.level)
+        return self.clips.flow_loss(batch, refined)
 
     def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
         """Nothing: the engine steps causal models only."""

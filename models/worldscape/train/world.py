@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from worldscape.train.codec import picture_rows
 from worldscape.train.config import TrainConfig
 from worldscape.train.prepare import PreparedFrames, prepare
 from worldscape.train.rollouts import start_at
-from worldscape.transformer import FrameInputs, frame_rays
+from worldscape.transformer import FrameInputs, Prediction, frame_rays
 from worldscape.world import WorldModel
 
 
@@ -61,6 +62,14 @@ DEFAULTS: dict[str, TrainConfig] = {
 SAMPLE_STEPS = (1, 2, 4, 8, 16, 32)
 NUM_SAMPLES = 8
 OPENING_SHARE = 0.15  # of the clips begin where the dream does
+
+
+class Refined(NamedTuple):
+    """What the generator makes of a batch's frames, each at its own level [B, T], with coverage [B, T, P] by memory."""
+
+    level: Tensor
+    coverage: Tensor
+    prediction: Prediction
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,13 +130,17 @@ class WorldStage:
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Mean squared error of the predicted clean latent: tokens that memory does not show count more, frames of
         high level less."""
+        return self.flow_loss(batch, self.refine(model, batch, generator))
+
+    def refine(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> Refined:
+        """Add noise to a batch's latents, frame by frame, and let the generator remove it."""
         clean = batch["latent"]
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         level = draw_levels(clean.shape[:2], self.config.context_share, self.config.context_level, generator)
-        return self.loss_at(model, batch, noise, level)
+        return self.refine_at(model, batch, noise, level)
 
-    def loss_at(self, model: WorldModel, batch: dict[str, Tensor], noise: Tensor, level: Tensor) -> dict[str, Tensor]:
-        """The loss with noise [B, T, P, C] at these levels [B, T]; has_anchor is bool [B] or [B, T]."""
+    def refine_at(self, model: WorldModel, batch: dict[str, Tensor], noise: Tensor, level: Tensor) -> Refined:
+        """The same with noise [B, T, P, C] at these levels [B, T]; has_anchor is bool [B] or [B, T]."""
         clean, has_anchor = batch["latent"], batch["has_anchor"].reshape(len(level), -1, 1)
         inputs = FrameInputs(
             latent=add_noise(clean, noise, level),
@@ -137,15 +150,19 @@ class WorldStage:
             coverage=batch["coverage"] * has_anchor,
         )
         positions = torch.arange(clean.shape[1], device=clean.device).expand(len(clean), -1)
-        predicted = model.transformer(inputs, positions).latent.float()
-        error = (predicted - clean).pow(2).mean(3)
-        weight = 1.0 + self.config.novelty_weight * (1.0 - inputs.coverage)
+        return Refined(level, inputs.coverage, model.transformer(inputs, positions))
+
+    def flow_loss(self, batch: dict[str, Tensor], refined: Refined) -> dict[str, Tensor]:
+        """L_fm and what is logged beside it."""
+        clean, level, coverage = batch["latent"], refined.level, refined.coverage
+        error = (refined.prediction.latent.float() - clean).pow(2).mean(3)
+        weight = 1.0 + self.config.novelty_weight * (1.0 - coverage)
         weight = weight / weight.mean() * (1.0 - self.config.level_weight * level)[..., None]
         is_noise = (level == 1.0)[..., None].expand_as(error)
         return {
             "loss": (error * weight).mean(),
             "from_noise": mean_where(error, is_noise).detach(),
-            "novel": mean_where(error, is_noise & (inputs.coverage < 0.1)).detach(),
+            "novel": mean_where(error, is_noise & (coverage < 0.1)).detach(),
             "guess": (batch["guess"] - clean).pow(2).mean().detach(),
         }
 

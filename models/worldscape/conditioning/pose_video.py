@@ -1,0 +1,127 @@
+"""Pose video: hand keypoints drawn as WorldScape conditions on them, a finger-coloured skeleton on black.
+
+Bones are capsules with soft edges, the nearer one in front at each pixel; a bone fades towards a joint that is hidden.
+Shapes are static and there is no loop over slots, so the drawing can be compiled and captured.
+"""
+
+from typing import NamedTuple
+
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from worldscape.conditioning.hand_model import BONES, NUM_KEYPOINTS
+
+RADIUS = 0.007  # metres, half the thickness of a drawn bone
+SMALLEST_RADIUS = 0.55  # pixels, so that far hands stay visible
+NEAR = 0.02  # metres in front of the eyes from which on a joint can be drawn
+HIDDEN = 0.35  # opacity of a hidden joint
+
+_RIGHT_COLOURS = ((1.0, 0.2, 0.2), (1.0, 0.75, 0.1), (0.25, 0.95, 0.25), (0.2, 0.6, 1.0), (0.85, 0.35, 1.0))
+_LEFT_TINT = 0.6
+"""Thumb red, index yellow, middle green, ring blue, little violet; the left hand's colours are darker."""
+
+
+class PoseVideo(NamedTuple):
+    """image [B, 3, h, w] in [0, 1], black where no hand is; present bool [B, hands]."""
+
+    image: Tensor
+    present: Tensor
+
+
+class _Capsules(NamedTuple):
+    """Bones [B, N] on the picture: ends [..., 2] in pixels, their depths, radii and opacities, whether it is drawn."""
+
+    start: Tensor
+    end: Tensor
+    depths: Tensor
+    radii: Tensor
+    opacities: Tensor
+    drawn: Tensor
+
+
+def draw_pose_video(
+    keypoints: Tensor,
+    visible: Tensor,
+    present: Tensor,
+    pose: Tensor,
+    intrinsics: Tensor,
+    size: tuple[int, int],
+) -> PoseVideo:
+    """Hands in front of cameras -> pictures of their skeletons.
+
+    keypoints [B, H, 21, 3] in world axes (metres), visible [B, H, 21] in [0, 1] or bool, present bool [B, H] (the rows
+    of absent hands are ignored, whatever they hold); H is 2 (left, right) or 1 (right). pose [B, 4, 4] camera to
+    world, intrinsics [B, 4] over the picture size; size = (h, w) in pixels. Frames of a video go into B.
+    Raises ValueError for other shapes.
+    """
+    _check(keypoints, visible, present)
+    keypoints = torch.where(present[..., None, None], keypoints, torch.zeros_like(keypoints))
+    capsules = _project(keypoints, visible.to(keypoints.dtype), present, pose, intrinsics, size)
+    colours = bone_colours(keypoints.shape[1]).to(keypoints)
+    return PoseVideo(_composite(capsules, colours, size), present)
+
+
+def bone_colours(num_hands: int) -> Tensor:
+    """Colour of each bone [20 * num_hands, 3], hands in the order (left, right), or the right one alone."""
+    right = torch.tensor(_RIGHT_COLOURS).repeat_interleave(4, 0)
+    return torch.cat([_LEFT_TINT * right, right]) if num_hands == 2 else right
+
+
+def _project(
+    keypoints: Tensor, visible: Tensor, present: Tensor, pose: Tensor, intrinsics: Tensor, size: tuple[int, int]
+) -> _Capsules:
+    centre, rotation = pose[:, None, None, :3, 3], pose[:, None, :3, :3]
+    x, y, z = ((keypoints - centre) @ rotation).unbind(-1)
+    fx, fy, cx, cy = (value[:, None, None] for value in intrinsics.unbind(-1))
+    depth = z.clamp_min(NEAR)
+    pixels = torch.stack([size[1] * (fx * x / depth + cx), size[0] * (fy * y / depth + cy)], -1)
+    radius = (RADIUS * fx * size[1] / depth).clamp_min(SMALLEST_RADIUS)
+    opacity = HIDDEN + (1 - HIDDEN) * visible.clamp(0.0, 1.0)
+    ends = torch.tensor(BONES, device=keypoints.device)
+    drawn = ((z > NEAR)[..., ends].all(-1)) & present[..., None]
+    start, end = (rearrange(pixels[..., ends[:, side], :], "b h n c -> b (h n) c") for side in (0, 1))
+    depths, radii, opacities = (
+        rearrange(value[..., ends], "b h n e -> b (h n) e") for value in (depth, radius, opacity)
+    )
+    return _Capsules(start, end, depths, radii, opacities, rearrange(drawn, "b h n -> b (h n)"))
+
+
+def _composite(capsules: _Capsules, colours: Tensor, size: tuple[int, int]) -> Tensor:
+    """Capsules of N bones, colours [N, 3] -> pictures [B, 3, h, w], the nearest bone in front at each pixel."""
+    alpha, depth = _cover(capsules, size)
+    order = depth.argsort(dim=1, stable=True)  # fingers meet at the wrist at equal depth
+    alpha = alpha.gather(1, order)
+    behind = torch.cumprod(1.0 - alpha, dim=1)
+    weight = alpha * torch.cat([torch.ones_like(behind[:, :1]), behind[:, :-1]], 1)
+    weight = torch.zeros_like(weight).scatter(1, order, weight)
+    return torch.einsum("bnhw,nc->bchw", weight, colours)
+
+
+def _cover(capsules: _Capsules, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """-> opacity and depth of each bone at each pixel, [B, N, h, w] each."""
+    device, dtype = capsules.start.device, capsules.start.dtype
+    rows = torch.arange(size[0], device=device, dtype=dtype)[:, None] + 0.5
+    columns = torch.arange(size[1], device=device, dtype=dtype) + 0.5
+    start, along = capsules.start[..., None, None], (capsules.end - capsules.start)[..., None, None]
+    x, y = columns - start[:, :, 0], rows - start[:, :, 1]
+    length = along.square().sum(2).clamp_min(1e-6)
+    share = ((x * along[:, :, 0] + y * along[:, :, 1]) / length).clamp(0.0, 1.0)
+    distance = ((x - share * along[:, :, 0]).square() + (y - share * along[:, :, 1]).square() + 1e-12).sqrt()
+    radius, depth, opacity = (
+        value[..., 0, None, None] + share * (value[..., 1] - value[..., 0])[..., None, None]
+        for value in (capsules.radii, capsules.depths, capsules.opacities)
+    )
+    alpha = opacity * (radius + 0.5 - distance).clamp(0.0, 1.0) * capsules.drawn[..., None, None]
+    return alpha, depth
+
+
+def _check(keypoints: Tensor, visible: Tensor, present: Tensor) -> None:
+    batch, hands = keypoints.shape[:2] if keypoints.ndim == 4 else (0, 0)
+    expected = ((batch, hands, NUM_KEYPOINTS, 3), (batch, hands, NUM_KEYPOINTS), (batch, hands))
+    given = tuple(tuple(value.shape) for value in (keypoints, visible, present))
+    if hands not in (1, 2) or given != expected:
+        raise ValueError(
+            f"keypoints, visible and present have shapes {given}; give [B, H, 21, 3], [B, H, 21] and [B, H] "
+            "for H = 1 or 2 hands."
+        )

@@ -1,0 +1,231 @@
+"""WorldScape-Tabletop: a dexterous hand over a table, seen from the eyes, on MuJoCo with the Adroit hand.
+
+The world is a pure function of the reset seed. `tabletop_layout.py` says what is in it, `tabletop_model.py` builds it,
+`tabletop_world.py` moves it, `tabletop_tasks.py` judges it, `tabletop_policies.py` plays it.
+"""
+
+from typing import Any, ClassVar
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HandScale, check_hand_actions
+from worldscape.data.tabletop_layout import draw_plan
+from worldscape.data.tabletop_tasks import TASKS, Facts, Verdict
+
+FIELD_OF_VIEW = 52.0  # degrees, vertical and horizontal (the picture is square)
+RENDER_SIZE = 256
+LARGEST_SIZE = 256
+RIGHT = 1  # row of the right hand in arrays of both
+
+
+class TabletopEnv(gym.Env[np.ndarray, np.ndarray]):
+    """A right hand above a table with objects, seen from the eyes.
+
+    ## Description
+    A five-fingered hand floats at the end of a sleeve above a table. Shapes, sizes, masses, colours and textures of the
+    objects, the table and the room, the light, the eyes' position and the hand's start follow from the reset seed.
+    Seeds from 1,000,000 on are held out. World axes: x right, y down, z forward; the table's top is y = 0.
+
+    ## Action Space
+    `Box(-1, 1, (13,), float32)`, changes in one step of 0.1 s; values outside are clipped:
+
+    | num | what | +1 means |
+    |---|---|---|
+    | 0, 1, 2 | wrist right, down, forward | 0.03 m |
+    | 3, 4, 5 | hand turns about the axes right, down, forward through the wrist | 0.25 rad |
+    | 6 ... 10 | thumb, index, middle, ring, little finger curls | 0.2 of its range |
+    | 11 | thumb opposes | 0.2 of its range |
+    | 12 | fingers spread | 0.2 of their range |
+
+    The wrist stays in a box of 0.52 x 0.345 x 0.52 m above the table and within 1.9 rad of palm down, fingers forward:
+    what goes farther is clipped. Only the right hand is simulated. In the box the hand can leave the picture; its
+    keypoints are then reported as not visible. Other descriptions of a hand (21 keypoints, EgoDex's 48 numbers) become
+    such actions through `worldscape.conditioning.hand_poses`.
+
+    ## Observation Space
+    `Box(0, 255, (size, size, 3), uint8)`: the picture from the eyes, 52 degrees wide and high.
+
+    ## Rewards
+    Dense, in [0, 1] each step, the largest on success; the functions in `tabletop_tasks.py` name each term.
+
+    | `task` | success | stages |
+    |---|---|---|
+    | `reach` | index fingertip within 2.5 cm of the green ball | distance |
+    | `push` | object within 4 cm of the disc, on the table, not held | hand to object, object to disc |
+    | `pick_place` | object was lifted, lies within 4 cm of the disc, let go, still | grasp, lift, carry, place |
+
+    ## Starting State
+    The hand half open in the near right part of the table, palm down; one object to act on, up to three others.
+
+    ## Episode End
+    Terminated on success (unless `goal_terminates=False`); truncated after `max_episode_steps`.
+
+    ## Arguments
+    - `task`: `"reach"`, `"push"` or `"pick_place"` (default), or `"any"`: one of them, by the seed.
+    - `size`: picture height and width in pixels, 16 to 256.
+    - `goal_terminates`: end the episode on success; recordings set False and read `info["success"]`.
+    - `max_episode_steps`: steps before truncation by the environment itself; 0 (default) leaves it to `gym.make`, which
+      truncates after 150.
+    - `scale`: a `HandScale` with other step sizes and limits; None for the table above.
+    - `render_mode`: None or `"rgb_array"` (256 x 256).
+
+    `info`, as in WorldScape-Rooms: `depth` [size, size] (metres along the view axis), `pose` [4, 4] (camera to world,
+    OpenCV axes), `intrinsics` [4] (fx, fy, cx, cy over the picture size), `camera` [6] (x, y, z, yaw, pitch, roll),
+    `control` and `realised` [6] (motion of the camera: none), `collision` (something holds the wrist back), `success`,
+    `goal_distance` (metres). Hands, two rows, left and right, the left one absent and zero: `hand_present` [2],
+    `hand_keypoints` [2, 21, 3] (metres, MediaPipe's order), `hand_pixels` [2, 21, 2] (x right, y down),
+    `hand_visible` [2, 21] (in the picture and not hidden), `hand_state` and `hand_command` [2, 16] (where the hand is
+    and where it was told to be, `hands.state_to_vector`). Object: `object_pose` [4, 4], `target` [3], `contact`,
+    `grasped` (the thumb presses it against fingers or palm), `lifted` (3 cm above its rest). `task_id`: 0 reach, 1
+    push, 2 pick_place.
+
+    ## Version History
+    - v0: first version.
+    """
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    policies: ClassVar[str] = "worldscape.data.tabletop_policies"
+    """Module with the recorder's policies by name, see `worldscape.data.rollout.load_policy`."""
+
+    def __init__(
+        self,
+        task: str = "pick_place",
+        size: int = 64,
+        goal_terminates: bool = True,
+        max_episode_steps: int = 0,
+        scale: HandScale | None = None,
+        render_mode: str | None = None,
+    ):
+        _check_options(task, size, max_episode_steps, render_mode)
+        self.task = task
+        self.size = size
+        self.goal_terminates = goal_terminates
+        self.max_episode_steps = max_episode_steps
+        self.render_mode = render_mode
+        self.scale = scale or HandScale()
+        self.action_space = spaces.Box(-1.0, 1.0, (HAND_ACTION_WIDTH,), np.float32)
+        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self._world = None
+        self._steps = 0
+        self._needs_reset = True
+
+    @property
+    def world(self):
+        """The MuJoCo world behind the environment (ground truth for policies and judges); built at first use."""
+        if self._world is None:
+            from worldscape.data.tabletop_world import TabletopWorld
+
+            self._world = TabletopWorld(self.size, FIELD_OF_VIEW, self.scale)
+        return self._world
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
+        """Build the world of `seed` (or of the next random seed) -> (observation, info). `options` must be empty."""
+        super().reset(seed=seed)
+        if options:
+            raise ValueError(f"WorldScape-Tabletop takes no reset options, got {sorted(options)}; pass none.")
+        layout_seed = seed if seed is not None else int(self.np_random.integers(1_000_000))
+        rng = np.random.default_rng([20261123, layout_seed])
+        names = tuple(TASKS)
+        drawn = names[int(rng.integers(len(names)))]
+        self.current_task = drawn if self.task == "any" else self.task
+        self.world.build(draw_plan(rng, self.current_task))
+        self._steps = 0
+        self._was_lifted = False
+        self._needs_reset = False
+        observation, info, _ = self._observe()
+        return observation, info
+
+    def step(self, action: Any):
+        """Take one action -> (observation, reward, terminated, truncated, info).
+
+        Raises ValueError for an action of another width or with numbers that are not finite.
+        """
+        if self._needs_reset:
+            raise gym.error.ResetNeeded("Call reset() before step(), and again after an episode ended.")
+        self.world.move(check_hand_actions(action, 1)[0])
+        self._steps += 1
+        observation, info, verdict = self._observe()
+        terminated = verdict.success and self.goal_terminates
+        truncated = 0 < self.max_episode_steps <= self._steps
+        self._needs_reset = terminated or truncated
+        return observation, verdict.reward, terminated, truncated, info
+
+    def render(self):
+        """The view from the eyes -> uint8 [256, 256, 3], or None without a render mode."""
+        if self.render_mode is None:
+            return None
+        if self._needs_reset and self._steps == 0:
+            raise gym.error.ResetNeeded("Call reset() before render().")
+        return self.world.picture(RENDER_SIZE)
+
+    def close(self) -> None:
+        """Free the renderer; may be called twice."""
+        if self._world is not None:
+            self._world.close()
+            self._world = None
+        self._needs_reset = True
+
+    def _observe(self) -> tuple[np.ndarray, dict[str, Any], Verdict]:
+        world = self.world
+        frame, depth = world.observe()
+        keypoints, touch, lifted = world.keypoints(), world.touch(), world.is_lifted()
+        pose, target = world.object_pose(), np.array(world.plan.target, np.float32)
+        self._was_lifted = self._was_lifted or (lifted and touch.grasped)
+        verdict = TASKS[self.current_task](
+            Facts(
+                fingertip=keypoints[8],
+                palm=keypoints[[5, 9, 13]].mean(0),
+                object=pose[:3, 3],
+                target=target,
+                object_speed=world.object_speed(),
+                contact=touch.contact,
+                grasped=touch.grasped,
+                lifted=lifted,
+                was_lifted=self._was_lifted,
+            )
+        )
+        info = {
+            "depth": depth,
+            "pose": world.pose(),
+            "intrinsics": world.intrinsics(),
+            "camera": world.camera(),
+            "control": np.zeros(6, np.float32),
+            "realised": np.zeros(6, np.float32),
+            "collision": world.is_blocked(),
+            "success": verdict.success,
+            "goal_distance": verdict.distance,
+            **self._hand_info(keypoints, depth),
+            "object_pose": pose,
+            "target": target,
+            "contact": touch.contact,
+            "grasped": touch.grasped,
+            "lifted": lifted,
+            "task_id": list(TASKS).index(self.current_task),
+            **{f"reward_{name}": value for name, value in verdict.terms.items()},
+        }
+        return frame, info, verdict
+
+    def _hand_info(self, keypoints: np.ndarray, depth: np.ndarray) -> dict[str, np.ndarray]:
+        pixels, visible = self.world.project(keypoints, depth)
+        rows = {
+            "hand_present": np.array(True),
+            "hand_keypoints": keypoints,
+            "hand_pixels": pixels,
+            "hand_visible": visible,
+            "hand_state": self.world.hand_state(),
+            "hand_command": self.world.hand_command(),
+        }
+        return {name: np.stack([np.zeros_like(row), row]) for name, row in rows.items()}
+
+
+def _check_options(task: Any, size: Any, max_episode_steps: Any, render_mode: Any) -> None:
+    if task not in (*TASKS, "any"):
+        raise ValueError(f"task is {task!r}; choose one of {', '.join(TASKS)} or any.")
+    if not isinstance(size, int) or not 16 <= size <= LARGEST_SIZE:
+        raise ValueError(f"size is {size!r}; it must be an int from 16 to {LARGEST_SIZE} pixels.")
+    if not isinstance(max_episode_steps, int) or max_episode_steps < 0:
+        raise ValueError(f"max_episode_steps is {max_episode_steps!r}; give a whole number, 0 for no limit.")
+    if render_mode not in (None, "rgb_array"):
+        raise ValueError(f"render_mode is {render_mode!r}; choose None or 'rgb_array'.")

@@ -1,0 +1,239 @@
+"""Is the dream one place? Its depth, its frames warped onto each other, and new views of it from Gaussians.
+
+The dream moves as the simulator did, so both stand in the same place at every step and the simulator's geometry can
+judge: what shows the same surface in two simulated frames must look the same in the two dreamed ones.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from torch import Tensor
+
+from worldscape.codec import frame_to_rgbd
+from worldscape.conditioning.reproject import decode_depth, encode_depth, reproject
+from worldscape.evaluate import metrics as scores
+from worldscape.evaluate.baselines import fill_holes
+from worldscape.evaluate.dream import Dream, Engine, dream_episodes
+from worldscape.evaluate.episodes import EpisodeBatch
+from worldscape.evaluate.pictures import save_grid
+from worldscape.evaluate.report import Table
+from worldscape.splats.aggregator import Aggregator
+from worldscape.splats.gaussians import Gaussians
+from worldscape.splats.reconstruct import aggregate
+from worldscape.splats.render import render
+from worldscape.splats.unproject import unproject
+from worldscape.world import WorldModel
+
+MAX_DEPTH = 50.0  # metres; what is farther is sky
+SAME_SURFACE = 0.05  # relative difference of depth up to which two frames show the same surface
+PAIRS = 8  # pairs of frames compared in each episode, at each gap
+CLIP = 7  # consecutive frames of which every other one is held out
+SHARP = 0.25  # pixels; finer than for a flight through the place, as views are drawn at the frames' own size
+SAME_CAMERA = 0.01  # radians; a view this near to a given frame is no new view (the walker was stopped)
+SOLID = 0.5  # a pixel that Gaussians cover less is a hole, filled from around it
+
+Maker = Callable[[Tensor, Tensor, Tensor], Gaussians]
+"""Frames rgbd [B, T, 4, h, h] of a clip, poses [B, T, 4, 4], intrinsics [B, 4] -> Gaussians of what they show."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GeometryConfig:
+    """Steps after which depth is compared, and gaps in steps between the frames that are warped onto each other."""
+
+    horizons: tuple[int, ...] = (1, 4, 16, 64)
+    gaps: tuple[int, ...] = (1, 4, 16)
+
+    def __post_init__(self) -> None:
+        for name in ("horizons", "gaps"):
+            values = getattr(self, name)
+            if not values or min(values) < 1 or list(values) != sorted(set(values)):
+                raise ValueError(f"{name} {values} must be increasing numbers of steps, 1 or more")
+
+    @property
+    def num_steps(self) -> int:
+        """Steps of each dream: enough for every horizon, for one pair at every gap and for one clip."""
+        return max(*self.horizons, 1 + max(self.gaps), CLIP)
+
+
+class Geometry(NamedTuple):
+    """Flat metrics (docs/metrics.md), the tables to print and the dream they were measured on."""
+
+    metrics: dict[str, float]
+    tables: list[Table]
+    dream: Dream
+
+
+class Views(NamedTuple):
+    """Held-out views of clips, pictures [B, V, 3, h, w] in [0, 1]: as they are, drawn from Gaussians of the other
+    frames, and the other frame whose camera is nearest. is_new bool [B, V]: no other frame was taken from there.
+    """
+
+    true: Tensor
+    drawn: Tensor
+    nearest: Tensor
+    is_new: Tensor
+
+
+def choose_maker(model: WorldModel, aggregator: Aggregator | None) -> Maker:
+    """The trained aggregator over the model's features, or, without one, plain unprojection."""
+    if aggregator is None:
+        return lambda *frames: unproject(*frames, scale=SHARP)
+    return lambda *frames: aggregate(aggregator, model.codec, model.transformer, *frames)
+
+
+@torch.inference_mode()
+def judge_geometry(engine: Engine, episodes: EpisodeBatch, make: Maker, config: GeometryConfig) -> Geometry:
+    """Dream the episodes along the simulator's own motion and measure depth, consistency and new views."""
+    dream = dream_episodes(engine, episodes, num_steps=config.num_steps, is_realised=True)
+    found: dict[str, float] = {}
+    for horizon in config.horizons:
+        found |= measure_depth(dream, episodes, horizon)
+    for gap in config.gaps:
+        found |= measure_consistency(dream, episodes, gap)
+    for name, frames, depth in _sequences(dream, episodes):
+        views = draw_held_out(frames, depth, episodes, make)
+        found |= score_views(name, views)
+    return Geometry(found, [tabulate(found, config)], dream)
+
+
+def measure_depth(dream: Dream, episodes: EpisodeBatch, horizon: int) -> dict[str, float]:
+    """Error of the dream's depth after `horizon` steps."""
+    depth = torch.from_numpy(dream.depth[:, horizon - 1]).float()
+    target = torch.from_numpy(episodes.depth[:, horizon])
+    return {
+        f"depth_abs_rel_h{horizon}": _mean(scores.depth_error(depth, target, max_depth=MAX_DEPTH)),
+        f"depth_delta_h{horizon}": _mean(scores.depth_accuracy(depth, target, max_depth=MAX_DEPTH)),
+    }
+
+
+def measure_consistency(dream: Dream, episodes: EpisodeBatch, gap: int) -> dict[str, float]:
+    """Frames warped by the simulator's geometry onto those `gap` steps later: PSNR where both show the same surface."""
+    num_steps = dream.frames.shape[1]
+    first = np.unique(np.linspace(1, num_steps - gap, min(PAIRS, num_steps - gap)).astype(int))
+    errors: dict[str, list[Tensor]] = {"dream": [], "simulator": [], "share": []}
+    for step in first.tolist():
+        for name, frames in (("dream", dream.frames), ("simulator", episodes.frames[:, 1:])):
+            made, mask = warp(frames[:, step - 1], episodes, step, step + gap)
+            errors[name].append(scores.psnr(made, scores.to_unit(torch.from_numpy(frames[:, step + gap - 1])), mask))
+        errors["share"].append(mask.float().mean((1, 2)))
+    dreamed, simulated, share = (_mean(torch.cat(values)) for values in errors.values())
+    return {
+        f"warp_psnr_dream_g{gap}": dreamed,
+        f"warp_psnr_simulator_g{gap}": simulated,
+        f"warp_share_g{gap}": share,
+    }
+
+
+def warp(frame: np.ndarray, episodes: EpisodeBatch, step: int, later: int) -> tuple[Tensor, Tensor]:
+    """uint8 frames [N, h, w, 3] taken at `step`, moved to the camera of step `later` by the simulator's depth.
+
+    -> pictures [N, 3, h, w] in [0, 1], and where the simulator shows the same surface in both, bool [N, h, w].
+    """
+    depth, poses = torch.from_numpy(episodes.depth), torch.from_numpy(episodes.pose)
+    rgbd = frame_to_rgbd(torch.from_numpy(frame), encode_depth(depth[:, step]))
+    valid = torch.ones(len(episodes), 1, dtype=torch.bool)
+    intrinsics = torch.from_numpy(episodes.intrinsics)
+    anchor = reproject(rgbd[:, None], poses[:, step, None], valid, poses[:, later], intrinsics)
+    there = depth[:, later]
+    is_same = (decode_depth(anchor.rgbd[:, 3]) - there).abs() < SAME_SURFACE * there
+    return anchor.rgbd[:, :3] / 2 + 0.5, (anchor.mask[:, 0] > 0.5) & is_same & (there < MAX_DEPTH)
+
+
+def draw_held_out(frames: np.ndarray, depth: np.ndarray, episodes: EpisodeBatch, make: Maker) -> Views:
+    """The last CLIP frames [N, S, h, w, 3] and depth [N, S, h, w] after each step: Gaussians of every other frame,
+    drawn from the cameras between."""
+    shown = torch.from_numpy(frames[:, -CLIP:])
+    inverse = encode_depth(torch.from_numpy(depth[:, -CLIP:]).float())
+    rgbd = torch.stack([frame_to_rgbd(shown[:, t], inverse[:, t]) for t in range(CLIP)], 1)
+    poses = torch.from_numpy(episodes.pose[:, 1 : frames.shape[1] + 1][:, -CLIP:])
+    intrinsics = torch.from_numpy(episodes.intrinsics)
+    drawn = []
+    for row in range(len(rgbd)):  # one place at a time: a hundred thousand Gaussians are enough
+        one = slice(row, row + 1)
+        scene = make(rgbd[one, ::2], poses[one, ::2], intrinsics[one])
+        cameras = poses[one, 1::2]
+        picture = render(scene, cameras, repeat(intrinsics[one], "b k -> b v k", v=cameras.shape[1]), rgbd.shape[-1])
+        colour = picture.rgb / picture.alpha.clamp_min(1e-3)[:, :, None]
+        mask = rearrange((picture.alpha > SOLID).to(colour.dtype), "b v h w -> (b v) 1 h w")
+        colour = rearrange(colour.clamp(0, 1), "b v k h w -> (b v) k h w") * mask
+        drawn.append(fill_holes(colour, mask, torch.full_like(colour[:, :, 0, 0], 0.5)))
+    true = rgbd[:, :, :3] / 2 + 0.5
+    distance, nearest = find_nearest(poses[:, 1::2], poses[:, ::2])
+    chosen = true[:, ::2][torch.arange(len(true))[:, None], nearest]
+    return Views(true[:, 1::2], torch.stack(drawn), chosen, distance > SAME_CAMERA)
+
+
+def find_nearest(wanted: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
+    """Poses [B, V, 4, 4] and [B, T, 4, 4] -> distance [B, V] in radians to the nearest of the given, and which that is,
+    long [B, V]; 2 m count as one radian."""
+    distance = torch.cdist(wanted[..., :3, 3], given[..., :3, 3]) / 2.0
+    turn = torch.acos(torch.einsum("bvi,bti->bvt", wanted[..., :3, 2], given[..., :3, 2]).clamp(-1, 1))
+    return (distance + turn).min(-1)
+
+
+def score_views(name: str, views: Views) -> dict[str, float]:
+    """PSNR of drawn new views, of the nearest frames, and what the Gaussians gain."""
+    drawn, nearest = (_mean(scores.psnr(picture, views.true)[views.is_new]) for picture in (views.drawn, views.nearest))
+    return {
+        f"novel_psnr_{name}": drawn,
+        f"nearest_psnr_{name}": nearest,
+        f"novel_gain_{name}": drawn - nearest,
+    }
+
+
+def tabulate(found: dict[str, float], config: GeometryConfig) -> Table:
+    """Depth by horizon, consistency by gap, new views."""
+    rows: list[list[str | float]] = [
+        [f"depth abs-rel, step {h}", found[f"depth_abs_rel_h{h}"], 0] for h in config.horizons
+    ]
+    rows += [[f"depth delta < 1.25, step {h}", found[f"depth_delta_h{h}"], 1] for h in config.horizons]
+    for gap in config.gaps:
+        rows.append([f"warp PSNR, gap {gap}", found[f"warp_psnr_dream_g{gap}"], found[f"warp_psnr_simulator_g{gap}"]])
+    for name in ("novel_psnr", "nearest_psnr"):
+        rows.append([name.replace("_", " "), found[f"{name}_dream"], found[f"{name}_simulator"]])
+    return Table(title="geometry", columns=["score", "dream", "simulator"], rows=rows)
+
+
+def save_pictures(
+    out: Path, dream: Dream, episodes: EpisodeBatch, make: Maker, config: GeometryConfig, *, num_shown: int = 4
+) -> list[Path]:
+    """Write a grid of frames and inverse depth at the horizons, and one of held-out views; returns the paths."""
+    chosen = [horizon - 1 for horizon in config.horizons]
+    frames: dict[str, list[np.ndarray]] = {}
+    views: dict[str, list[np.ndarray]] = {}
+    for row in range(min(num_shown, len(episodes))):
+        for name, pictures, depth in _sequences(dream, episodes):
+            frames[f"{name} {row}"] = [pictures[row, step] for step in chosen]
+            frames[f"{name} {row} depth"] = [_shade(depth[row, step]) for step in chosen]
+            one = episodes.rows(slice(row, row + 1))
+            held_out = draw_held_out(pictures[row : row + 1], depth[row : row + 1], one, make)
+            for kind in ("true", "drawn", "nearest"):
+                picture = rearrange(getattr(held_out, kind)[0], "v k h w -> v h w k")
+                views[f"{name} {row} {kind}"] = list((255 * picture).round().to(torch.uint8).numpy())
+    paths = [out / "geometry.png", out / "novel_views.png"]
+    save_grid(paths[0], frames, [f"step {step + 1}" for step in chosen], scale=2)
+    save_grid(paths[1], views, [f"view {view + 1}" for view in range(CLIP // 2)], scale=2)
+    return paths
+
+
+def _sequences(dream: Dream, episodes: EpisodeBatch) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Frames and depth after each step, of dream and simulator."""
+    steps = slice(1, dream.frames.shape[1] + 1)
+    return [("dream", dream.frames, dream.depth), ("simulator", episodes.frames[:, steps], episodes.depth[:, steps])]
+
+
+def _shade(depth: np.ndarray) -> np.ndarray:
+    """Depth [h, w] -> grey uint8 [h, w, 3], near is bright."""
+    return repeat((255 / (1 + depth.astype(np.float32))).astype(np.uint8), "h w -> h w c", c=3)
+
+
+def _mean(values: Tensor) -> float:
+    """Mean of the values that are not NaN; NaN where all are."""
+    numbers = values[~torch.isnan(values)]
+    return numbers.mean().item() if len(numbers) else math.nan

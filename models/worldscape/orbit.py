@@ -1,0 +1,111 @@
+"""`worldscape orbit`: walk through a world, rebuild the place as 3D Gaussians, fly through them into a video.
+
+A camera turns once around itself on a small circle, so that near and far things move against each other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+from worldscape.conditioning.camera import pose_from_state
+from worldscape.data.rollout import make_env
+from worldscape.play import WORLD, keys_to_action, parse_keys
+from worldscape.splats.gaussians import Gaussians
+from worldscape.splats.ply import save_ply
+from worldscape.splats.render import render
+
+FULL_TURN = "L24"  # 24 turns of 15 degrees
+
+
+class Place(NamedTuple):
+    """Gaussians of a world (B = 1) and where one stands in it, [3] metres."""
+
+    scene: Gaussians
+    position: Tensor
+
+
+def walk_and_rebuild(env: gym.Env, seed: int, keys: list[str]) -> Place:
+    """Walk a world along `keys` (until its episode ends) -> the place that it remembers, on the CPU."""
+    _, info = env.reset(seed=seed)
+    for key in keys:
+        _, _, terminated, truncated, info = env.step(keys_to_action([key]))
+        if terminated or truncated:
+            break
+    world: Any = env.unwrapped
+    return Place(Gaussians(*(part.cpu() for part in world.reconstruct())), torch.from_numpy(info["pose"][:3, 3]))
+
+
+def orbit_poses(centre: Tensor, radius: float, num_frames: int) -> Tensor:
+    """Cameras on a level circle around `centre` [3] (metres), each looking outwards -> poses [V, 4, 4]."""
+    yaw = torch.arange(num_frames) * (2 * math.pi / num_frames)
+    state = torch.zeros(num_frames, 6)
+    state[:, :3] = centre + radius * torch.stack([yaw.sin(), torch.zeros_like(yaw), yaw.cos()], -1)
+    state[:, 3] = yaw
+    return pose_from_state(state)
+
+
+@torch.inference_mode()
+def render_film(scene: Gaussians, poses: Tensor, field_of_view: float, size: int) -> np.ndarray:
+    """One scene from poses [V, 4, 4], view of so many degrees -> film uint8 [V, size, size, 3], black where empty."""
+    focal = 0.5 / math.tan(math.radians(field_of_view / 2))
+    intrinsics = torch.tensor([[[focal, focal, 0.5, 0.5]]])
+    frames = [render(scene, pose[None, None], intrinsics, size).rgb[0, 0] for pose in poses]
+    film = rearrange(torch.stack(frames).clamp(0, 1), "v k h w -> v h w k")
+    return (255 * film).round().to(torch.uint8).numpy()
+
+
+def write_film(film: np.ndarray, out: Path, fps: int) -> None:
+    """Write uint8 [V, h, w, 3] as a video. Raises OSError when it cannot be written."""
+    import imageio.v3 as iio
+
+    out.parent.mkdir(parents=True, exist_ok=True)
+    iio.imwrite(out, film, plugin="FFMPEG", fps=fps)
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the `orbit` command."""
+    parser: argparse.ArgumentParser = subparsers.add_parser(
+        "orbit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--weights", help="name or folder of the weights (default: the shipped ones)")
+    parser.add_argument("--starts", help='"train", "heldout", "drawn", or a dataset, starts file, picture or video')
+    parser.add_argument("--seed", type=int, default=0, help="chooses the world (default 0)")
+    parser.add_argument("--keys", default=FULL_TURN, help=f"walk along these first (default {FULL_TURN}: a full turn)")
+    parser.add_argument("--out", type=Path, required=True, help="video to write")
+    parser.add_argument("--ply", type=Path, help="write the Gaussians here too, as a 3DGS .ply")
+    parser.add_argument("--radius", type=float, default=0.4, help="of the circle, metres (default 0.4)")
+    parser.add_argument("--view", type=float, default=80.0, help="field of view, degrees (default 80)")
+    parser.add_argument("--frames", type=int, default=96, help="frames of the video (default 96)")
+    parser.add_argument("--size", type=int, default=192, help="pixels a side, even (default 192)")
+    parser.add_argument("--fps", type=int, default=24, help="frames per second (default 24)")
+    parser.set_defaults(func=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    for name in ("frames", "size", "fps"):
+        if getattr(args, name) < 1:
+            raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least 1")
+    if not 0 < args.view < 180:
+        raise ValueError(f"--view is {args.view}; give degrees between 0 and 180")
+    if args.seed < 0 or args.radius < 0 or args.size % 2:
+        raise ValueError(f"--seed {args.seed} and --radius {args.radius} must be 0 or more, --size {args.size} even")
+    keys = parse_keys(args.keys)
+    options = {name: getattr(args, name) for name in ("weights", "starts") if getattr(args, name) is not None}
+    env = make_env(WORLD, {"actions": "multi_discrete", **options})
+    place = walk_and_rebuild(env, args.seed, keys)
+    env.close()
+    if args.ply is not None:
+        print(f"{args.ply}: {save_ply(place.scene, args.ply)} Gaussians")
+    film = render_film(place.scene, orbit_poses(place.position, args.radius, args.frames), args.view, args.size)
+    write_film(film, args.out, args.fps)
+    print(f"{args.out}: {len(film)} frames")
+    return 0

@@ -1,0 +1,256 @@
+"""Stage `spatial`: the generator goes on learning, now also that its frames show one place.
+
+L = L_fm + alpha L_depth + beta L_render, both ramped up. An aggregator turns the features and the denoised frames of
+some frames of each clip into Gaussians; these are drawn from those frames' cameras and from held-out ones. Gradients
+pass through the aggregator and the frozen decoder (given no memory to copy from) into the generator. The aggregator
+takes no part in a dream.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange, repeat
+from torch import Tensor, nn
+
+from worldscape.checkpoint import load_aggregator
+from worldscape.codec import normalise_tokens
+from worldscape.conditioning.reproject import decode_depth, reproject
+from worldscape.config import WorldConfig
+from worldscape.data.clips import FrameStore
+from worldscape.evaluate.metrics import error_to_psnr
+from worldscape.splats.aggregator import Aggregated, Aggregator, Context, block_median
+from worldscape.splats.config import PRESETS
+from worldscape.splats.render import Rendering, render
+from worldscape.train.codec import decode_blind, picture_rows
+from worldscape.train.config import TrainConfig, require
+from worldscape.train.spatial_losses import DEPTH_KINDS, depth_loss, render_loss
+from worldscape.train.world import Refined, WorldStage, WorldTrainConfig
+from worldscape.train.world import build_stage as build_world_stage
+from worldscape.world import WorldModel
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpatialTrainConfig(WorldTrainConfig):
+    """WorldTrainConfig of the spatial stage.
+
+    alpha, beta: weights of L_depth and L_render, reached linearly over the first `ramp` steps. spatial_rows: clips of
+    each batch on which they are measured. num_held_out: frames of a clip that the aggregator does not see; num_shown:
+    of those it sees, how many are drawn. picture_dropout: share of clips of which it sees features alone.
+    depth_kind: "metric", or "relative" for recordings whose depth is known up to scale and shift.
+    """
+
+    alpha: float = 0.25
+    beta: float = 0.25
+    ramp: int = 200
+    spatial_rows: int = 4
+    num_held_out: int = 2
+    num_shown: int = 1
+    picture_dropout: float = 0.3
+    depth_kind: str = "metric"
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        for name, least in (("alpha", 0), ("beta", 0), ("ramp", 0), ("num_shown", 0)):
+            require(getattr(self, name) >= least, name, getattr(self, name), f"{least} or more")
+        for name in ("spatial_rows", "num_held_out"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
+        require(0 <= self.picture_dropout <= 1, "picture_dropout", self.picture_dropout, "in [0, 1]")
+        require(self.depth_kind in DEPTH_KINDS, "depth_kind", self.depth_kind, f"one of {', '.join(DEPTH_KINDS)}")
+
+
+DEFAULTS: dict[str, TrainConfig] = {
+    "debug": SpatialTrainConfig(
+        steps=20,
+        batch_size=4,
+        lr=1e-3,
+        warmup=2,
+        sample_every=20,
+        checkpoint_every=10,
+        log_every=5,
+        dream_frames=16,
+        ramp=2,
+        spatial_rows=2,
+        num_held_out=1,
+    ),
+    "nano": SpatialTrainConfig(
+        steps=2000, batch_size=32, lr=3e-4, warmup=100, ema=0.998, optimizer="muon", precision="bf16", threads=2
+    ),
+    "small": SpatialTrainConfig(
+        steps=6000, batch_size=128, lr=2e-4, warmup=200, ema=0.999, optimizer="muon", precision="bf16", spatial_rows=16
+    ),
+}
+
+
+class Space(NamedTuple):
+    """A batch's clips in space: denoised frames rgbd [R, T, 4, h, w], Gaussians of the context frames, and these drawn
+    from V views (held-out ones first)."""
+
+    rgbd: Tensor
+    found: Aggregated
+    drawn: Rendering
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SpatialStage:
+    """Trains the generator and an aggregator on the world stage's clips. `aggregator`: as it begins."""
+
+    clips: WorldStage
+    config: SpatialTrainConfig
+    aggregator: Aggregator
+    name: str = "spatial"
+
+    @property
+    def store(self) -> FrameStore:
+        """The recorded frames."""
+        return self.clips.store
+
+    def trainable(self, model: WorldModel) -> nn.Module:
+        """The transformer and the model's aggregator, which is put in place where there is none."""
+        if model.aggregator is None:
+            model.aggregator = copy.deepcopy(self.aggregator).to(next(model.parameters()).device)
+        return nn.ModuleDict({"transformer": model.transformer, "aggregator": model.aggregator})
+
+    def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
+        """The world stage's clips, and of the first R = spatial_rows the pictures, depth and cameras.
+
+        views long [V]: frames to draw, num_held_out held-out ones first; context long [N]: those the aggregator sees;
+        ramp: share of alpha and beta that this step takes.
+        """
+        rng = np.random.default_rng([self.config.seed, step, rank, 8])
+        batch = self.clips.batch(step, rank, world_size)
+        frames = batch["frames"][: self.config.spatial_rows].numpy()
+        order = rng.permutation(frames.shape[1])
+        held_out, context = np.split(order, [self.config.num_held_out])
+        return batch | {
+            "pictures": self.store.rgbd(frames),
+            "depth": torch.from_numpy(self.store.depth[frames]).float(),
+            "poses": torch.from_numpy(self.store.pose[frames]),
+            "intrinsics": torch.from_numpy(self.store.intrinsics).expand(len(frames), -1).clone(),
+            "has_picture": torch.from_numpy(rng.random(len(frames)) >= self.config.picture_dropout),
+            "views": torch.from_numpy(np.concatenate([held_out, context[: self.config.num_shown]])),
+            "context": torch.from_numpy(np.sort(context)),
+            "ramp": torch.tensor(min(1.0, (step + 1) / max(self.config.ramp, 1))),
+        }
+
+    def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """L_fm + ramp (alpha L_depth + beta L_render), and each of them."""
+        refined = self.clips.refine(model, batch, generator)
+        parts = self.clips.flow_loss(batch, refined)
+        with torch.autocast(batch["latent"].device.type, enabled=False):  # geometry needs all of float32
+            space = self.build_space(model, batch, refined)
+            depth, picture = self.measure_depth(batch, refined, space), self.measure_views(batch, space)
+        total = parts["loss"] + batch["ramp"] * (self.config.alpha * depth + self.config.beta * picture.loss)
+        return {
+            **parts,
+            "loss": total,
+            "flow": parts["loss"].detach(),
+            "depth": depth.detach(),
+            "render": picture.loss.detach(),
+            "psnr_held_out": picture.psnr,
+            "seen": picture.seen,
+        }
+
+    def build_space(self, model: WorldModel, batch: dict[str, Tensor], refined: Refined) -> Space:
+        """Denoised frames, Gaussians and views of the first clips of a batch."""
+        assert model.aggregator is not None
+        rows, context = len(batch["pictures"]), batch["context"]
+        latent = normalise_tokens(refined.prediction.latent[:rows].float())
+        rgbd = decode_blind(model, rearrange(latent, "r t p c -> (r t) p c")).clamp(-1.0, 1.0)
+        rgbd = rearrange(rgbd, "(r t) k h w -> r t k h w", r=rows)
+        found = model.aggregator(
+            Context(
+                features=refined.prediction.features[:rows, context].float(),
+                rgbd=rgbd[:, context],
+                has_picture=batch["has_picture"],
+                poses=batch["poses"][:, context],
+                intrinsics=batch["intrinsics"],
+            )
+        )
+        cameras = batch["poses"][:, batch["views"]]
+        intrinsics = repeat(batch["intrinsics"], "r k -> r v k", v=cameras.shape[1])
+        return Space(rgbd, found, render(found.gaussians, cameras, intrinsics, rgbd.shape[-1]))
+
+    def measure_depth(self, batch: dict[str, Tensor], refined: Refined, space: Space) -> Tensor:
+        """L_depth of the denoised frames (noisy ones counting less) and of the Gaussians of the context frames."""
+        kind, target = self.config.depth_kind, batch["depth"]
+        weight = 1.0 - self.config.level_weight * refined.level[: len(target)]
+        of_frames = (weight * depth_loss(decode_depth(space.rgbd[:, :, 3]), target, kind=kind)).mean()
+        coarse = block_median(target[:, batch["context"]], target.shape[-1] // space.found.depth.shape[-1])
+        return of_frames + depth_loss(space.found.depth, coarse, kind=kind).mean()
+
+    def measure_views(self, batch: dict[str, Tensor], space: Space) -> ViewScore:
+        """L_render of the drawn views, of the held-out ones where a context frame truly shows what they show."""
+        views, held_out = batch["views"], self.config.num_held_out
+        target = batch["pictures"][:, views, :3] / 2 + 0.5
+        seen = find_seen(batch, views[:held_out])
+        mask = torch.cat([seen, torch.ones_like(seen[:, :1]).expand(-1, len(views) - held_out, -1, -1)], 1)
+        error = (space.drawn.rgb - target)[:, :held_out].detach().square().mean(2)
+        error = (error * seen).sum() / seen.sum().clamp_min(1)
+        loss = render_loss(space.drawn.rgb, target, mask).mean()
+        return ViewScore(loss, error_to_psnr(error), seen.float().mean())
+
+    def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
+        """The first clips of a fixed batch: rows of frames, the same drawn from Gaussians, and where they count."""
+        device = next(model.parameters()).device
+        batch = {name: tensor.to(device) for name, tensor in self.batch(0, 0, 1).items()}
+        refined = self.clips.refine(model, batch, torch.Generator(device).manual_seed(self.config.seed))
+        drawn = self.build_space(model, batch, refined).drawn.rgb
+        target = batch["pictures"][:, batch["views"], :3] / 2 + 0.5
+        seen = find_seen(batch, batch["views"])[:, :, None].expand(-1, -1, 3, -1, -1)
+        rows = []
+        for pictures in (target, drawn.clamp(0, 1), seen.float()):
+            flat = rearrange((255 * pictures).round().to(torch.uint8), "r v k h w -> (r v) h w k")
+            rows.append(flat.cpu().numpy())
+        return {"views": picture_rows(rows)}
+
+
+class ViewScore(NamedTuple):
+    """L_render; PSNR in dB of the held-out views and the share of their pixels that count (no gradient)."""
+
+    loss: Tensor
+    psnr: Tensor
+    seen: Tensor
+
+
+def find_seen(batch: dict[str, Tensor], views: Tensor) -> Tensor:
+    """Which pixels of the frames `views` [V] the context frames show, by the recorded depth: bool [R, V, h, w].
+
+    All False where views do not overlap.
+    """
+    context, poses = batch["context"], batch["poses"]
+    sources = torch.nan_to_num(batch["pictures"][:, context], nan=-1.0)  # unmeasured depth is infinitely far
+    valid = torch.ones(sources.shape[:2], dtype=torch.bool, device=sources.device)
+    masks = [
+        reproject(sources, poses[:, context], valid, poses[:, view], batch["intrinsics"]).mask[:, 0]
+        for view in views.tolist()
+    ]
+    return torch.stack(masks, 1) > 0.5
+
+
+def build_stage(
+    model_config: WorldConfig, train_config: TrainConfig, dataset: str | Path, init: str | None
+) -> SpatialStage:
+    """The stage for a dataset, over the codec and generator of `init`, and its aggregator where it has one.
+
+    Raises ValueError for recorded depth that is NaN and for clips that leave the aggregator nothing to look at.
+    """
+    assert init is not None and isinstance(train_config, SpatialTrainConfig)
+    num_frames = model_config.memory.num_context + 1
+    rule = f"below the {num_frames} frames of a clip"
+    require(train_config.num_held_out < num_frames, "num_held_out", train_config.num_held_out, rule)
+    clips = build_world_stage(model_config, train_config, dataset, init)
+    if np.isnan(clips.store.depth).any():
+        raise ValueError(f"{dataset} has depth that is NaN; record 0 where nothing was measured.")
+    aggregator = load_aggregator(init)
+    if aggregator is None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(train_config.seed)
+            config = PRESETS[model_config.preset]
+            aggregator = Aggregator(config, model_config.codec, model_config.transformer.width)
+    return SpatialStage(clips=clips, config=train_config, aggregator=aggregator)

@@ -1,0 +1,75 @@
+"""Geometry: a dream that equals the simulator scores as it does; wrong depth and a wobbling world are caught."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from tests.evaluate.panorama import PerfectEngine
+from worldscape.evaluate import geometry
+from worldscape.evaluate.geometry import GeometryConfig, find_nearest, judge_geometry
+from worldscape.splats.unproject import unproject
+
+CONFIG = GeometryConfig(horizons=(1, 8), gaps=(1, 4))
+
+
+class WarpedEngine(PerfectEngine):
+    """Shows everything too far away, and every other frame inverted."""
+
+    def _frame(self, realised):
+        made = super()._frame(realised)
+        made.depth = made.depth * 1.3
+        if self.num_frames // self.num_slots % 2:
+            made.frame = 255 - made.frame
+        return made
+
+
+def test_a_perfect_dream_scores_like_the_simulator(episodes):
+    found = judge_geometry(PerfectEngine(5), episodes, unproject, CONFIG).metrics
+    assert found["depth_abs_rel_h1"] == found["depth_abs_rel_h8"] == 0 and found["depth_delta_h8"] == 1
+    for name in ("warp_psnr_{}_g1", "warp_psnr_{}_g4", "novel_psnr_{}", "nearest_psnr_{}", "novel_gain_{}"):
+        assert found[name.format("dream")] == pytest.approx(found[name.format("simulator")], abs=1e-4)
+    assert 0 < found["warp_share_g4"] <= found["warp_share_g1"] <= 1
+
+
+def test_wrong_depth_and_frames_that_disagree_are_caught(episodes):
+    found = judge_geometry(WarpedEngine(5), episodes, unproject, CONFIG).metrics
+    assert found["depth_abs_rel_h8"] == pytest.approx(0.3, abs=1e-3) and found["depth_delta_h8"] == 0
+    assert found["warp_psnr_dream_g1"] < found["warp_psnr_simulator_g1"] - 2
+
+
+def test_the_nearest_view_counts_turn_and_distance():
+    poses = torch.eye(4).repeat(1, 3, 1, 1)
+    poses[0, 1, 0, 3] = 1.0
+    poses[0, 2, :3, :3] = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # a quarter turn: as far as 3.1 m
+    wanted = poses.clone()
+    wanted[0, 0, 0, 3] = 0.4
+    wanted[0, 1, 0, 3] = 0.6
+    distance, index = find_nearest(wanted, poses)
+    assert index.tolist() == [[0, 1, 2]]
+    torch.testing.assert_close(distance, torch.tensor([[0.2, 0.2, 0.0]]), atol=1e-3, rtol=0)
+
+
+def test_scores_without_a_number_do_not_count():
+    assert geometry._mean(torch.tensor([1.0, math.nan, 3.0])) == 2.0
+    assert math.isnan(geometry._mean(torch.tensor([math.nan])))
+
+
+def test_pictures_are_written(episodes, tmp_path):
+    dream = judge_geometry(PerfectEngine(5), episodes, unproject, CONFIG).dream
+    paths = geometry.save_pictures(tmp_path, dream, episodes, unproject, CONFIG, num_shown=1)
+    assert [path.name for path in paths] == ["geometry.png", "novel_views.png"]
+    assert all(path.stat().st_size > 1000 for path in paths)
+
+
+@pytest.mark.parametrize("settings", [{"horizons": (4, 1)}, {"horizons": ()}, {"gaps": (0,)}])
+def test_bad_settings_are_named(settings):
+    with pytest.raises(ValueError, match="increasing"):
+        GeometryConfig(**settings)
+
+
+def test_a_dream_is_long_enough_for_all_that_is_measured():
+    assert GeometryConfig(horizons=(1,), gaps=(1,)).num_steps == geometry.CLIP
+    assert GeometryConfig(horizons=(1,), gaps=(16,)).num_steps == 17
+    assert np.arange(geometry.CLIP)[1::2].tolist() == [1, 3, 5]
