@@ -70,6 +70,12 @@ def write(folder: Path, name: str = "0", camera_axes: np.ndarray | None = None) 
     return path
 
 
+def rows(opened: h5py.File, name: str) -> h5py.Dataset:
+    dataset = opened[name]
+    assert isinstance(dataset, h5py.Dataset)
+    return dataset
+
+
 @pytest.fixture
 def file(tmp_path) -> Path:
     return write(tmp_path / "part1" / "stack_cups")
@@ -105,8 +111,8 @@ def test_pixels_are_those_of_the_square_in_the_middle(file):
 
 def test_low_confidence_hides_a_fingertip_and_an_untracked_palm_the_hand(file):
     with h5py.File(file, "a") as opened:
-        opened["confidences/leftIndexFingerTip"][3] = 0.0032
-        opened["confidences/rightHand"][5:] = 0.0032
+        rows(opened, "confidences/leftIndexFingerTip")[3] = 0.0032
+        rows(opened, "confidences/rightHand")[5:] = 0.0032
     episode = read_episode(file, EVERY)
     assert episode.hand_present[:, 0].all() and not episode.hand_visible[3, 0, 8]
     assert episode.hand_present[:, 1].tolist() == [True] * 5 + [False] * (FRAMES - 5)
@@ -116,7 +122,7 @@ def test_low_confidence_hides_a_fingertip_and_an_untracked_palm_the_hand(file):
 
 def test_joints_that_are_not_finite_count_as_absent(file):
     with h5py.File(file, "a") as opened:
-        opened["transforms/leftThumbTip"][2] = np.nan
+        rows(opened, "transforms/leftThumbTip")[2] = np.nan
     episode = read_episode(file, EVERY)
     assert episode.hand_present[:, 0].tolist() == [True, True, False] + [True] * (FRAMES - 3)
     assert all(np.isfinite(part).all() for part in episode)
@@ -145,8 +151,9 @@ def test_the_command_writes_a_dataset_that_the_reader_reads(file, tmp_path, caps
     reader.require("pose", "intrinsics", "camera", "controls", "realised", "hand_keypoints", "hand_state")
     episode = reader.episode(0)
     assert len(episode) == FRAMES // 2 - 1 and episode.actions.shape == (FRAMES // 2 - 1, 26)
+    assert episode.hand_keypoints is not None and episode.hand_visible is not None
     np.testing.assert_allclose(episode.hand_keypoints, keypoints()[::2], atol=1e-5)
-    assert episode.hand_visible is not None and episode.hand_visible.dtype == bool
+    assert episode.hand_visible.dtype == bool
     step = (hands().position[2, 0] - hands().position[0, 0]) / 0.03
     np.testing.assert_allclose(episode.actions[0, :3], step, atol=1e-3)
     assert episode.truncations.tolist() == [False] * (len(episode) - 1) + [True] and not episode.rewards.any()

@@ -1,6 +1,7 @@
 """The tabletop simulator: reproducible, true geometry, an honest hand, rewards that say what happened."""
 
 from dataclasses import replace
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -151,13 +152,11 @@ def test_a_hand_that_sweeps_over_the_table_pushes_the_object(env):
 
 
 def facts(**changes) -> Facts:
+    """A hand far from an object 10 cm from its target, with some facts changed."""
     far = np.array([0.3, -0.2, 0.0])
-    plain = dict.fromkeys(("contact", "grasped", "lifted", "was_lifted"), False)
-    return Facts(
-        **{**plain, "fingertip": far, "palm": far, "object": np.zeros(3), "target": np.array([0.1, 0, 0])}
-        | {"object_speed": 0.0}
-        | changes
-    )
+    values: dict[str, Any] = {"fingertip": far, "palm": far, "object": np.zeros(3), "target": np.array([0.1, 0.0, 0.0])}
+    values |= {"object_speed": 0.0, "contact": False, "grasped": False, "lifted": False, "was_lifted": False}
+    return Facts(**(values | changes))
 
 
 def test_reaching_is_paid_by_distance_and_done_within_the_radius():

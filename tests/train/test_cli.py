@@ -72,7 +72,7 @@ def test_every_stage_says_what_it_builds_on():
 def test_a_teacher_with_another_codec_is_refused():
     student = copy.deepcopy(load_world("debug"))
     check_teacher(load_world("debug"), student, "run")
-    student.codec.encoder.to_latent.bias += 1.0
+    student.codec.encoder.to_latent.weight += 1.0
     with pytest.raises(ValueError, match="--teacher run has another codec than the student"):
         check_teacher(load_world("debug"), student, "run")
 

@@ -105,7 +105,8 @@ def read_episode(path: Path, config: EgoDexConfig) -> EgoDexEpisode:
     pose = _camera_poses(tracks, config)[kept]
     intrinsics = _square_intrinsics(tracks.intrinsics, height, width)
     tracked = tracks.confidences[kept] >= config.min_confidence
-    present = tracked[..., _PALM].all(-1) & np.isfinite(tracks.keypoints[kept]).all((-1, -2))
+    finite = np.isfinite(tracks.keypoints[kept]).all((-1, -2))
+    present = np.logical_and(np.all(tracked[..., _PALM], axis=-1, keepdims=True)[..., 0], finite)
     keypoints = np.where(present[..., None, None], tracks.keypoints[kept] @ _FLIP, 0.0).astype(np.float32)
     pixels, inside = _project(keypoints, pose, intrinsics, config.size)
     shown = present[..., None]

@@ -24,7 +24,8 @@ from worldscape.progress import Progress
 if TYPE_CHECKING:
     from minari.data_collector import EpisodeBuffer
 
-_UNBOUNDED = 1e3  # metres: people walk about, so the box of the simulator's hand does not hold
+_FREE = HandScale(low=(-1e3, -1e3, -1e3), high=(1e3, 1e3, 1e3), max_tilt=3.0)
+"""The simulator's step sizes without its box: people walk about."""
 
 
 def import_egodex(source: Path, out: Path, config: EgoDexConfig, episodes: int = 0) -> int:
@@ -70,8 +71,8 @@ def as_buffer(episode: EgoDexEpisode, index: int) -> EpisodeBuffer:
     infos["intrinsics"] = np.tile(episode.intrinsics, (steps + 1, 1))
     return EpisodeBuffer(
         id=index,
-        observations=episode.frames,
-        actions=hand_actions(episode).numpy(),
+        observations=list(episode.frames),
+        actions=list(hand_actions(episode).numpy()),
         rewards=[0.0] * steps,
         terminations=[False] * steps,
         truncations=[False] * (steps - 1) + [True],
@@ -90,7 +91,6 @@ def camera_motion(camera: Tensor) -> Tensor:
 
 def hand_actions(episode: EgoDexEpisode) -> Tensor:
     """The delta actions [T - 1, 26] that follow the hands, as far as one step goes; zero where a hand comes or goes."""
-    scale = HandScale(low=(-_UNBOUNDED,) * 3, high=(_UNBOUNDED,) * 3, max_tilt=3.0)
     rows = torch.from_numpy(episode.hand_state)
     present = torch.from_numpy(episode.hand_present)
     both = present[1:] & present[:-1]
@@ -98,7 +98,7 @@ def hand_actions(episode: EgoDexEpisode) -> Tensor:
     rest[[3, 7]] = 1.0  # no rotation: an absent hand's zeros are none
     states = state_from_vector(torch.where(present[..., None], rows, rest))
     before, after = (type(states)(*(part[cut] for part in states)) for cut in (slice(None, -1), slice(1, None)))
-    actions = action_between(before, after, scale) * both[..., None]
+    actions = action_between(before, after, _FREE) * both[..., None]
     return rearrange(actions, "t hands a -> t (hands a)")
 
 

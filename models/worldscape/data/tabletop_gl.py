@@ -4,7 +4,11 @@ Multisampling and shadow maps cost nine tenths of the time in software; pictures
 instead, and soft dark discs stand for contact shadows.
 """
 
+# mujoco's compiled module has no stubs.
+# pyright: reportAttributeAccessIssue=false
+
 import sys
+from typing import Any
 
 import cv2
 import mujoco
@@ -31,7 +35,7 @@ class TabletopCamera:
     """Draws one model after another into one OpenGL context. Close it before the interpreter exits."""
 
     def __init__(self) -> None:
-        self._gl = _make_context()
+        self._gl: Any = _make_context()
         self._context: mujoco.MjrContext | None = None
         self._options = mujoco.MjvOption()
         self._options.sitegroup[:] = 0

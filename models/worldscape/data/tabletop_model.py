@@ -4,7 +4,7 @@ MuJoCo's world has z up; ours has y down. `to_mujoco` and `from_mujoco` are the 
 wrist is welded to a mocap body that the simulator moves; its fingers are driven by position servos.
 """
 
-# The mujoco stubs type an MjSpec's elements and enums loosely.
+# mujoco's compiled module has no stubs.
 # pyright: reportAttributeAccessIssue=false
 
 import importlib.util

@@ -4,6 +4,9 @@ The wrist follows its command through a weld with give, so a table or an object 
 the wrist instead of running ahead.
 """
 
+# mujoco's compiled module has no stubs.
+# pyright: reportAttributeAccessIssue=false
+
 from typing import NamedTuple
 
 import mujoco
