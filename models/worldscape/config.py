@@ -199,7 +199,7 @@ PRESETS: dict[str, WorldConfig] = {
         heads=HeadsConfig(width=16),
         steps_per_frame=1,
     ),
-    "nano": WorldConfig(preset="nano", steps_per_frame=1),
+    "nano": WorldConfig(preset="nano", codec=CodecConfig(latent_channels=64), steps_per_frame=1),
     "small": WorldConfig(
         preset="small",
         codec=CodecConfig(size=128, widths=(64, 96, 160, 256), latent_channels=32),

@@ -42,7 +42,17 @@ DEFAULTS: dict[str, TrainConfig] = {
     "debug": CodecTrainConfig(
         steps=20, batch_size=4, lr=1e-3, warmup=2, sample_every=20, checkpoint_every=10, log_every=5
     ),
-    "nano": CodecTrainConfig(steps=6000, batch_size=32, lr=1e-3, warmup=100, ema=0.997, precision="bf16", threads=2),
+    "nano": CodecTrainConfig(
+        steps=6000,
+        batch_size=32,
+        lr=1e-3,
+        warmup=100,
+        ema=0.997,
+        optimizer="muon",
+        blind_share=0.7,
+        precision="bf16",
+        threads=2,
+    ),
     "small": CodecTrainConfig(steps=20000, batch_size=64, lr=6e-4, warmup=500, ema=0.999, precision="bf16"),
 }
 
