@@ -52,7 +52,7 @@ def read_results(paths: list[Path]) -> dict[str, Mapping[str, float]]:
     missing = [name for name in NEEDED if name not in reports]
     if missing:
         raise ValueError(f"no JSON line of {', '.join(missing)} in {', '.join(map(str, paths))}")
-    weights = {reports[name].weights for name in NEEDED}
+    weights = {reports[name].weights.split("@")[-1] for name in NEEDED}  # checksums: a folder may have been renamed
     if len(weights) > 1:
         raise ValueError(f"the results are of different weights: {', '.join(sorted(weights))}")
     return {name: reports[name].metrics for name in NEEDED}
