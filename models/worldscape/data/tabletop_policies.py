@@ -19,10 +19,10 @@ from worldscape.conditioning.hands import HandScale, action_between, rotation_fr
 Act = Callable[[Any, dict[str, Any]], np.ndarray]
 Script = Iterator[np.ndarray]
 
-GRASP_PITCH, GRASP_ROLL = 0.35, 0.29  # radians: fingers down, thumb side up
+GRASP_PITCH, GRASP_ROLL = 0.29, 0.345  # radians: fingers down, thumb side up
 ROUND_YAW = -0.3  # radians: fingers to the left, so that the sleeve does not hide the grasp
-GRASP_POINT = np.array([-0.02, 0.05, 0.1])  # what is grasped, in hand axes, metres
-OPPOSED = 0.87
+GRASP_POINT = np.array([-0.009, 0.04, 0.115])  # what is grasped, in hand axes, metres
+OPPOSED = 0.967
 PUSH_PITCH = 1.15
 UP = np.array([0.0, -1.0, 0.0])
 ATTEMPTS = 3
@@ -30,11 +30,13 @@ ATTEMPTS = 3
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Style:
-    """How well a script is played: tremor added to actions, error of aim in metres, and a hand that opens too soon."""
+    """How well a script is played: tremor added to actions, error of aim in metres, a hand that opens too soon, and how
+    often it tries."""
 
     tremor: float = 0.0
     aim: float = 0.0
     drops: bool = False
+    attempts: int = ATTEMPTS
 
 
 def expert(env: gym.Env, rng: np.random.Generator) -> Act:
@@ -48,9 +50,9 @@ def perturbed(env: gym.Env, rng: np.random.Generator) -> Act:
 
 
 def failing(env: gym.Env, rng: np.random.Generator) -> Act:
-    """The script of the env's current task with the aim several centimetres off, or with a hand that lets go."""
+    """The script of the env's current task, tried once, with the aim several centimetres off or a hand that lets go."""
     drops = bool(rng.random() < 0.5)
-    return _play(env, rng, Style(tremor=0.1, aim=0.005 if drops else 0.04, drops=drops))
+    return _play(env, rng, Style(tremor=0.1, aim=0.005 if drops else 0.045, drops=drops, attempts=1))
 
 
 def explore(env: gym.Env, rng: np.random.Generator) -> Act:
@@ -145,14 +147,14 @@ def _reach(world: Any, rng: np.random.Generator, style: Style) -> Script:
 def _pick_place(world: Any, rng: np.random.Generator, style: Style) -> Script:
     """Grasp from above, lift, carry, put down, let go; again when it slipped."""
     pitch, roll = np.array([GRASP_PITCH, GRASP_ROLL]) + 0.03 * rng.normal(size=2)
-    opened, closed = _fingers(0.12, OPPOSED), _fingers(0.92, OPPOSED)
-    for _ in range(ATTEMPTS):
+    opened, closed = _fingers(0.03, OPPOSED), torch.tensor([0.89, 1.0, 1.0, 1.0, 1.0, OPPOSED, 0.0])
+    for _ in range(style.attempts):
         rotation = _turned(float(pitch), float(roll), _grasp_yaw(world))
         reach = (rotation @ torch.from_numpy(GRASP_POINT).float()).numpy()
         aim = world.object_pose()[:3, 3] - reach + style.aim * rng.normal(size=3)
         yield from _go(world, _state(aim + 0.08 * UP, rotation, opened), 22)
         yield from _go(world, _state(aim, rotation, opened), 7, speed=0.7)
-        yield from _go(world, _state(aim, rotation, closed), 8, speed=0.7)
+        yield from _go(world, _state(aim, rotation, closed), 8, speed=0.75)
         yield from _go(world, _state(aim + 0.1 * UP, rotation, closed), 6, speed=0.8)
         if world.is_lifted():
             yield from _carry(world, rotation, closed, _fingers(0.1, 0.5) if style.drops else closed)
@@ -212,7 +214,7 @@ def _push(world: Any, rng: np.random.Generator, style: Style) -> Script:
     fingers = _fingers(0.12, 0.6)
     tips = keypoints_in_hand(fingers)[[8, 12, 16]].mean(0)
     error = style.aim * rng.normal(size=3) * [1, 0, 1]
-    for _ in range(ATTEMPTS + 1):
+    for _ in range(style.attempts):
         heading = _heading(world)
         rotation = _turned(PUSH_PITCH, 0.0, _yaw_across(heading))
         reach = (rotation @ tips).numpy()
