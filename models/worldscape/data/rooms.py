@@ -4,18 +4,18 @@ It is the dream's real counterpart: same actions, same observations, same task. 
 are a pure function of the reset seed. See `rooms_layout.py` for what is built and `rooms_gl.py` for how it is drawn.
 """
 
-from typing import Any, ClassVar
+from typing import Any
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from worldscape.conditioning.controls import DISCRETE_ACTIONS, ControlScale, discrete_controls
+from worldscape.data.simulator import SimulatorEnv
 
 FIELD_OF_VIEW = 80.0  # degrees, vertical and horizontal (the picture is square)
 
 
-class RoomsEnv(gym.Env[np.ndarray, np.int64]):
+class RoomsEnv(SimulatorEnv):
     """Procedurally varied rooms, indoor and open-air, with a red box to find.
 
     ## Description
@@ -68,8 +68,6 @@ class RoomsEnv(gym.Env[np.ndarray, np.int64]):
     - v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
-
     def __init__(
         self,
         size: int = 64,
@@ -79,70 +77,34 @@ class RoomsEnv(gym.Env[np.ndarray, np.int64]):
     ):
         if not isinstance(size, int) or size < 16:
             raise ValueError(f"size is {size!r}; it must be an int of at least 16 pixels.")
-        if not isinstance(max_episode_steps, int) or max_episode_steps < 0:
-            raise ValueError(f"max_episode_steps is {max_episode_steps!r}; give a whole number, 0 for no limit.")
-        if render_mode not in (None, "rgb_array"):
-            raise ValueError(f"render_mode is {render_mode!r}; choose None or 'rgb_array'.")
-        self.size = size
-        self.goal_terminates = goal_terminates
-        self.max_episode_steps = max_episode_steps
-        self.render_mode = render_mode
+        super().__init__(size, goal_terminates, max_episode_steps, render_mode)
         self.scale = ControlScale()
         self.action_space = spaces.Discrete(len(DISCRETE_ACTIONS))
-        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self._controls = discrete_controls(self.scale)
-        self._world = None
-        self._steps = 0
-        self._needs_reset = True
 
-    @property
-    def world(self):
-        """The MiniWorld world behind the environment (ground truth for policies and judges); built at first use."""
-        if self._world is None:
-            from worldscape.data.rooms_gl import RoomsWorld
+    def _make_world(self):
+        from worldscape.data.rooms_gl import RoomsWorld
 
-            self._world = RoomsWorld(self.size, FIELD_OF_VIEW)
-        return self._world
+        return RoomsWorld(self.size, FIELD_OF_VIEW)
+
+    def _picture(self) -> np.ndarray:
+        return self.world.picture()
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Build the layout of `seed` (or of the next random seed) -> (observation, info). `options` must be empty."""
-        super().reset(seed=seed)
-        if options:
-            raise ValueError(f"WorldScape-Rooms takes no reset options, got {sorted(options)}; pass none.")
-        layout_seed = seed if seed is not None else int(self.np_random.integers(1_000_000))
-        self.world.build(layout_seed)
-        self._steps = 0
-        self._needs_reset = False
+        self.world.build(self._choose_layout(seed, options))
         return self._observe(np.zeros(6, np.float32), collision=False)
 
     def step(self, action: Any):
         """Take one action -> (observation, reward, terminated, truncated, info)."""
-        if self._needs_reset:
-            raise gym.error.ResetNeeded("Call reset() before step(), and again after an episode ended.")
+        self._check_running()
         control = self._controls[self._validated(action)]
         realised = self.world.move(control, self.scale.max_pitch)
         self._steps += 1
         collision = bool(np.any(np.abs(control[:3] - realised[:3]) > 1e-6))
         observation, info = self._observe(realised, collision)
-        terminated = info["success"] and self.goal_terminates
-        truncated = 0 < self.max_episode_steps <= self._steps
-        self._needs_reset = terminated or truncated
+        terminated, truncated = self._is_over(info["success"])
         return observation, self._reward(info["success"]), terminated, truncated, info
-
-    def render(self):
-        """The agent's view -> uint8 [256, 256, 3], or None without a render mode."""
-        if self.render_mode is None:
-            return None
-        if self._needs_reset and self._steps == 0:
-            raise gym.error.ResetNeeded("Call reset() before render().")
-        return self.world.picture()
-
-    def close(self) -> None:
-        """Free the window and its buffers; may be called twice."""
-        if self._world is not None:
-            self._world.close()
-            self._world = None
-        self._needs_reset = True
 
     def _validated(self, action: Any) -> int:
         if isinstance(action, np.ndarray) and action.size == 1:

@@ -6,11 +6,11 @@ The world is a pure function of the reset seed. `tabletop_layout.py` says what i
 
 from typing import Any, ClassVar
 
-import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
 from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HandScale, check_hand_actions
+from worldscape.data.simulator import SimulatorEnv
 from worldscape.data.tabletop_layout import draw_plan
 from worldscape.data.tabletop_tasks import TASKS, Facts, Verdict
 
@@ -20,7 +20,7 @@ LARGEST_SIZE = 256
 RIGHT = 1  # row of the right hand in arrays of both
 
 
-class TabletopEnv(gym.Env[np.ndarray, np.ndarray]):
+class TabletopEnv(SimulatorEnv):
     """A right hand above a table with objects, seen from the eyes.
 
     ## Description
@@ -85,7 +85,6 @@ class TabletopEnv(gym.Env[np.ndarray, np.ndarray]):
     - v0: first version.
     """
 
-    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
     policies: ClassVar[str] = "worldscape.data.tabletop_policies"
     """Module with the recorder's policies by name, see `worldscape.data.rollout.load_policy`."""
 
@@ -98,42 +97,32 @@ class TabletopEnv(gym.Env[np.ndarray, np.ndarray]):
         scale: HandScale | None = None,
         render_mode: str | None = None,
     ):
-        _check_options(task, size, max_episode_steps, render_mode)
+        if task not in (*TASKS, "any"):
+            raise ValueError(f"task is {task!r}; choose one of {', '.join(TASKS)} or any.")
+        if not isinstance(size, int) or not 16 <= size <= LARGEST_SIZE:
+            raise ValueError(f"size is {size!r}; it must be an int from 16 to {LARGEST_SIZE} pixels.")
+        super().__init__(size, goal_terminates, max_episode_steps, render_mode)
         self.task = task
-        self.size = size
-        self.goal_terminates = goal_terminates
-        self.max_episode_steps = max_episode_steps
-        self.render_mode = render_mode
         self.scale = scale or HandScale()
         self.action_space = spaces.Box(-1.0, 1.0, (HAND_ACTION_WIDTH,), np.float32)
-        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
-        self._world = None
-        self._steps = 0
-        self._needs_reset = True
 
-    @property
-    def world(self):
-        """The MuJoCo world behind the environment (ground truth for policies and judges); built at first use."""
-        if self._world is None:
-            from worldscape.data.tabletop_world import TabletopWorld
+    def _make_world(self):
+        from worldscape.data.tabletop_world import TabletopWorld
 
-            self._world = TabletopWorld(self.size, FIELD_OF_VIEW, self.scale)
-        return self._world
+        return TabletopWorld(self.size, FIELD_OF_VIEW, self.scale)
+
+    def _picture(self) -> np.ndarray:
+        return self.world.picture(RENDER_SIZE)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Build the world of `seed` (or of the next random seed) -> (observation, info). `options` must be empty."""
-        super().reset(seed=seed)
-        if options:
-            raise ValueError(f"WorldScape-Tabletop takes no reset options, got {sorted(options)}; pass none.")
-        layout_seed = seed if seed is not None else int(self.np_random.integers(1_000_000))
+        layout_seed = self._choose_layout(seed, options)
         rng = np.random.default_rng([20261123, layout_seed])
         names = tuple(TASKS)
         drawn = names[int(rng.integers(len(names)))]
         self.current_task = drawn if self.task == "any" else self.task
         self.world.build(draw_plan(rng, self.current_task))
-        self._steps = 0
         self._was_lifted = False
-        self._needs_reset = False
         observation, info, _ = self._observe()
         return observation, info
 
@@ -142,30 +131,12 @@ class TabletopEnv(gym.Env[np.ndarray, np.ndarray]):
 
         Raises ValueError for an action of another width or with numbers that are not finite.
         """
-        if self._needs_reset:
-            raise gym.error.ResetNeeded("Call reset() before step(), and again after an episode ended.")
+        self._check_running()
         self.world.move(check_hand_actions(action, 1)[0])
         self._steps += 1
         observation, info, verdict = self._observe()
-        terminated = verdict.success and self.goal_terminates
-        truncated = 0 < self.max_episode_steps <= self._steps
-        self._needs_reset = terminated or truncated
+        terminated, truncated = self._is_over(verdict.success)
         return observation, verdict.reward, terminated, truncated, info
-
-    def render(self):
-        """The view from the eyes -> uint8 [256, 256, 3], or None without a render mode."""
-        if self.render_mode is None:
-            return None
-        if self._needs_reset and self._steps == 0:
-            raise gym.error.ResetNeeded("Call reset() before render().")
-        return self.world.picture(RENDER_SIZE)
-
-    def close(self) -> None:
-        """Free the renderer; may be called twice."""
-        if self._world is not None:
-            self._world.close()
-            self._world = None
-        self._needs_reset = True
 
     def _observe(self) -> tuple[np.ndarray, dict[str, Any], Verdict]:
         world = self.world
@@ -218,14 +189,3 @@ class TabletopEnv(gym.Env[np.ndarray, np.ndarray]):
             "hand_command": self.world.hand_command(),
         }
         return {name: np.stack([np.zeros_like(row), row]) for name, row in rows.items()}
-
-
-def _check_options(task: Any, size: Any, max_episode_steps: Any, render_mode: Any) -> None:
-    if task not in (*TASKS, "any"):
-        raise ValueError(f"task is {task!r}; choose one of {', '.join(TASKS)} or any.")
-    if not isinstance(size, int) or not 16 <= size <= LARGEST_SIZE:
-        raise ValueError(f"size is {size!r}; it must be an int from 16 to {LARGEST_SIZE} pixels.")
-    if not isinstance(max_episode_steps, int) or max_episode_steps < 0:
-        raise ValueError(f"max_episode_steps is {max_episode_steps!r}; give a whole number, 0 for no limit.")
-    if render_mode not in (None, "rgb_array"):
-        raise ValueError(f"render_mode is {render_mode!r}; choose None or 'rgb_array'.")
