@@ -1,9 +1,13 @@
-"""Stage `decoder`: the finished codec's decoder learns to be sharp, on latents of recorded frames and of dreamed ones.
+"""Stage `decoder`: the codec's decoder learns to be sharp, on recorded frames and on its own closed-loop dreams.
 
-A decoder trained on pixels alone paints the mean of all textures that fit its latent, which is grey; a critic asks for
-more. Encoder and generator stay as they are, so latents keep their meaning. Half of each batch decodes what the
-generator makes of noise in one call; there the pixels count less where memory shows nothing, since a dream need not
-repeat them. A quarter of those remember pictures that the decoder itself made, as a long dream does.
+A decoder trained on pixels alone paints the mean of all pictures that fit its latent, which is soft, and what memory
+shows of a place gets softer as one walks up to it; a critic asks for more. Encoder and generator stay as they are, so
+latents keep their meaning.
+
+Half of each batch are recorded frames. The other half are moments of dreams along recorded motion, made once with the
+weights that the stage begins with (rollouts.py), so a second run of the stage learns from what the first one shows.
+Three regions of a dream learn differently: what the real first frame shows of the view must be true, pixel by pixel;
+the rest need not be true, only keep its coarse content and look real.
 """
 
 from __future__ import annotations
@@ -13,15 +17,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from worldscape.codec import Encoded, normalise_tokens
-from worldscape.conditioning.reproject import Anchor
+from worldscape.checkpoint import load_world
+from worldscape.conditioning.reproject import Anchor, visible_from
 from worldscape.config import WorldConfig
-from worldscape.data.clips import FrameStore, corrupt_sources, draw_sources
-from worldscape.engine import token_coverage
+from worldscape.data.clips import FrameStore, corrupt_sources, draw_sources, draw_targets, load_frames
 from worldscape.train.codec import (
-    decode_blind,
     disturb_latent,
     gather_targets,
     picture_grid,
@@ -32,24 +35,37 @@ from worldscape.train.codec import (
 )
 from worldscape.train.config import TrainConfig
 from worldscape.train.critic import Critic, critic_losses
-from worldscape.train.world import WorldStage, WorldTrainConfig
-from worldscape.train.world import build_stage as build_world_stage
-from worldscape.transformer import FrameInputs
+from worldscape.train.heads import num_training
+from worldscape.train.rollouts import Moment, RolloutPlan, take_rollouts
 from worldscape.world import WorldModel
+
+COARSE = 4  # pixels a side of the blocks whose mean a dream keeps
+NUM_PICTURES = 12  # a row of the sample pictures
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class DecoderTrainConfig(WorldTrainConfig):
-    """WorldTrainConfig of the decoder stage.
+class DecoderTrainConfig(TrainConfig):
+    """TrainConfig of the decoder stage; a step trains the critic, and every maker_every-th one the decoder too.
 
-    adversarial: weight of the critic's opinion beside the pixel losses. unseen_weight: of dreamed pixels that memory
-    does not show. blind_share: share of rows without memory. critic_width: channels of the critic's first layer.
+    dreams: stretches of episodes that are dreamed again; dream_frames: frames of each. adversarial: weight of the
+    critic's opinion beside the pixel losses. blind_share: share of the recorded rows without memory. critic_width:
+    channels of the critic's first layer.
     """
 
-    adversarial: float = 0.08
-    unseen_weight: float = 0.25
-    blind_share: float = 0.3
+    dreams: int = 256
+    dream_frames: int = 64
+    adversarial: float = 0.1
+    blind_share: float = 0.4
     critic_width: int = 64
+    maker_every: int = 2
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        for name in ("dreams", "dream_frames", "critic_width", "maker_every"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        if not 0 <= self.blind_share <= 1:
+            raise ValueError(f"blind_share is {self.blind_share}; it is a share of the rows in [0, 1]")
 
 
 DEFAULTS: dict[str, TrainConfig] = {
@@ -61,11 +77,12 @@ DEFAULTS: dict[str, TrainConfig] = {
         sample_every=20,
         checkpoint_every=10,
         log_every=5,
-        dream_frames=16,
+        dreams=4,
+        dream_frames=8,
         critic_width=8,
     ),
     "nano": DecoderTrainConfig(
-        steps=2000, batch_size=32, lr=4e-4, warmup=100, betas=(0.5, 0.95), ema=0.998, precision="bf16", threads=2
+        steps=2000, batch_size=32, lr=3e-4, warmup=100, betas=(0.5, 0.95), ema=0.998, precision="bf16", threads=2
     ),
     "small": DecoderTrainConfig(
         steps=10000, batch_size=64, lr=3e-4, warmup=200, betas=(0.5, 0.95), ema=0.999, precision="bf16"
@@ -77,109 +94,134 @@ DEFAULTS: dict[str, TrainConfig] = {
 class DecoderStage:
     """Trains the decoder, and a critic beside it that is thrown away in the end."""
 
-    clips: WorldStage
+    store: FrameStore
+    rollouts: dict[str, Tensor]
     config: DecoderTrainConfig
+    num_anchors: int
     critic: Critic
     name: str = "decoder"
-
-    @property
-    def store(self) -> FrameStore:
-        """The recorded frames."""
-        return self.clips.store
 
     def trainable(self, model: WorldModel) -> nn.Module:
         """The decoder and the critic."""
         return nn.ModuleDict({"decoder": model.codec.decoder, "critic": self.critic})
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
-        """The world stage's clips; of their last frames the picture, and earlier pictures to remember it by."""
-        rng = np.random.default_rng([self.config.seed, step, rank, 5])
-        return self._with_sources(self.clips.batch(step, rank, world_size), rng)
-
-    def _with_sources(self, batch: dict[str, Tensor], rng: np.random.Generator) -> dict[str, Tensor]:
-        targets, num_anchors = batch["frames"][:, -1].numpy(), self.clips.model_config.memory.num_anchors
-        first = self.store.starts[np.searchsorted(self.store.starts, targets, side="right") - 1]
-        sources = draw_sources(rng, targets, first, num_anchors)
-        count = rng.integers(1, num_anchors + 1, size=len(targets))
-        count = np.where(rng.random(len(targets)) < self.config.blind_share, 0, count)
-        return batch | gather_targets(self.store, targets, sources, count)
-
-    def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Pixels, edges and the critic's opinion of the rebuilt pictures, plus the critic's own loss."""
-        target, num_dreamed = batch["target"], len(batch["target"]) // 2
-        with torch.no_grad():
-            anchor, guess = self._remember(model, batch, generator)
-            dreamed = dream_last(model, batch, anchor, guess, num_dreamed, generator)
-            latent = torch.cat([dreamed, disturb_latent(batch["latent"][num_dreamed:, -1], generator)])
-        rebuilt = model.codec.decode(latent, anchor, guess.skips).float()
-        weight = torch.ones_like(anchor.mask)
-        weight[:num_dreamed] = anchor.mask[:num_dreamed].lerp(weight[:num_dreamed], self.config.unseen_weight)
-        pixels = picture_loss(rebuilt, target, weight)
-        opinion = critic_losses(self.critic, target, rebuilt, generator)
+        """Recorded frames and their sources (gather_targets), moments of dreams (what_decoder_sees), and whether it is
+        the decoder's turn."""
+        config = self.config
+        rng = np.random.default_rng([config.seed, step, rank, 5])
+        num_recorded = config.batch_size // 2
         return {
-            "loss": pixels + self.config.adversarial * opinion.maker + opinion.critic,
-            "pixels": pixels.detach(),
-            "margin": opinion.margin,
-            "critic": opinion.critic.detach(),
-            "psnr_dreamed": psnr(rebuilt[:num_dreamed], target[:num_dreamed]),
-            "psnr": psnr(rebuilt[num_dreamed:], target[num_dreamed:]),
-            "sharpness_dreamed": sharpness_ratio(rebuilt[:num_dreamed], target[:num_dreamed]),
-            "sharpness": sharpness_ratio(rebuilt[num_dreamed:], target[num_dreamed:]),
+            **self._draw_recorded(rng, num_recorded),
+            **self._draw_dreamed(rng, config.batch_size - num_recorded),
+            "is_turn": torch.tensor((step + 1) % config.maker_every == 0),
         }
 
-    def _remember(
-        self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator
-    ) -> tuple[Anchor, Encoded]:
-        """What memory shows of the last frames, and its encoding."""
-        num_own = (len(batch["sources"]) + 7) // 8
-        own = rebuild_sources(model, batch["sources"][:num_own], generator)
-        with torch.autocast(batch["target"].device.type, enabled=False):
-            sources = torch.cat([own, corrupt_sources(batch["sources"][num_own:], generator)])
-            anchor = recall_targets(sources, batch)
-        return anchor, model.codec.encode_anchor(anchor)
+    def _draw_recorded(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
+        targets, first = draw_targets(self.store, rng, size, history=1)
+        sources = draw_sources(rng, targets, first, self.num_anchors)
+        count = rng.integers(1, self.num_anchors + 1, size=size)
+        count = np.where(rng.random(size) < self.config.blind_share, 0, count)
+        return gather_targets(self.store, targets, sources, count)
+
+    def _draw_dreamed(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
+        stretches, length = self.rollouts["frames"].shape
+        place = (
+            torch.from_numpy(rng.integers(stretches, size=size)),
+            torch.from_numpy(rng.integers(min(1, length - 1), length, size=size)),
+        )
+        notes = {name: notes[place] for name, notes in self.rollouts.items()}
+        index = notes.pop("frames").numpy()
+        notes = {f"dream_{name}": note.float() for name, note in notes.items()}
+        return notes | {"twin": self.store.rgbd(index)}
+
+    def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Pixels and edges where the truth is known, coarse content elsewhere, and the critic's opinion; plus the
+        critic's own loss."""
+        with torch.set_grad_enabled(bool(batch["is_turn"])):
+            rebuilt = self._rebuild(model, batch, generator)
+        split = len(batch["target"])
+        target = torch.cat([batch["target"], batch["twin"]])
+        known = torch.cat([torch.ones_like(batch["target"][:, :1]), batch["dream_real"]])
+        pixels = picture_loss(rebuilt, target, known)
+        coarse = coarse_loss(rebuilt[split:], batch["dream_shown"], 1.0 - batch["dream_real"])
+        opinion = critic_losses(self.critic, target, rebuilt, generator)
+        loss = opinion.critic
+        if batch["is_turn"]:
+            loss = loss + pixels + coarse + self.config.adversarial * opinion.maker
+        return {
+            "loss": loss,
+            "pixels": pixels.detach(),
+            "coarse": coarse.detach(),
+            "margin": opinion.margin,
+            "critic": opinion.critic.detach(),
+            "psnr": psnr(rebuilt[:split], batch["target"]),
+            "sharpness": sharpness_ratio(rebuilt[:split], batch["target"]),
+            "sharpness_dreamed": sharpness_ratio(rebuilt[split:], batch["twin"]),
+            "sharpness_before": sharpness_ratio(batch["dream_shown"], batch["twin"]),
+        }
+
+    def _rebuild(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
+        """The recorded frames from their own latents, then the dreamed ones, as the decoder makes them: RGB-D."""
+        with torch.no_grad():
+            with torch.autocast(batch["target"].device.type, enabled=False):
+                recorded = recall_targets(corrupt_sources(batch["sources"], generator), batch)
+            dreamed = Anchor(batch["dream_anchor"], batch["dream_mask"])
+            anchor = Anchor(*(torch.cat(parts) for parts in zip(recorded, dreamed, strict=True)))
+            own = disturb_latent(model.codec.encode(batch["target"]).float(), generator)
+            latent, guess = torch.cat([own, batch["dream_latent"]]), model.codec.encode_anchor(anchor)
+        return model.codec.decode(latent, anchor, guess.skips).float()
 
     def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
-        """Rows: frames, anchors, rebuilt from their own latents, dreamed from noise in one call."""
+        """Rows: recorded frames, rebuilt; then a dream's recorded twins, anchors, what was shown before, and now."""
         rng, device = np.random.default_rng([self.config.seed, 6]), next(model.parameters()).device
-        batch = self._with_sources(self.clips.batch(0, 0, 1), rng)
-        batch = {name: tensor[:12].to(device) for name, tensor in batch.items()}
-        generator = torch.Generator(device).manual_seed(self.config.seed)
-        anchor, guess = self._remember(model, batch, generator)
-        dreamed = dream_last(model, batch, anchor, guess, len(batch["target"]), generator)
-        pictures = [
-            model.codec.decode(latent.float(), anchor, guess.skips) for latent in (batch["latent"][:, -1], dreamed)
-        ]
-        return {"decoder": picture_grid([batch["target"], anchor.rgbd, *pictures])}
+        batch = self._draw_recorded(rng, NUM_PICTURES) | self._draw_dreamed(rng, NUM_PICTURES)
+        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        recorded, dreamed = self._rebuild(model, batch, torch.Generator(device).manual_seed(self.config.seed)).split(
+            NUM_PICTURES
+        )
+        rows = [batch["target"], recorded, batch["twin"], batch["dream_anchor"], batch["dream_shown"], dreamed]
+        return {"decoder": picture_grid(rows)}
 
 
-def rebuild_sources(model: WorldModel, sources: Tensor, generator: torch.Generator) -> Tensor:
-    """Pictures [B, N, 4, h, w] as the decoder makes them from their own, disturbed latents, without memory."""
-    latent = disturb_latent(model.codec.encode(sources.flatten(0, 1)).float(), generator)
-    return decode_blind(model, latent).clamp(-1.0, 1.0).unflatten(0, sources.shape[:2])
+def what_decoder_sees(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
+    """`latent` [E, P, C], `anchor` [E, 4, h, w] and `mask` bool [E, 1, h, w], which the decoder is given; `shown`
+    [E, 4, h, w], what it makes of them; `real` bool [E, 1, h, w], where the stretch's first frame shows the view."""
+    state, (rgbd, mask) = moment.engine.state, moment.view.recall.anchor
+    depth, target = torch.from_numpy(store.depth[moment.index]).float(), torch.from_numpy(store.pose[moment.index])
+    first, poses = store.rgbd(moment.first)[:, None], torch.from_numpy(store.pose[moment.first])[:, None]
+    valid, intrinsics = torch.ones(len(depth), 1, dtype=torch.bool), torch.from_numpy(store.intrinsics)
+    real = visible_from(first, poses, valid, depth, target, intrinsics.expand(len(depth), -1))
+    return {"latent": state.latent, "anchor": rgbd, "mask": mask > 0, "shown": state.rgbd, "real": real}
 
 
-def dream_last(
-    model: WorldModel, batch: dict[str, Tensor], anchor: Anchor, guess: Encoded, rows: int, generator: torch.Generator
-) -> Tensor:
-    """The generator's estimate of the first rows' last latents from noise, after clean history: [rows, P, C]."""
-    latent, suggested, coverage = (batch[name][:rows].clone() for name in ("latent", "guess", "coverage"))
-    latent[:, -1] = torch.randn(latent[:, -1].shape, generator=generator, device=latent.device)
-    suggested[:, -1] = guess.latent[:rows].float()
-    coverage[:, -1] = token_coverage(anchor.mask[:rows], model.config.codec.grid)
-    level = torch.zeros(latent.shape[:2], device=latent.device)
-    level[:, -1] = 1.0
-    positions = torch.arange(latent.shape[1], device=latent.device).expand(rows, -1)
-    inputs = FrameInputs(latent, level, batch["rays"][:rows], suggested, coverage)
-    return normalise_tokens(model.transformer(inputs, positions).latent[:, -1].float())
+def coarse_loss(made: Tensor, shown: Tensor, weight: Tensor) -> Tensor:
+    """L1 between the means of COARSE x COARSE blocks of pictures [B, 4, h, w], each weighed by how many of its pixels
+    count, [B, 1, h, w]."""
+    error = F.avg_pool2d(made - shown, COARSE).abs()
+    return (error * F.avg_pool2d(weight, COARSE)).mean()
 
 
 def build_stage(
     model_config: WorldConfig, train_config: TrainConfig, dataset: str | Path, init: str | None
 ) -> DecoderStage:
     """The stage for a dataset, over the codec and generator of `init`."""
-    assert isinstance(train_config, DecoderTrainConfig)
+    assert init is not None and isinstance(train_config, DecoderTrainConfig)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train_config.seed)
         critic = Critic(train_config.critic_width)
-    clips = build_world_stage(model_config, train_config, dataset, init)
-    return DecoderStage(clips=clips, config=train_config, critic=critic)
+    store = load_frames(dataset, model_config.codec.size)
+    plan = RolloutPlan(
+        episodes=num_training(store),
+        dreamed=train_config.dreams,
+        recorded=0,
+        length=train_config.dream_frames,
+        seed=train_config.seed,
+    )
+    return DecoderStage(
+        store=store,
+        rollouts=take_rollouts(load_world(init), store, dataset, plan, what_decoder_sees),
+        config=train_config,
+        num_anchors=model_config.memory.num_anchors,
+        critic=critic,
+    )

@@ -15,11 +15,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldscape.checkpoint import load_world
+from worldscape.conditioning.camera import apply_control
 from worldscape.config import WorldConfig
 from worldscape.data.clips import FrameStore, load_frames
 from worldscape.train.codec import picture_rows
 from worldscape.train.config import TrainConfig
-from worldscape.train.rollouts import RolloutPlan, take_rollouts
+from worldscape.train.rollouts import Moment, RolloutPlan, take_rollouts
 from worldscape.train.world import NUM_SAMPLES
 from worldscape.world import WorldModel
 
@@ -73,7 +74,7 @@ class HeadsStage:
         return model.heads
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
-        """What the heads see, [B, ...] (take_rollouts); what followed: control, free, walks, reward, end, each [B] but
+        """What the heads see, [B, ...] (what_heads_see); what followed: control, free, walks, reward, end, each [B] but
         the control [B, 6]; and pictures [N, 4, h, w]."""
         rng = np.random.default_rng([self.config.seed, step, rank, 8])
         stretches, length = self.rollouts["frames"].shape
@@ -130,6 +131,15 @@ class HeadsStage:
         return {"depth": picture_rows([self.store.frames[index], *rows])}
 
 
+def what_heads_see(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
+    """`latent` [E, P, C], `features` [E, P, D], and `near` [E, 2, G, G]: the surroundings along the recorded control
+    that follows."""
+    engine, state = moment.engine, moment.engine.state
+    following = torch.from_numpy(store.controls[moment.index + 1]).to(engine.device)
+    target = apply_control(state.camera, following, engine.config.controls.max_pitch)
+    return {"latent": state.latent, "features": state.features, "near": engine.surroundings(state, target)}
+
+
 def is_walk(store: FrameStore, index: np.ndarray) -> np.ndarray:
     """Whether a walk was commanded in the steps that led to these frames [...]."""
     return np.abs(store.controls[index, :3]).max(-1) > 1e-6
@@ -180,5 +190,5 @@ def build_stage(
         length=train_config.dream_frames,
         seed=train_config.seed,
     )
-    rollouts = take_rollouts(load_world(init), store, dataset, plan)
+    rollouts = take_rollouts(load_world(init), store, dataset, plan, what_heads_see)
     return HeadsStage(store=store, rollouts=rollouts, config=train_config)

@@ -6,17 +6,20 @@ motion, so each of their frames has a recorded twin: same start, same pose.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from worldscape.conditioning.camera import apply_control
+from worldscape.conditioning.camera import pose_from_state
 from worldscape.data.clips import FrameStore
 from worldscape.engine import Start, WorldEngine
 from worldscape.progress import Progress
+from worldscape.slots import View
 from worldscape.train.cache import cached
 from worldscape.world import WorldModel
 
@@ -55,49 +58,67 @@ def draw_stretches(store: FrameStore, rng: np.random.Generator, episodes: int, c
     return torch.from_numpy(first[:, None] + np.arange(length)[None])
 
 
-def take_rollouts(model: WorldModel, store: FrameStore, dataset: str | Path, plan: RolloutPlan) -> dict[str, Tensor]:
-    """`frames` long [E, F] (RolloutPlan.draw), and float16 [E, F, ...] what the engine knew after each. Made once.
+class Moment(NamedTuple):
+    """One frame of E rollouts: the engine that has just made it, what it was told of the view, and where its recorded
+    twins and the first frames of their stretches stand in the store, [E] each.
+    """
 
-    `latent` [P, C], `features` [P, D], and `near` [2, G, G]: the surroundings along the recorded control that follows.
+    engine: WorldEngine
+    view: View
+    index: np.ndarray
+    first: np.ndarray
+
+
+Note = Callable[[FrameStore, Moment], dict[str, Tensor]]
+
+
+def take_rollouts(
+    model: WorldModel, store: FrameStore, dataset: str | Path, plan: RolloutPlan, note: Note
+) -> dict[str, Tensor]:
+    """`frames` long [E, F] (RolloutPlan.draw), and of each what `note` keeps of it, [E, F, ...]. Made once.
+
+    Floating-point notes are kept as float16.
     """
     frames = plan.draw(store)
-    settings = ["rollouts", model.config.to_dict(), len(store.frames), store.num_episodes, asdict(plan)]
+    settings = [note.__name__, model.config.to_dict(), len(store.frames), store.num_episodes, asdict(plan)]
     return cached(
         dataset,
         settings,
         [model.codec, model.transformer],
-        lambda: {"frames": frames, **_roll_all(model, store, frames, plan.dreamed)},
+        lambda: {"frames": frames, **_roll_all(model, store, frames, plan.dreamed, note)},
     )
 
 
-def _roll_all(model: WorldModel, store: FrameStore, frames: Tensor, dreamed: int) -> dict[str, Tensor]:
+def _roll_all(model: WorldModel, store: FrameStore, frames: Tensor, dreamed: int, note: Note) -> dict[str, Tensor]:
     parts = []
     with Progress("frames rolled out", total=frames.numel()) as progress:
         for rows, is_dreamed in ((frames[:dreamed], True), (frames[dreamed:], False)):
-            parts += [_roll(model, store, group.numpy(), is_dreamed, progress) for group in rows.split(ROWS_AT_ONCE)]
+            groups = rows.split(ROWS_AT_ONCE) if len(rows) else ()
+            parts += [_roll(model, store, group.numpy(), is_dreamed, note, progress) for group in groups]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 @torch.inference_mode()
 def _roll(
-    model: WorldModel, store: FrameStore, frames: np.ndarray, is_dreamed: bool, progress: Progress
+    model: WorldModel, store: FrameStore, frames: np.ndarray, is_dreamed: bool, note: Note, progress: Progress
 ) -> dict[str, Tensor]:
     """One batch of stretches, frames [E, F]; the first of each is a recorded frame."""
     engine = WorldEngine(model, len(frames), device=next(model.parameters()).device)
     engine.open(start_at(store, frames[:, 0]), torch.from_numpy(frames[:, 0]))
     state, device = engine.state, engine.device
-    steps: dict[str, list[Tensor]] = {"latent": [], "features": [], "near": []}
+    view = engine.look(state, state.camera, pose_from_state(state.camera))
+    steps: dict[str, list[Tensor]] = {}
     for place in range(frames.shape[1]):
         index = frames[:, place]
         if place > 0 and is_dreamed:
-            engine.step(torch.from_numpy(store.realised[index]), is_realised=True)
+            realised = torch.from_numpy(store.realised[index]).to(device)
+            view = engine.advance(state, realised, torch.ones_like(state.is_open)).view
         elif place > 0:
-            engine.commit_real(state, store.rgbd(index).to(device), torch.from_numpy(store.pose[index]).to(device))
-        following = torch.from_numpy(store.controls[index + 1]).to(device)
-        target = apply_control(state.camera, following, engine.config.controls.max_pitch)
-        near = engine.surroundings(state, target)
-        for name, value in (("latent", state.latent), ("features", state.features), ("near", near)):
-            steps[name].append(value.to("cpu", torch.float16))
+            pose = torch.from_numpy(store.pose[index]).to(device)
+            view = engine.commit_real(state, store.rgbd(index).to(device), pose)
+        for name, value in note(store, Moment(engine, view, index, frames[:, 0])).items():
+            kept = value.to("cpu", torch.float16 if value.is_floating_point() else value.dtype)
+            steps.setdefault(name, []).append(kept)
         progress.update(len(frames))
     return {name: torch.stack(tensors, 1) for name, tensors in steps.items()}
 
