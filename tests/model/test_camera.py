@@ -12,6 +12,7 @@ from worldscape.conditioning.camera import (
     invert_pose,
     level_pose,
     plucker_map,
+    pose_distance,
     pose_from_state,
     state_from_pose,
 )
@@ -35,6 +36,18 @@ def test_state_and_pose_are_inverse():
     torch.testing.assert_close(state_from_pose(pose_from_state(states)), states)
     product = pose_from_state(states) @ invert_pose(pose_from_state(states))
     torch.testing.assert_close(product, torch.eye(4, dtype=torch.float64).expand(50, -1, -1), atol=1e-9, rtol=0)
+
+
+def test_the_nearest_camera_counts_turn_and_distance():
+    poses = torch.eye(4).repeat(1, 3, 1, 1)
+    poses[0, 1, 0, 3] = 1.0
+    poses[0, 2, :3, :3] = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # a quarter turn: as far as 3.1 m
+    wanted = poses.clone()
+    wanted[0, 0, 0, 3] = 0.4
+    wanted[0, 1, 0, 3] = 0.6
+    distance, index = pose_distance(wanted, poses).min(-1)
+    assert index.tolist() == [[0, 1, 2]]
+    torch.testing.assert_close(distance, torch.tensor([[0.2, 0.2, 0.0]]), atol=1e-3, rtol=0)
 
 
 def test_a_levelled_camera_keeps_its_place_and_heading():

@@ -10,6 +10,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+METRES_PER_RADIAN = 2.0  # how far apart two cameras must be to differ as much as one radian of turn
+
 
 def rotation_from_angles(angles: Tensor) -> Tensor:
     """(yaw, pitch, roll) [..., 3] in radians -> camera-to-world rotation Ry(yaw) Rx(pitch) Rz(roll), [..., 3, 3]."""
@@ -73,6 +75,15 @@ def angle_difference(camera: Tensor, previous: Tensor) -> Tensor:
     """Realised (yaw, pitch, roll) [B, 3] between two camera states [B, 6], wrapped to +-pi."""
     difference = camera[:, 3:] - previous[:, 3:]
     return torch.remainder(difference + torch.pi, 2 * torch.pi) - torch.pi
+
+
+def pose_distance(poses: Tensor, others: Tensor) -> Tensor:
+    """Cameras [..., N, 4, 4] and [..., M, 4, 4] -> distance [..., N, M] in position and view direction, in radians;
+    roll does not count.
+    """
+    moved = torch.cdist(poses[..., :3, 3], others[..., :3, 3])
+    turned = torch.acos((poses[..., :3, 2] @ others[..., :3, 2].transpose(-1, -2)).clamp(-1.0, 1.0))
+    return moved / METRES_PER_RADIAN + turned
 
 
 def invert_pose(pose: Tensor) -> Tensor:
