@@ -162,17 +162,13 @@ class WorldEngine:
         A walk is refused that leads nearer to a remembered surface than the body's radius, or that the motion head
         takes for blocked.
         """
-        body, target = self.config.body, apply_control(state.camera, controls, self.config.controls.max_pitch)
-        before, after = (state.memory.clearance(camera[:, :3], body) for camera in (state.camera, target))
-        near = self.surroundings(state, target)
+        body, surfaces, here = self.config.body, state.memory.surfaces(), state.camera[:, :3]
+        there = apply_control(state.camera, controls, self.config.controls.max_pitch)[:, :3]
+        before, after = (surfaces.clearance(position, body) for position in (here, there))
+        near = surfaces.plan_view(here, there - here, body)
         logit = self.model.heads.motion(state.features, state.latent, controls, near)
         is_free = ((after >= body.radius) | (after >= before)) & (logit > self.config.heads.blocked_logit)
         return torch.cat([controls[:, :3] * is_free[:, None], controls[:, 3:]], 1)
-
-    def surroundings(self, state: SlotState, target: Tensor) -> Tensor:
-        """Plan view [B, 2, G, G] of what memory knows on the way to the camera `target` [B, 6]."""
-        position = state.camera[:, :3]
-        return state.memory.surroundings(position, target[:, :3] - position, self.config.body)
 
     def advance(self, state: SlotState, realised: Tensor, active: Tensor, num_calls: int | None = None) -> Dreamed:
         """Dream the frame that motion `realised` [B, 6] leads to and append it to the active slots.

@@ -136,8 +136,10 @@ def what_heads_see(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
     that follows."""
     engine, state = moment.engine, moment.engine.state
     following = torch.from_numpy(store.controls[moment.index + 1]).to(engine.device)
-    target = apply_control(state.camera, following, engine.config.controls.max_pitch)
-    return {"latent": state.latent, "features": state.features, "near": engine.surroundings(state, target)}
+    here = state.camera[:, :3]
+    there = apply_control(state.camera, following, engine.config.controls.max_pitch)[:, :3]
+    near = state.memory.surfaces().plan_view(here, there - here, engine.config.body)
+    return {"latent": state.latent, "features": state.features, "near": near}
 
 
 def is_walk(store: FrameStore, index: np.ndarray) -> np.ndarray:
