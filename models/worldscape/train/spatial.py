@@ -27,7 +27,7 @@ from worldscape.splats.aggregator import Aggregated, Aggregator, Context, block_
 from worldscape.splats.config import PRESETS
 from worldscape.splats.render import Rendering, render
 from worldscape.train.codec import decode_blind, picture_rows
-from worldscape.train.config import TrainConfig, require
+from worldscape.train.config import DEBUG, TrainConfig, require
 from worldscape.train.spatial_losses import DEPTH_KINDS, depth_loss, render_loss
 from worldscape.train.world import Refined, WorldStage, WorldTrainConfig
 from worldscape.train.world import build_stage as build_world_stage
@@ -64,19 +64,7 @@ class SpatialTrainConfig(WorldTrainConfig):
 
 
 DEFAULTS: dict[str, TrainConfig] = {
-    "debug": SpatialTrainConfig(
-        steps=20,
-        batch_size=4,
-        lr=1e-3,
-        warmup=2,
-        sample_every=20,
-        checkpoint_every=10,
-        log_every=5,
-        dream_frames=16,
-        ramp=2,
-        spatial_rows=2,
-        num_held_out=1,
-    ),
+    "debug": SpatialTrainConfig(**DEBUG, batch_size=4, dream_frames=16, ramp=2, spatial_rows=2, num_held_out=1),
     "nano": SpatialTrainConfig(
         steps=2000, batch_size=32, lr=3e-4, warmup=100, ema=0.998, optimizer="muon", precision="bf16", threads=2
     ),
