@@ -21,6 +21,7 @@ from worldscape.conditioning.camera import (
     invert_pose,
     level_pose,
     pose_from_state,
+    square_intrinsics,
     state_from_pose,
 )
 from worldscape.conditioning.reproject import decode_depth, encode_depth, reproject
@@ -313,17 +314,15 @@ class WorldEngine:
         num_rows, num_frames = frames.shape[:2]
         pose = torch.eye(4).repeat(num_rows, num_frames, 1, 1) if start.pose is None else start.pose
         depth = self._guess_depth(frames) if start.depth is None else start.depth
-        intrinsics = self._default_intrinsics(num_rows) if start.intrinsics is None else start.intrinsics
+        intrinsics = start.intrinsics
+        if intrinsics is None:
+            intrinsics = torch.from_numpy(square_intrinsics(self.config.field_of_view)).repeat(num_rows, 1)
         return Start(frames, *(part.to(self.device, torch.float32) for part in (depth, pose, intrinsics)))
 
     def _guess_depth(self, frames: Tensor) -> Tensor:
         rgb = rearrange(frames, "r f h w c -> (r f) c h w").float() / 127.5 - 1.0
         depth = decode_depth(self.model.heads.depth(rgb))
         return rearrange(depth, "(r f) h w -> r f h w", f=frames.shape[1])
-
-    def _default_intrinsics(self, rows: int) -> Tensor:
-        focal = 0.5 / torch.tan(torch.deg2rad(torch.tensor(self.config.field_of_view / 2)))
-        return torch.stack([focal, focal, torch.tensor(0.5), torch.tensor(0.5)]).repeat(rows, 1)
 
 
 def token_coverage(mask: Tensor, grid: int) -> Tensor:

@@ -16,7 +16,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from worldscape.conditioning.camera import pose_from_state
+from worldscape.conditioning.camera import pose_from_state, square_intrinsics
 from worldscape.play import add_world_options, keys_to_action, make_world, parse_keys, write_film
 from worldscape.splats.gaussians import Gaussians
 from worldscape.splats.ply import save_ply
@@ -55,8 +55,7 @@ def orbit_poses(centre: Tensor, radius: float, num_frames: int) -> Tensor:
 @torch.inference_mode()
 def render_film(scene: Gaussians, poses: Tensor, field_of_view: float, size: int) -> np.ndarray:
     """One scene from poses [V, 4, 4], view of so many degrees -> film uint8 [V, size, size, 3], black where empty."""
-    focal = 0.5 / math.tan(math.radians(field_of_view / 2))
-    intrinsics = torch.tensor([[[focal, focal, 0.5, 0.5]]])
+    intrinsics = torch.from_numpy(square_intrinsics(field_of_view))[None, None]
     frames = [render(scene, pose[None, None], intrinsics, size).rgb[0, 0] for pose in poses]
     film = rearrange(torch.stack(frames).clamp(0, 1), "v k h w -> v h w k")
     return (255 * film).round().to(torch.uint8).numpy()

@@ -14,6 +14,7 @@ from worldscape.conditioning.camera import (
     plucker_map,
     pose_distance,
     pose_from_state,
+    square_intrinsics,
     state_from_pose,
 )
 from worldscape.conditioning.controls import ControlScale, discrete_controls
@@ -82,6 +83,11 @@ def test_twenty_four_turns_come_full_circle():
     for _ in range(24):
         camera = apply_control(camera, control, max_pitch=1.0)
     torch.testing.assert_close(pose_from_state(camera), pose_from_state(state()), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("degrees", "focal"), [(90.0, 0.5), (60.0, 3**0.5 / 2)])
+def test_a_narrower_view_has_a_longer_focal_length(degrees, focal):
+    np.testing.assert_allclose(square_intrinsics(degrees), [focal, focal, 0.5, 0.5], rtol=1e-6)
 
 
 def test_rays_of_a_ninety_degree_camera():

@@ -92,6 +92,12 @@ def invert_pose(pose: Tensor) -> Tensor:
     return _with_last_row(rotation, -(rotation @ pose[..., :3, 3:]), pose)
 
 
+def square_intrinsics(field_of_view: float) -> np.ndarray:
+    """Degrees from edge to edge of a square picture -> normalised intrinsics (fx, fy, cx, cy), float32 [4]."""
+    focal = 0.5 / math.tan(math.radians(field_of_view / 2))
+    return np.array([focal, focal, 0.5, 0.5], np.float32)
+
+
 def camera_rays(intrinsics: Tensor, size: int) -> Tensor:
     """Normalised intrinsics [..., 4] -> rays through the pixel centres, camera axes, z = 1: [..., size, size, 3]."""
     centres = (torch.arange(size, device=intrinsics.device, dtype=intrinsics.dtype) + 0.5) / size
