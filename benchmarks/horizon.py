@@ -16,7 +16,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from benchmarks.env_steps import resident_bytes
+from benchmarks.env_steps import AROUND, resident_bytes, step_time_ratio
 from worldscape.checkpoint import load_world
 from worldscape.conditioning.controls import discrete_controls
 from worldscape.engine import Start, WorldEngine
@@ -26,8 +26,7 @@ from worldscape.evaluate.report import Table, print_report, report_on
 from worldscape.progress import Progress
 from worldscape.world import WorldModel
 
-EARLY, AROUND = 200, 50
-"""Step times are medians over AROUND steps on either side of EARLY, and over the last 100."""
+EARLY = 200  # the step that the end is compared with
 FULL_LIMIT = 2000  # frames that the policy `full` keeps at most: it is an ablation and grows without bound
 
 
@@ -70,10 +69,9 @@ def open_grey_room(engine: WorldEngine) -> None:
 
 def summarise(dream: LongDream) -> dict[str, float]:
     """Milliseconds a step, late over early; pages and bytes at the end; growth of resident memory."""
-    early = np.median(dream.seconds[EARLY - AROUND : EARLY + AROUND])
     return {
         "step_ms": 1000 * float(np.median(dream.seconds)),
-        "step_time_ratio": float(np.median(dream.seconds[-2 * AROUND :]) / early),
+        "step_time_ratio": step_time_ratio(dream.seconds, EARLY),
         "pages": float(dream.pages[-1]),
         "pages_ratio": float(dream.pages[-1] / dream.pages[EARLY]),
         "memory_growth_mb": (dream.resident[1] - dream.resident[0]) / 2**20,

@@ -23,7 +23,7 @@ LAYERS = (
     {"codec", "transformer", "heads", "memory", "splats"},
     {"world"},
     {"checkpoint", "fast"},
-    {"slots", "snapshot"},
+    {"slots", "checks", "snapshot"},
     {"engine"},
     {"data"},
     {"train", "evaluate"},

@@ -13,6 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from worldscape.checkpoint import weights_id
+from worldscape.checks import check_controls, check_start, checked_rows
 from worldscape.codec import frame_to_rgbd, normalise_tokens, rgbd_to_frame
 from worldscape.conditioning.camera import (
     angle_difference,
@@ -20,6 +21,7 @@ from worldscape.conditioning.camera import (
     invert_pose,
     level_pose,
     pose_from_state,
+    square_intrinsics,
     state_from_pose,
 )
 from worldscape.conditioning.reproject import decode_depth, encode_depth, reproject
@@ -85,8 +87,9 @@ class WorldEngine:
 
         Returns all slots. Raises ValueError when shapes disagree.
         """
-        rows = self._checked_rows(rows)
-        start = self._checked(start, seeds, rows)
+        rows = checked_rows(rows, self.num_slots, self.device)
+        check_start(start, self.config.codec.size, len(seeds), len(rows))
+        start = self._complete(start)
         self.state.memory.clear(rows)
         fresh = self._fresh(len(rows), self.state.memory.empty_rows(len(rows)))
         fresh.seeds = seeds.to(self.device, torch.long)
@@ -109,7 +112,8 @@ class WorldEngine:
         """
         state = self.state
         active = torch.ones_like(state.is_open) if active is None else active.to(self.device)
-        controls = self._checked_controls(controls, active)
+        check_controls(controls, active, state.is_open)
+        controls = controls.to(self.device, torch.float32)
         realised = controls if is_realised else self.realise(state, controls)
         self.advance(state, realised, active)
         return self._present(len(self.levels))
@@ -122,7 +126,7 @@ class WorldEngine:
     @torch.inference_mode()
     def snapshot(self, rows: Tensor | None = None) -> Snapshot:
         """All there is to know of the slots `rows` (long [R]; None: all), as a value of its own."""
-        rows = self._checked_rows(rows)
+        rows = checked_rows(rows, self.num_slots, self.device)
         slots = {name: tensor[rows] for name, tensor in self.state.tensors().items()}
         return Snapshot(self._kind, {**slots, **self.state.memory.save(rows)})
 
@@ -134,7 +138,7 @@ class WorldEngine:
         bit on the same device and batch shape. Returns all slots. Raises ValueError for another number of rows, and
         for a snapshot that was taken with other weights, config or memory.
         """
-        rows = self._checked_rows(rows)
+        rows = checked_rows(rows, self.num_slots, self.device)
         snapshot.check_kind(self._kind)
         memory = self.state.memory
         likes = {**self.state.tensors(), **memory.save(rows[:0])}
@@ -149,8 +153,8 @@ class WorldEngine:
 
         Noise is a function of seed and step, so the copies differ in what is done in them only. Returns all slots.
         """
-        self._checked_rows(torch.tensor([row]))
-        rows = self._checked_rows(rows)
+        checked_rows(torch.tensor([row]), self.num_slots, self.device)
+        rows = checked_rows(rows, self.num_slots, self.device)
         self.state.memory.fork(row, rows)
         copies = {name: tensor[torch.full_like(rows, row)] for name, tensor in self.state.tensors().items()}
         self.state.write_rows(rows, copies)
@@ -162,17 +166,13 @@ class WorldEngine:
         A walk is refused that leads nearer to a remembered surface than the body's radius, or that the motion head
         takes for blocked.
         """
-        body, target = self.config.body, apply_control(state.camera, controls, self.config.controls.max_pitch)
-        before, after = (state.memory.clearance(camera[:, :3], body) for camera in (state.camera, target))
-        near = self.surroundings(state, target)
+        body, surfaces, here = self.config.body, state.memory.surfaces(), state.camera[:, :3]
+        there = apply_control(state.camera, controls, self.config.controls.max_pitch)[:, :3]
+        before, after = (surfaces.clearance(position, body) for position in (here, there))
+        near = surfaces.plan_view(here, there - here, body)
         logit = self.model.heads.motion(state.features, state.latent, controls, near)
         is_free = ((after >= body.radius) | (after >= before)) & (logit > self.config.heads.blocked_logit)
         return torch.cat([controls[:, :3] * is_free[:, None], controls[:, 3:]], 1)
-
-    def surroundings(self, state: SlotState, target: Tensor) -> Tensor:
-        """Plan view [B, 2, G, G] of what memory knows on the way to the camera `target` [B, 6]."""
-        position = state.camera[:, :3]
-        return state.memory.surroundings(position, target[:, :3] - position, self.config.body)
 
     def advance(self, state: SlotState, realised: Tensor, active: Tensor, num_calls: int | None = None) -> Dreamed:
         """Dream the frame that motion `realised` [B, 6] leads to and append it to the active slots.
@@ -308,62 +308,21 @@ class WorldEngine:
             events=like.new_zeros(slots, 2),
         )
 
-    def _checked_rows(self, rows: Tensor | None) -> Tensor:
-        """Slot numbers on the device. Raises ValueError for numbers that are out of range or come twice."""
-        if rows is None:
-            return torch.arange(self.num_slots, device=self.device)
-        if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
-            raise ValueError(f"rows are {rows.dtype} of shape {tuple(rows.shape)}; give slot numbers, long [R].")
-        numbers = rows.tolist()
-        if len(set(numbers)) < len(numbers) or not all(0 <= number < self.num_slots for number in numbers):
-            raise ValueError(f"rows are {numbers}; give different slot numbers from 0 to {self.num_slots - 1}.")
-        return rows.to(self.device, torch.long)
-
-    def _checked(self, start: Start, seeds: Tensor, rows: Tensor) -> Start:
-        """The start with every field filled in and on the device. Raises ValueError for wrong shapes."""
-        size, frames = self.config.codec.size, start.frames.to(self.device)
-        if frames.ndim != 5 or frames.shape[1] < 1 or frames.shape[2:] != (size, size, 3):
-            raise ValueError(f"start frames have shape {tuple(frames.shape)}; give uint8 [R, F, {size}, {size}, 3].")
-        if frames.dtype != torch.uint8:
-            raise ValueError(f"start frames are {frames.dtype}; give uint8.")
-        if not len(frames) == len(seeds) == len(rows):
-            raise ValueError(f"{len(frames)} starts, {len(seeds)} seeds, {len(rows)} rows; the three must agree.")
-        count = frames.shape[1]
-        if start.pose is None and count > 1:
-            raise ValueError(f"{count} start frames came without poses; give poses, or one frame.")
-        pose = torch.eye(4).repeat(len(frames), count, 1, 1) if start.pose is None else start.pose
+    def _complete(self, start: Start) -> Start:
+        """The start with every field filled in, on the device."""
+        frames = start.frames.to(self.device)
+        num_rows, num_frames = frames.shape[:2]
+        pose = torch.eye(4).repeat(num_rows, num_frames, 1, 1) if start.pose is None else start.pose
         depth = self._guess_depth(frames) if start.depth is None else start.depth
-        intrinsics = self._default_intrinsics(len(frames)) if start.intrinsics is None else start.intrinsics
-        for name, tensor, shape in (
-            ("depth", depth, frames.shape[:4]),
-            ("pose", pose, (*frames.shape[:2], 4, 4)),
-            ("intrinsics", intrinsics, (len(frames), 4)),
-        ):
-            if tensor.shape != shape or not torch.isfinite(tensor).all():
-                raise ValueError(f"start {name} has shape {tuple(tensor.shape)}; give finite numbers {tuple(shape)}.")
-        depth, pose, intrinsics = (x.to(self.device, torch.float32) for x in (depth, pose, intrinsics))
-        return Start(frames, depth, pose, intrinsics)
+        intrinsics = start.intrinsics
+        if intrinsics is None:
+            intrinsics = torch.from_numpy(square_intrinsics(self.config.field_of_view)).repeat(num_rows, 1)
+        return Start(frames, *(part.to(self.device, torch.float32) for part in (depth, pose, intrinsics)))
 
     def _guess_depth(self, frames: Tensor) -> Tensor:
         rgb = rearrange(frames, "r f h w c -> (r f) c h w").float() / 127.5 - 1.0
         depth = decode_depth(self.model.heads.depth(rgb))
         return rearrange(depth, "(r f) h w -> r f h w", f=frames.shape[1])
-
-    def _default_intrinsics(self, rows: int) -> Tensor:
-        focal = 0.5 / torch.tan(torch.deg2rad(torch.tensor(self.config.field_of_view / 2)))
-        return torch.stack([focal, focal, torch.tensor(0.5), torch.tensor(0.5)]).repeat(rows, 1)
-
-    def _checked_controls(self, controls: Tensor, active: Tensor) -> Tensor:
-        if controls.shape != (self.num_slots, 6):
-            raise ValueError(f"controls have shape {tuple(controls.shape)}; give [{self.num_slots}, 6].")
-        if active.shape != (self.num_slots,):
-            raise ValueError(f"active has shape {tuple(active.shape)}; give bool [{self.num_slots}].")
-        if self.device.type == "cpu":  # reading a flag back would stall a GPU
-            if not torch.isfinite(controls).all():
-                raise ValueError("controls hold NaN or infinity; give finite metres and radians.")
-            if (active & ~self.state.is_open).any():
-                raise ValueError("a slot was stepped that holds no world; call open() first.")
-        return controls.to(self.device, torch.float32)
 
 
 def token_coverage(mask: Tensor, grid: int) -> Tensor:

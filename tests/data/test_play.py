@@ -1,13 +1,12 @@
 """Playing: keys become actions, a walk becomes a video, and a window reads the keyboard."""
 
 import importlib.util
-from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 
 from tests.data.tiny_world import EPISODE_STEPS, TinyWorld
+from tests.videos import read_video
 from worldscape import cli, play
 from worldscape.window import KeyWindow
 
@@ -17,16 +16,6 @@ needs_pygame = pytest.mark.skipif(importlib.util.find_spec("pygame") is None, re
 @pytest.fixture
 def walk() -> play.Walk:
     return play.Walk(TinyWorld("multi_discrete"), seed=0)
-
-
-def read_video(path: Path) -> np.ndarray:
-    """-> uint8 [T, h, w, 3]."""
-    video = cv2.VideoCapture(str(path))
-    frames = []
-    while (picture := video.read()[1]) is not None:
-        frames.append(picture)
-    video.release()
-    return np.stack(frames)[..., ::-1]
 
 
 def test_keys_may_have_counts_and_spaces():

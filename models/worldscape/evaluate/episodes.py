@@ -13,9 +13,8 @@ import numpy as np
 from worldscape.conditioning.controls import DISCRETE_ACTIONS, ControlScale, discrete_controls
 from worldscape.data import explore as recorder
 from worldscape.data.episode import HELD_OUT_SEED
+from worldscape.data.rollout import Act, Policy
 from worldscape.progress import Progress
-
-Policy = Callable[[gym.Env, np.random.Generator], Callable[[np.ndarray, dict[str, Any]], int]]
 
 SOURCES = ("rooms",)
 
@@ -168,7 +167,7 @@ def find_policy(name: str) -> Policy:
     return POLICIES[name]
 
 
-def restless(env: gym.Env, rng: np.random.Generator) -> Callable[[np.ndarray, dict[str, Any]], int]:
+def restless(env: gym.Env, rng: np.random.Generator) -> Act:
     """Exploration in which every other action is a random key, so that all nine actions occur often."""
     walk = recorder.explore(env, rng)
 

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldscape.conditioning.camera import invert_pose
+from worldscape.conditioning.camera import METRES_PER_RADIAN, invert_pose
 from worldscape.conditioning.reproject import MIN_DEPTH, Anchor, reproject
 from worldscape.config import MemoryConfig
 from worldscape.memory.pages import Levels
-from worldscape.memory.policy import CELLS, CODING_NOISE, FULL_COST, METRES_PER_RADIAN, world_probes
+from worldscape.memory.policy import CELLS, CODING_NOISE, FULL_COST, world_probes
 from worldscape.nn.blocks import KeysValues
 from worldscape.transformer import History
 

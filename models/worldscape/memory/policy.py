@@ -10,12 +10,11 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from worldscape.conditioning.camera import camera_rays, invert_pose
+from worldscape.conditioning.camera import camera_rays, invert_pose, pose_distance
 from worldscape.conditioning.reproject import MIN_DEPTH, Anchor, decode_depth
 from worldscape.memory.pages import BLANK, probe_places
 
 CELLS = 8  # cells a side of the new view that the picks shall cover
-METRES_PER_RADIAN = 2.0  # how far apart two cameras must be to differ as much as one radian of turn
 ANY, ONE_CELL = 0.0, 1.0  # least gain of a pick
 CODING_NOISE = 0.1  # standard deviation of colours (range 2) below which a difference costs nothing to speak of
 FULL_COST = math.log1p(1 / CODING_NOISE**2)  # nats that an uncovered pixel costs
@@ -80,10 +79,8 @@ def most_redundant(pages: Tensor, poses: Tensor, num_sink: int) -> Tensor:
 
     pages long [B, S + G], sink first, with poses [B, S + G, 4, 4]. Returns long [B] in [0, G); the sink stays.
     """
-    position, axis = poses[..., :3, 3], poses[..., :3, 2]
-    turn = torch.acos((axis @ axis.transpose(1, 2)).clamp(-1.0, 1.0))
-    distance = torch.cdist(position, position) / METRES_PER_RADIAN + turn
-    distance = distance + torch.diag(torch.full((pages.shape[1],), torch.inf, device=pages.device))
+    to_itself = torch.diag(torch.full((pages.shape[1],), torch.inf, device=pages.device))
+    distance = pose_distance(poses, poses) + to_itself
     return torch.where(pages == BLANK, -1.0, distance.amin(2))[:, num_sink:].argmin(1)
 
 

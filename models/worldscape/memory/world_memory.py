@@ -16,10 +16,10 @@ from torch import Tensor
 
 from worldscape.codec import empty_anchor
 from worldscape.conditioning.reproject import Anchor, reproject
-from worldscape.config import BodyConfig, MemoryConfig
+from worldscape.config import MemoryConfig
 from worldscape.memory import policy
 from worldscape.memory.pages import BLANK, Page, PageShape, PageStore, fit_levels, page_bytes
-from worldscape.memory.surroundings import plan_view
+from worldscape.memory.surroundings import Surfaces
 from worldscape.memory.tables import SlotTables
 from worldscape.nn.blocks import KeysValues
 from worldscape.transformer import History
@@ -192,20 +192,12 @@ class WorldMemory:
         fields = self.store.fields
         return Remembered(fields.rgbd[pages], fields.pose[pages], (pages != BLANK) & ~earlier)
 
-    def clearance(self, position: Tensor, body: BodyConfig) -> Tensor:
-        """Metres on the floor plan from `position` [B, 3] to the nearest remembered surface at body height: [B]."""
-        pages = self.tables.shown()
-        offset = self.store.fields.probes[pages] - position[:, None, None]
-        is_in_way = (offset[..., 1] > -body.above) & (offset[..., 1] < body.below) & (pages != BLANK)[..., None]
-        distance = offset[..., 0::2].square().sum(-1)
-        return torch.where(is_in_way, distance, torch.inf).amin((1, 2)).sqrt()
-
-    def surroundings(self, position: Tensor, walk: Tensor, body: BodyConfig) -> Tensor:
-        """Plan view of the remembered surfaces around `position` [B, 3], ahead along `walk` [B, 3]: [B, 2, G, G]."""
+    def surfaces(self) -> Surfaces:
+        """Sampled points of all pictures that may be shown again."""
         pages = self.tables.shown()
         probes = self.store.fields.probes[pages]
         known = repeat(pages != BLANK, "b n -> b (n m)", m=probes.shape[2])
-        return plan_view(rearrange(probes, "b n m xyz -> b (n m) xyz"), known, position, walk, body)
+        return Surfaces(rearrange(probes, "b n m xyz -> b (n m) xyz"), known)
 
     def clear(self, rows: Tensor) -> None:
         """Make slots `rows` (long [R], each once) hold nothing; pages that nobody else refers to become free."""

@@ -33,7 +33,7 @@ from worldscape.train.codec import (
     recall_targets,
     sharpness_ratio,
 )
-from worldscape.train.config import TrainConfig
+from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.critic import Critic, critic_losses
 from worldscape.train.heads import num_training
 from worldscape.train.rollouts import Moment, RolloutPlan, take_rollouts
@@ -68,18 +68,7 @@ class DecoderTrainConfig(TrainConfig):
 
 
 DEFAULTS: dict[str, TrainConfig] = {
-    "debug": DecoderTrainConfig(
-        steps=20,
-        batch_size=4,
-        lr=1e-3,
-        warmup=2,
-        sample_every=20,
-        checkpoint_every=10,
-        log_every=5,
-        dreams=4,
-        dream_frames=8,
-        critic_width=8,
-    ),
+    "debug": DecoderTrainConfig(**DEBUG, batch_size=4, dreams=4, dream_frames=8, critic_width=8),
     "nano": DecoderTrainConfig(
         steps=2000, batch_size=32, lr=3e-4, warmup=100, betas=(0.5, 0.95), ema=0.998, precision="bf16", threads=2
     ),

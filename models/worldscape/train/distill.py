@@ -28,7 +28,7 @@ from worldscape.data.clips import FrameStore, load_frames
 from worldscape.engine import WorldEngine
 from worldscape.flow import add_noise
 from worldscape.slots import View
-from worldscape.train.config import TrainConfig
+from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.heads import num_training
 from worldscape.train.matching import draw_shared_levels, flow_matching_loss, matching_gradient, matching_loss
 from worldscape.train.rollouts import draw_stretches
@@ -65,18 +65,7 @@ class DistillTrainConfig(TrainConfig):
 
 
 DEFAULTS: dict[str, TrainConfig] = {
-    "debug": DistillTrainConfig(
-        steps=20,
-        batch_size=2,
-        lr=1e-3,
-        warmup=2,
-        sample_every=20,
-        checkpoint_every=10,
-        log_every=5,
-        rollout=3,
-        window=2,
-        student_every=2,
-    ),
+    "debug": DistillTrainConfig(**DEBUG, batch_size=2, rollout=3, window=2, student_every=2),
     "nano": DistillTrainConfig(
         steps=1500,
         batch_size=8,

@@ -25,7 +25,7 @@ from worldscape.flow import sampling_levels
 from worldscape.noise import slot_noise
 from worldscape.progress import Progress
 from worldscape.train.cache import cached
-from worldscape.train.config import TrainConfig
+from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.matching import follow_flow
 from worldscape.train.scoring import clean_inputs, cut, estimate_next, read_history
 from worldscape.train.world import WorldStage, WorldTrainConfig, mean_where
@@ -61,19 +61,7 @@ class OdeTrainConfig(WorldTrainConfig):
 
 
 DEFAULTS: dict[str, TrainConfig] = {
-    "debug": OdeTrainConfig(
-        steps=20,
-        batch_size=4,
-        lr=1e-3,
-        warmup=2,
-        sample_every=20,
-        checkpoint_every=10,
-        log_every=5,
-        dream_frames=16,
-        flows=8,
-        teacher_calls=4,
-        student_calls=2,
-    ),
+    "debug": OdeTrainConfig(**DEBUG, batch_size=4, dream_frames=16, flows=8, teacher_calls=4, student_calls=2),
     "nano": OdeTrainConfig(
         steps=1500, batch_size=64, lr=5e-4, warmup=50, ema=0.995, optimizer="muon", precision="bf16", threads=2
     ),

@@ -22,13 +22,12 @@ from worldscape.checkpoint import load_aggregator
 from worldscape.codec import normalise_tokens
 from worldscape.conditioning.reproject import decode_depth, reproject
 from worldscape.config import WorldConfig
-from worldscape.data.clips import FrameStore
 from worldscape.evaluate.metrics import error_to_psnr
 from worldscape.splats.aggregator import Aggregated, Aggregator, Context, block_median
 from worldscape.splats.config import PRESETS
 from worldscape.splats.render import Rendering, render
 from worldscape.train.codec import decode_blind, picture_rows
-from worldscape.train.config import TrainConfig, require
+from worldscape.train.config import DEBUG, TrainConfig, require
 from worldscape.train.spatial_losses import DEPTH_KINDS, depth_loss, render_loss
 from worldscape.train.world import Refined, WorldStage, WorldTrainConfig
 from worldscape.train.world import build_stage as build_world_stage
@@ -65,19 +64,7 @@ class SpatialTrainConfig(WorldTrainConfig):
 
 
 DEFAULTS: dict[str, TrainConfig] = {
-    "debug": SpatialTrainConfig(
-        steps=20,
-        batch_size=4,
-        lr=1e-3,
-        warmup=2,
-        sample_every=20,
-        checkpoint_every=10,
-        log_every=5,
-        dream_frames=16,
-        ramp=2,
-        spatial_rows=2,
-        num_held_out=1,
-    ),
+    "debug": SpatialTrainConfig(**DEBUG, batch_size=4, dream_frames=16, ramp=2, spatial_rows=2, num_held_out=1),
     "nano": SpatialTrainConfig(
         steps=2000, batch_size=32, lr=3e-4, warmup=100, ema=0.998, optimizer="muon", precision="bf16", threads=2
     ),
@@ -105,11 +92,6 @@ class SpatialStage:
     aggregator: Aggregator
     name: str = "spatial"
 
-    @property
-    def store(self) -> FrameStore:
-        """The recorded frames."""
-        return self.clips.store
-
     def trainable(self, model: WorldModel) -> nn.Module:
         """The transformer and the model's aggregator, which is put in place where there is none."""
         if model.aggregator is None:
@@ -123,15 +105,15 @@ class SpatialStage:
         ramp: share of alpha and beta that this step takes.
         """
         rng = np.random.default_rng([self.config.seed, step, rank, 8])
-        batch = self.clips.batch(step, rank, world_size)
+        store, batch = self.clips.store, self.clips.batch(step, rank, world_size)
         frames = batch["frames"][: self.config.spatial_rows].numpy()
         order = rng.permutation(frames.shape[1])
         held_out, context = np.split(order, [self.config.num_held_out])
         return batch | {
-            "pictures": self.store.rgbd(frames),
-            "depth": torch.from_numpy(self.store.depth[frames]).float(),
-            "poses": torch.from_numpy(self.store.pose[frames]),
-            "intrinsics": torch.from_numpy(self.store.intrinsics).expand(len(frames), -1).clone(),
+            "pictures": store.rgbd(frames),
+            "depth": torch.from_numpy(store.depth[frames]).float(),
+            "poses": torch.from_numpy(store.pose[frames]),
+            "intrinsics": torch.from_numpy(store.intrinsics).expand(len(frames), -1).clone(),
             "has_picture": torch.from_numpy(rng.random(len(frames)) >= self.config.picture_dropout),
             "views": torch.from_numpy(np.concatenate([held_out, context[: self.config.num_shown]])),
             "context": torch.from_numpy(np.sort(context)),

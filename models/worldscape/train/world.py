@@ -21,7 +21,7 @@ from worldscape.data.clips import FrameStore, load_frames
 from worldscape.engine import WorldEngine
 from worldscape.flow import add_noise, draw_levels
 from worldscape.train.codec import picture_rows
-from worldscape.train.config import TrainConfig
+from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.prepare import PreparedFrames, prepare
 from worldscape.train.rollouts import start_at
 from worldscape.transformer import FrameInputs, Prediction, frame_rays
@@ -49,9 +49,7 @@ class WorldTrainConfig(TrainConfig):
 
 
 DEFAULTS: dict[str, TrainConfig] = {
-    "debug": WorldTrainConfig(
-        steps=20, batch_size=4, lr=1e-3, warmup=2, sample_every=20, checkpoint_every=10, log_every=5, dream_frames=16
-    ),
+    "debug": WorldTrainConfig(**DEBUG, batch_size=4, dream_frames=16),
     "nano": WorldTrainConfig(
         steps=9000, batch_size=32, lr=1e-3, warmup=200, ema=0.999, optimizer="muon", precision="bf16", threads=2
     ),
