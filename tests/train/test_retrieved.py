@@ -85,8 +85,10 @@ def test_prepared_frames_name_what_the_naive_twin_retrieves(tmp_path, monkeypatc
     assert ((found < 0) | (found < oldest_local)).all()
 
 
-def test_frames_prepared_without_retrieval_say_so(tmp_path):
-    memory = replace(CONFIG.memory, num_retrieved=0)
+@pytest.mark.parametrize("changes", [{"num_retrieved": 0}, {"policy": "sink+local"}])
+def test_frames_prepared_without_retrieval_say_so(tmp_path, changes):
+    """Also when they are read again; a policy without a pool has nothing to retrieve."""
+    memory = replace(CONFIG.memory, **changes)
     found = [prepare(debug_world(), memory, walk_store(), tmp_path / "rooms", 8, seed=0) for _ in range(2)]
     assert all(frames.retrieved.shape == (1, 8, 0) for frames in found)
     assert prepare(debug_world(), CONFIG.memory, walk_store(), tmp_path / "rooms", 8, seed=0).retrieved.shape[2] == 2

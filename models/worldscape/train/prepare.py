@@ -58,7 +58,7 @@ def prepare(
         [model.codec],
         lambda: _replay_all(model, memory, store, length, seed),
     )
-    nothing = tensors["frames"].new_empty(*tensors["frames"].shape, 0)
+    nothing = tensors["frames"].new_empty(*tensors["frames"].shape, 0)  # not kept where nothing can be retrieved
     return PreparedFrames(**{"retrieved": nothing, **tensors})
 
 
@@ -108,6 +108,6 @@ def _replay(
         for name, value in (("latent", latent), ("guess", guess.latent), ("coverage", coverage)):
             steps[name].append(value.to("cpu", torch.float16))
         retrieved.append(memory.tables.retrieved.cpu())
-    if policy.num_retrieved > 0:
+    if retrieved[0].shape[1] > 0:
         steps["retrieved"] = retrieved
     return {name: torch.stack(values, 1) for name, values in steps.items()}
