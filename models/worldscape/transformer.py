@@ -97,10 +97,19 @@ class WorldTransformer(nn.Module):
         angles = time_angles(history.positions, self.config.head_width, self.config.rope_base)
         return PlacedHistory(rotate(history.keys, Rotation.of(angles)), history.values, history.valid)
 
-    def forward(self, frames: FrameInputs, positions: Tensor, history: PlacedHistory | None = None) -> Prediction:
-        """Refine T new frames at relative `positions` [B, T], given history (or the clip's own start)."""
+    def forward(
+        self,
+        frames: FrameInputs,
+        positions: Tensor,
+        history: PlacedHistory | None = None,
+        sees: Tensor | None = None,
+    ) -> Prediction:
+        """Refine T new frames at relative `positions` [B, T], given history (or the clip's own start).
+
+        sees: which new frame sees which, bool [B, T, T]; None: each sees itself and earlier ones (a teacher's: all).
+        """
         view = self.embed_view(frames.rays, frames.anchor, frames.coverage)
-        return self._refine(frames.latent, frames.level, view, positions, history)
+        return self._refine(frames.latent, frames.level, view, self._layout(positions, history, sees), history)
 
     def embed_view(self, rays: Tensor, anchor: Tensor, coverage: Tensor) -> EmbeddedView:
         """rays, anchor and coverage as in FrameInputs -> what each model call on these frames is told of them."""
@@ -113,15 +122,15 @@ class WorldTransformer(nn.Module):
         self, latent: Tensor, level: float, view: EmbeddedView, positions: Tensor, history: PlacedHistory
     ) -> Prediction:
         """As forward, for frames that are all at one noise level and whose view is embedded already."""
-        return self._refine(latent, torch.full_like(latent[:, :, 0, 0], level), view, positions, history)
+        layout = self._layout(positions, history, None)
+        return self._refine(latent, torch.full_like(latent[:, :, 0, 0], level), view, layout, history)
 
     def _refine(
-        self, latent: Tensor, level: Tensor, view: EmbeddedView, positions: Tensor, history: PlacedHistory | None
+        self, latent: Tensor, level: Tensor, view: EmbeddedView, layout: Layout, history: PlacedHistory | None
     ) -> Prediction:
         level = self.embed_level(level_features(level, self.config.width))
         modulation = rearrange(self.level_modulation(level), "b t (n d) -> b t n d", n=6)
         x = self.embed_latent(latent) + view.tokens
-        layout = self._layout(positions, history)
         layers = []
         for index, block in enumerate(self.blocks):
             past = None if history is None else KeysValues(history.keys[index], history.values[index])
@@ -129,23 +138,27 @@ class WorldTransformer(nn.Module):
             layers.append(new)
         return Prediction(self._read_clean(x, level, view.anchor), x, layers)
 
-    def _layout(self, positions: Tensor, history: PlacedHistory | None) -> Layout:
+    def _layout(self, positions: Tensor, history: PlacedHistory | None, sees: Tensor | None) -> Layout:
         config = self.config
         space = space_angles(self.grid, config.head_width, config.rope_base, positions.device)
         time = time_angles(positions, config.head_width, config.rope_base)
-        mask = self._mask(positions.shape[1], history, positions.device)
+        sees = self._earlier(positions) if sees is None else sees
+        mask = self._mask(sees, history)
         return Layout(Rotation.of(space), Rotation.of(time), Rotation.of(space + time), mask)
 
-    def _mask(self, num_new: int, history: PlacedHistory | None, device: torch.device) -> Tensor | None:
-        """A new frame sees valid history, itself and earlier new frames (a teacher's: all); True means it may look."""
-        order = torch.arange(num_new, device=device)
-        causal = (order[:, None] >= order[None])[None]
-        if not self.config.is_causal:
-            causal = torch.ones_like(causal)
+    def _earlier(self, positions: Tensor) -> Tensor:
+        """Each new frame sees itself and earlier ones (a teacher's: all): bool [1, T, T]."""
+        order = torch.arange(positions.shape[1], device=positions.device)
+        earlier = (order[:, None] >= order[None])[None]
+        return earlier if self.config.is_causal else torch.ones_like(earlier)
+
+    def _mask(self, sees: Tensor, history: PlacedHistory | None) -> Tensor | None:
+        """New frames see valid history and what `sees` says of each other; True means it may look."""
+        num_new = sees.shape[1]
         if history is None:
-            return None if num_new == 1 else expand_mask(causal, self.grid**2)
+            return None if num_new == 1 else expand_mask(sees, self.grid**2)
         past = repeat(history.valid, "b s -> b t s", t=num_new)
-        return expand_mask(torch.cat([past, causal.expand(len(past), -1, -1)], -1), self.grid**2)
+        return expand_mask(torch.cat([past, sees.expand(len(past), -1, -1)], -1), self.grid**2)
 
     def _read_clean(self, x: Tensor, level: Tensor, anchor: Tensor) -> Tensor:
         """The last layer: what memory suggests, as far as it is trusted, plus what is new."""

@@ -147,6 +147,19 @@ def test_retrieved_pages_join_the_history_between_sink_and_local_and_never_twice
     assert numbers(memory, memory.recall(pose(1.6), INTRINSICS).retrieved)[0][0] not in (2, 3, 4)
 
 
+def test_what_a_frame_was_shown_is_named_even_if_it_takes_the_place_of_that():
+    """Frame 5 is like frame 1, which it drops from the pool and whose page it gets. The tables then said that frame 5
+    had been shown itself."""
+    memory = empty(replace(CONFIG, num_keyframes=3, num_retrieved=1))
+    for number, yaw in enumerate((0.0, -1.4, 1.6, 1.6, 1.6)):
+        append(memory, number, pose(yaw), coverage=0.0 if number < 3 else 1.0)
+    page = memory.tables.pool[0, 0]
+    append(memory, 5, pose(-1.4), coverage=0.0)
+    assert numbers(memory, memory.tables.pool) == [[5, 2]] and memory.tables.pool[0, 0] == page
+    assert memory.tables.retrieved.tolist() == [[1]]
+    assert memory.tables.anchors.tolist() == [[0, 1]]
+
+
 def test_a_budget_makes_the_pool_smaller_and_is_never_exceeded():
     memory = empty(CONFIG, 2, budget=(2 * 6 + FIRST) * PAGE + 1)
     assert memory.tables.levels == Levels(1, 2, 3)

@@ -146,12 +146,13 @@ class WorldMemory:
         explained = policy.explained_share(frame.rgbd, recall.anchor, recall.coverage, weight)
         columns, writes = self._columns(explained, active)
         old = tables.pages.gather(1, columns)
+        shown = self.store.fields.frame[recall.anchors], self.store.fields.frame[recall.retrieved]
         self.store.release(torch.where(writes, old, BLANK))
         page = self.store.allocate(active)
         self.store.write(page, self._page(frame))
         tables.pages.scatter_(1, columns, torch.where(writes, page[:, None], old))
         self.store.retain(torch.where(writes, page[:, None], BLANK))
-        self._note(page, explained, recall, active)
+        self._note(page, explained, *shown, active)
 
     def _columns(self, explained: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         """Columns of the tables that the new frame may take, and whether it does: long and bool [B, 1 or 2]."""
@@ -176,13 +177,13 @@ class WorldMemory:
         keys_values = torch.stack(both)[:, :, 0] if both else probes.new_zeros(shape)
         return Page(keys_values, frame.rgbd, frame.pose, probes, self.count)
 
-    def _note(self, page: Tensor, explained: Tensor, recall: Recall, active: Tensor) -> None:
-        """What is known of the last frame, and that there is one more."""
-        tables, frames = self.tables, self.store.fields.frame
+    def _note(self, page: Tensor, explained: Tensor, anchors: Tensor, retrieved: Tensor, active: Tensor) -> None:
+        """What is known of the last frame, and that there is one more. anchors, retrieved: numbers of frames."""
+        tables = self.tables
         tables.latest = torch.where(active, page, tables.latest)
         tables.novelty = torch.where(active, 1.0 - explained, tables.novelty)
-        tables.anchors = torch.where(active[:, None], frames[recall.anchors], tables.anchors)
-        tables.retrieved = torch.where(active[:, None], frames[recall.retrieved], tables.retrieved)
+        tables.anchors = torch.where(active[:, None], anchors, tables.anchors)
+        tables.retrieved = torch.where(active[:, None], retrieved, tables.retrieved)
         tables.count = tables.count + active
 
     def remembered(self) -> Remembered:

@@ -106,7 +106,7 @@ class OdeStage:
         """Squared distance from the student's answer to the end of the flow; no gradient through history."""
         clip = clean_inputs(batch, model.config.context_level)
         with torch.no_grad():
-            history = read_history(model.transformer, cut(clip, slice(0, -1)))
+            history = read_history(model.transformer, cut(clip, slice(0, -1)), batch.get("sees"))
         last = cut(clip, slice(-1, None))
         answer = estimate_next(model.transformer, last, batch["state"], batch["level"], history)[:, 0]
         error = (answer - batch["end"]).square().mean(2)
@@ -151,11 +151,12 @@ def _follow_all(teacher: WorldModel, clips: WorldStage, config: OdeTrainConfig) 
 def _follow(teacher: WorldModel, clip: dict[str, Tensor], rows: Tensor, config: OdeTrainConfig) -> Tensor:
     """Flows of the last frames of clips [B, T]; flow number `rows` [B] begins at noise that is its own."""
     device = next(teacher.parameters()).device
-    frames = clean_inputs({name: part.to(device) for name, part in clip.items()}, teacher.config.context_level)
+    clip = {name: part.to(device) for name, part in clip.items()}
+    frames = clean_inputs(clip, teacher.config.context_level)
     last, shape = cut(frames, slice(-1, None)), clip["latent"].shape[2:]
     noise = slot_noise(rows + (config.seed << 32), torch.zeros_like(rows), shape.numel())
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        history = read_history(teacher.transformer, cut(frames, slice(0, -1)))
+        history = read_history(teacher.transformer, cut(frames, slice(0, -1)), clip.get("sees"))
         states = follow_flow(
             lambda latent, level: estimate_next(
                 teacher.transformer, last, latent, torch.full_like(last.level, level), history

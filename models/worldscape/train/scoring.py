@@ -1,7 +1,7 @@
 """What a generator makes of frames whose past is known: one new frame after clean history, or the end of a whole clip.
 
 Both see what the engine would show them: clean frames at the level at which the engine commits, and times that start
-at 0.
+at 0. `sees` bool [B, T, T] says which frame of the whole clip sees which (sight.py); None: each sees all before it.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from worldscape.train.sight import present
 from worldscape.transformer import FrameInputs, History, PlacedHistory, WorldTransformer
 
 
@@ -28,12 +29,13 @@ def join(frames: list[FrameInputs]) -> FrameInputs:
     return FrameInputs(*(torch.cat(parts, 1) for parts in zip(*frames, strict=True)))
 
 
-def read_history(transformer: WorldTransformer, frames: FrameInputs) -> PlacedHistory:
-    """Finished frames [B, T, ...] as the history of the one that follows."""
+def read_history(transformer: WorldTransformer, frames: FrameInputs, sees: Tensor | None = None) -> PlacedHistory:
+    """Finished frames [B, T - 1, ...] as the history of the one that follows and ends the clip."""
     positions = _positions(frames)
-    layers = transformer(frames, positions).layers
+    valid = torch.ones_like(positions, dtype=torch.bool) if sees is None else present(sees)[:, :-1]
+    layers = transformer(frames, positions, sees=None if sees is None else sees[:, :-1, :-1]).layers
     keys, values = torch.stack([new.keys for new in layers]), torch.stack([new.values for new in layers])
-    return transformer.place(History(keys, values, positions, torch.ones_like(positions, dtype=torch.bool)))
+    return transformer.place(History(keys, values, positions, valid))
 
 
 def estimate_next(
@@ -44,7 +46,9 @@ def estimate_next(
     return transformer(frame._replace(latent=latent, level=level), positions, history).latent.float()
 
 
-def estimate_end(transformer: WorldTransformer, clip: FrameInputs, noised: Tensor, level: Tensor) -> Tensor:
+def estimate_end(
+    transformer: WorldTransformer, clip: FrameInputs, noised: Tensor, level: Tensor, sees: Tensor | None = None
+) -> Tensor:
     """The clean latents behind a clip's last W frames `noised` [B, W, P, C], all at level [B], float32.
 
     The frames before them are history, as clean as the clip has them.
@@ -52,7 +56,7 @@ def estimate_end(transformer: WorldTransformer, clip: FrameInputs, noised: Tenso
     window = noised.shape[1]
     levels = torch.cat([clip.level[:, :-window], level[:, None].expand(-1, window)], 1)
     frames = clip._replace(latent=torch.cat([clip.latent[:, :-window], noised], 1), level=levels)
-    return transformer(frames, _positions(frames)).latent[:, -window:].float()
+    return transformer(frames, _positions(frames), sees=sees).latent[:, -window:].float()
 
 
 def _positions(frames: FrameInputs) -> Tensor:
