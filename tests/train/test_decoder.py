@@ -10,7 +10,7 @@ from tests.train.walks import FRAMES, SIZE, walk_store
 from worldscape.checkpoint import load_world
 from worldscape.train.config import override
 from worldscape.train.critic import Critic
-from worldscape.train.decoder import DEFAULTS, DecoderStage, what_decoder_sees
+from worldscape.train.decoder import DEFAULTS, DecoderStage, DecoderTrainConfig, what_decoder_sees
 from worldscape.train.rollouts import RolloutPlan, take_rollouts
 
 LENGTH = 8
@@ -24,6 +24,7 @@ def stage(tmp_path_factory):
     data = tmp_path_factory.mktemp("recorded") / "walk"
     rollouts = take_rollouts(load_world("debug"), store, data, PLAN, what_decoder_sees)
     config = override(DEFAULTS["debug"], {"device": "cpu"})
+    assert isinstance(config, DecoderTrainConfig)
     return DecoderStage(store=store, rollouts=rollouts, config=config, num_anchors=4, critic=Critic(8))
 
 
