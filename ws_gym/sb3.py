@@ -136,8 +136,10 @@ def _split(infos: dict[str, Any], num_rows: int) -> list[dict[str, Any]]:
 def _row(infos: dict[str, Any], row: int) -> dict[str, Any]:
     """One slot's info out of Gymnasium's vector infos."""
     names: Iterable[str] = (name for name in infos if not name.startswith("_") and not name.startswith("final_"))
-    return {name: _own(infos[name][row]) for name in names}
+    return {name: _pick(infos[name], row) for name in names}
 
 
-def _own(value: Any) -> Any:
-    return value.copy() if isinstance(value, np.ndarray) else value.item()
+def _pick(value: Any, row: int) -> Any:
+    if isinstance(value, dict):
+        return _row(value, row)
+    return value[row].copy() if value.ndim > 1 else value[row].item()

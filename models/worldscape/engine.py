@@ -222,7 +222,7 @@ class WorldEngine:
         """Run the finished frame once, append it to the active slots' memory and make it their current frame."""
         level, positions = self.config.context_level, state.memory.next_positions()
         prediction = self.generator.refine(new.latent[:, None], level, view.told, positions, history)
-        frame = Frame(prediction.layers, new.rgbd, view.pose, state.intrinsics)
+        frame = Frame(prediction.layers, new.rgbd, view.pose, state.intrinsics, new.is_real)
         state.memory.append(frame, view.recall, active)
         self._finish(state, new, prediction, view.recall.coverage, active)
 
@@ -233,7 +233,7 @@ class WorldEngine:
         previous = torch.where(is_first[:, None, None], pose, pose_from_state(state.camera))
         view = self.look(state, camera, previous)
         latent = self.model.codec.encode(rgbd).float()
-        new = NewFrame(camera, torch.zeros_like(camera), rgbd, latent)
+        new = NewFrame(camera, torch.zeros_like(camera), rgbd, latent, is_real=True)
         self.commit(state, new, view, self.read(state, view), active)
         state.steps.zero_()
         return view
@@ -245,8 +245,9 @@ class WorldEngine:
         features = prediction.features[:, 0].float()
         events = torch.stack(self.model.heads.events(features, new.latent), 1).sigmoid()
         steps = state.steps + 1
-        news = {**new._asdict(), "features": features, "coverage": coverage, "events": events, "steps": steps}
-        for name, value in news.items():
+        seen = {"camera": new.camera, "realised": new.realised, "rgbd": new.rgbd, "latent": new.latent}
+        told = {"features": features, "coverage": coverage, "events": events, "steps": steps}
+        for name, value in {**seen, **told}.items():
             old = getattr(state, name)
             setattr(state, name, torch.where(active.reshape(-1, *[1] * (value.ndim - 1)), value.to(old.dtype), old))
 

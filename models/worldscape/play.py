@@ -2,6 +2,7 @@
 
 W A S D walk, J L turn, I K look up and down (in the window the arrow keys too); R opens another world, Esc ends.
 The world is made through Gymnasium, like any other env: starts, pictures and random weights work as they do there.
+--map draws what it remembers in the end, seen from above.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ AXES = (("W", "S"), ("D", "A"), ("L", "J"), ("I", "K"))
 """Opposed keys of each axis of the world's combined actions: walk, strafe, turn, look."""
 VIDEO_PIXELS = 384
 WINDOW_PIXELS = 640
+MAP_PIXELS = 768
 
 
 def parse_keys(text: str) -> list[str]:
@@ -91,6 +93,14 @@ def write_film(film: np.ndarray, out: Path, fps: int) -> None:
     iio.imwrite(out, film, plugin="FFMPEG", fps=fps)
 
 
+def write_map(env: gym.Env, out: Path) -> None:
+    """Write the map of what the env's world remembers as a picture. Raises OSError when it cannot be written."""
+    world: Any = env.unwrapped
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not cv2.imwrite(str(out), cv2.cvtColor(world.draw_map(MAP_PIXELS), cv2.COLOR_RGB2BGR)):
+        raise OSError(f"could not write {out}; is the disk full?")
+
+
 def enlarge(frame: np.ndarray, pixels: int) -> np.ndarray:
     """Frame uint8 [h, w, 3] -> uint8 [pixels, pixels, 3]."""
     return cv2.resize(frame, (pixels, pixels), interpolation=cv2.INTER_CUBIC)
@@ -129,6 +139,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--fps", type=int, default=15, help="frames per second (default 15)")
     parser.add_argument("--keys", help='walk along these instead of opening a window, for instance "W4L6W4"')
     parser.add_argument("--out", type=Path, help="video to write, with --keys")
+    parser.add_argument("--map", type=Path, help="picture (.png) to write in the end: the remembered place from above")
     parser.set_defaults(func=_run)
 
 
@@ -137,6 +148,8 @@ def _run(args: argparse.Namespace) -> int:
         raise ValueError("--keys and --out belong together: the keys to press and the video to write")
     if args.seed < 0:
         raise ValueError(f"--seed is {args.seed}; it must not be negative")
+    if args.map is not None and not cv2.haveImageWriter(str(args.map)):
+        raise ValueError(f"--map {args.map} is no name of a picture; end it in .png")
     if args.fps < 1:
         raise ValueError(f"--fps is {args.fps}; it must be at least 1 frame per second")
     keys = None if args.keys is None else parse_keys(args.keys)
@@ -148,5 +161,8 @@ def _run(args: argparse.Namespace) -> int:
     elif window is not None:
         play_in_window(walk, window)
         window.close()
+    if args.map is not None:
+        write_map(env, args.map)
+        print(f"{args.map}: what the world remembers")
     env.close()
     return 0

@@ -1,4 +1,4 @@
-"""`worldscape eval` fidelity, actions, drift, ablation, geometry, memory, retrieval: tables, pictures, JSON lines."""
+"""`worldscape eval` fidelity, actions, drift, ablation, geometry, memory, retrieval, trust: tables and JSON lines."""
 
 from __future__ import annotations
 
@@ -58,6 +58,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     retrieval = _add_evaluation(evaluations, "retrieval", run_retrieval, episodes=16, policy="explore")
     retrieval.add_argument("--steps", type=int, default=100, help="steps of each recorded walk")
     retrieval.add_argument("--every", type=int, default=4, help="steps between views that are scored")
+    trust = _add_evaluation(evaluations, "trust", run_trust, episodes=32, policy="explore")
+    trust.add_argument("--steps", type=int, default=128, help="length of each dream")
 
 
 def run_ablation(args: argparse.Namespace) -> None:
@@ -198,6 +200,16 @@ def run_retrieval(args: argparse.Namespace) -> None:
     episodes = _walk(args, model, args.policy, args.steps)
     judged = retrieval.judge_retrieval(model.config.memory, episodes, every=args.every)
     _finish("retrieval", args, begin, judged.metrics, judged.tables)
+
+
+def run_trust(args: argparse.Namespace) -> None:
+    """Whether drift, and what else memory says of a dreamed frame, goes with its error against the simulator."""
+    from worldscape.evaluate import trust
+
+    begin = time.perf_counter()
+    engine, episodes = _prepare(args, args.steps)
+    judged = trust.judge_trust(engine, episodes)
+    _finish("trust", args, begin, judged.metrics, judged.tables)
 
 
 def _add_evaluation(evaluations, name: str, run, *, episodes: int, policy: str | None) -> argparse.ArgumentParser:

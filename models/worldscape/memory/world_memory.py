@@ -29,32 +29,40 @@ Rebuild = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Anchor]
 
 class Recall(NamedTuple):
     """What memory shows of a view: pages long [B, A] that were reprojected, the anchor made of them, coverage [B]
-    (share of the pixels shown), and pages long [B, R] whose keys and values join the history; BLANK where none.
+    (share of the pixels shown), real [B, CELLS ** 2] (share of each cell that goes back to real frames, through however
+    many dreamed ones), is_real_shown bool [B] (a real frame itself shows a good part of the view), and pages long
+    [B, R] whose keys and values join the history; BLANK where none.
     """
 
     anchors: Tensor
     anchor: Anchor
     coverage: Tensor
+    real: Tensor
+    is_real_shown: Tensor
     retrieved: Tensor
 
 
 class Remembered(NamedTuple):
-    """Pictures in memory: rgbd [B, N, 4, h, w], poses [B, N, 4, 4] camera to world, valid bool [B, N]."""
+    """Pictures in memory: rgbd [B, N, 4, h, w], poses [B, N, 4, 4] camera to world, valid bool [B, N], frames long
+    [B, N] (numbers of the frames in their dream).
+    """
 
     rgbd: Tensor
     poses: Tensor
     valid: Tensor
+    frames: Tensor
 
 
 class Frame(NamedTuple):
     """A finished frame: keys and values [B, 1, P, H, K] per layer (none: geometry only), rgbd [B, 4, h, w], pose
-    [B, 4, 4] camera to world, intrinsics [B, 4] normalised.
+    [B, 4, 4] camera to world, intrinsics [B, 4] normalised. is_real: a recorded frame, not a dreamed one.
     """
 
     layers: list[KeysValues]
     rgbd: Tensor
     pose: Tensor
     intrinsics: Tensor
+    is_real: bool = False
 
 
 @dataclass(slots=True)
@@ -102,11 +110,18 @@ class WorldMemory:
         retrieved = self._retrieve(cells, pages, frames)
         if not use_anchor:
             anchor = empty_anchor(len(target), self.store.shape.size, self.store.fields.rgbd)
-            return Recall(torch.zeros_like(tables.anchors), anchor, anchor.mask[:, 0, 0, 0], retrieved)
+            none, unreal = anchor.mask[:, 0, 0, 0], torch.zeros_like(cells[:, 0])
+            return Recall(torch.zeros_like(tables.anchors), anchor, none, unreal, none.bool(), retrieved)
         anchors = policy.choose_cover(cells, pages, frames, tables.anchors.shape[1], policy.ANY)
         rgbd, poses = self.store.fields.rgbd[anchors], self.store.fields.pose[anchors]
         anchor = rebuild(rgbd, poses, anchors != BLANK, target, intrinsics)
-        return Recall(anchors, anchor, anchor.mask.mean((1, 2, 3)), retrieved)
+        is_anchor = (pages[:, :, None] == anchors[:, None]).any(2) & (pages != BLANK)
+        from_real = cells * (is_anchor & (frames < tables.num_real[:, None]))[..., None]
+        is_real_shown = from_real.amax(1).sum(1) >= policy.REAL_CELLS
+        numbers = policy.cell_numbers(self.store.fields.probes[anchors], target, intrinsics)
+        numbers = numbers.masked_fill((anchors == BLANK)[..., None], policy.CELLS**2)
+        real = policy.inherited_real(numbers, self.store.fields.real[anchors], anchor.mask)
+        return Recall(anchors, anchor, anchor.mask.mean((1, 2, 3)), real, is_real_shown, retrieved)
 
     def _retrieve(self, cells: Tensor, pages: Tensor, frames: Tensor) -> Tensor:
         """Pool pages that show most of the view; what the local window holds is read anyway."""
@@ -149,10 +164,11 @@ class WorldMemory:
         shown = self.store.fields.frame[recall.anchors], self.store.fields.frame[recall.retrieved]
         self.store.release(torch.where(writes, old, BLANK))
         page = self.store.allocate(active)
-        self.store.write(page, self._page(frame))
+        self.store.write(page, self._page(frame, recall))
         tables.pages.scatter_(1, columns, torch.where(writes, page[:, None], old))
         self.store.retain(torch.where(writes, page[:, None], BLANK))
         self._note(page, explained, *shown, active)
+        self._note_lineage(frame, recall, active)
 
     def _columns(self, explained: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         """Columns of the tables that the new frame may take, and whether it does: long and bool [B, 1 or 2]."""
@@ -170,12 +186,14 @@ class WorldMemory:
         columns = torch.stack([place, pool_place + tables.levels.num_sink], 1)
         return columns, torch.stack([active, is_admitted], 1)
 
-    def _page(self, frame: Frame) -> Page:
+    def _page(self, frame: Frame, recall: Recall) -> Page:
         probes = policy.world_probes(frame.rgbd, frame.pose, frame.intrinsics)
         both = [layer.keys for layer in frame.layers] + [layer.values for layer in frame.layers]
         shape = (0, len(probes), *self.store.shape[1:4])
         keys_values = torch.stack(both)[:, :, 0] if both else probes.new_zeros(shape)
-        return Page(keys_values, frame.rgbd, frame.pose, probes, self.count)
+        real = recall.real[:, policy.probe_cells(self.store.shape.size, probes.device)]
+        real = torch.ones_like(real) if frame.is_real else real
+        return Page(keys_values, frame.rgbd, frame.pose, probes, real, self.count)
 
     def _note(self, page: Tensor, explained: Tensor, anchors: Tensor, retrieved: Tensor, active: Tensor) -> None:
         """What is known of the last frame, and that there is one more. anchors, retrieved: numbers of frames."""
@@ -186,12 +204,22 @@ class WorldMemory:
         tables.retrieved = torch.where(active[:, None], retrieved, tables.retrieved)
         tables.count = tables.count + active
 
+    def _note_lineage(self, frame: Frame, recall: Recall, active: Tensor) -> None:
+        """How far the last frame is from real ones."""
+        tables = self.tables
+        real = torch.ones_like(tables.real) if frame.is_real else recall.real.mean(1)
+        tables.real = torch.where(active, real, tables.real)
+        since_real = (tables.since_real + 1).masked_fill(recall.is_real_shown | frame.is_real, 0)
+        tables.since_real = torch.where(active, since_real, tables.since_real)
+        tables.num_real = tables.num_real + active * frame.is_real
+
     def remembered(self) -> Remembered:
         """All pictures that may be shown again, each once, as tensors of their own."""
         pages = self.tables.shown()
         earlier = (pages[:, :, None] == pages[:, None]).tril(-1).any(2)
         fields = self.store.fields
-        return Remembered(fields.rgbd[pages], fields.pose[pages], (pages != BLANK) & ~earlier)
+        valid = (pages != BLANK) & ~earlier
+        return Remembered(fields.rgbd[pages], fields.pose[pages], valid, fields.frame[pages])
 
     def surfaces(self) -> Surfaces:
         """Sampled points of all pictures that may be shown again."""
