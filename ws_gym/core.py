@@ -38,9 +38,6 @@ IMPORTED_IN = os.getpid()
 BLOCKED_SHARE = 0.5
 """A step is a collision when less than this share of the commanded distance was realised."""
 
-DRIFT_PATIENCE = 4
-"""An episode is truncated when drift has been above `max_drift` for so many steps one after another."""
-
 
 class WorldCore:
     """B worlds in one model. `needs_reset` bool [B] is True for rows that were never opened or whose episode ended."""
@@ -48,7 +45,8 @@ class WorldCore:
     def __init__(self, options: WorldOptions, num_slots: int) -> None:
         self.device = options.torch_device
         self.num_slots = num_slots
-        self.max_episode_steps, self.max_drift = options.max_episode_steps, options.max_drift
+        self.max_episode_steps = options.max_episode_steps
+        self.max_drift, self.drift_patience = options.max_drift, options.drift_patience
         self._process = os.getpid()
         _leave_the_parents_threads()
         self.task = make_task(options.task, options.task_options)
@@ -113,14 +111,14 @@ class WorldCore:
         return self._batch(frame, result, controls, truncated)
 
     def _truncate(self, engine: WorldEngine, mask: Tensor) -> Tensor:
-        """Which slots have reached a limit: of steps, or of steps that they have drifted too far; bool [B]."""
+        """Which slots have reached a limit, of steps or of drift: bool [B]."""
         truncated = torch.zeros_like(mask)
         if self.max_episode_steps is not None:
             truncated = self._elapsed >= self.max_episode_steps
         if self.max_drift is not None:
             is_adrift = report_trust(engine.state.memory.tables).drift > self.max_drift
             self._adrift = torch.where(mask, (self._adrift + 1) * is_adrift, self._adrift)
-            truncated = truncated | (self._adrift >= DRIFT_PATIENCE)
+            truncated = truncated | (self._adrift >= self.drift_patience)
         return truncated
 
     def _leave_trail(self, frame: EngineFrame, mask: Tensor) -> None:

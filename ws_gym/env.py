@@ -84,7 +84,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
 
     ## Episode End
     Terminated when the task says so. Truncated after `max_episode_steps` (300 through `gym.make`), and when drift (see
-    `info["trust"]`) has been above `max_drift` for 4 steps one after another.
+    `info["trust"]`) has been above `max_drift` for `drift_patience` steps one after another.
 
     ## Arguments
 
@@ -100,6 +100,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     | `starts` | `"train"` | `"train"`, `"heldout"`, `"drawn"`, or the path of a dataset, picture or video |
     | `max_episode_steps` | `None` | steps before truncation; `gym.make` adds its own wrapper for it instead |
     | `max_drift` | `None` | share of the picture, 0 to below 1, that may be dreamed through and through |
+    | `drift_patience` | 16 | steps for which more of it may be, before truncation |
     | `render_mode` | `None` | `"rgb_array"` (256 pixels) or `"human"` (a window) |
 
     `info` holds, at reset and at each step: `pose` [4, 4] camera to world, `camera` [6] = (x, y, z, yaw, pitch, roll),

@@ -19,6 +19,8 @@ MARGIN = 0.5  # metres around what is drawn
 LEAST_SPAN = 4.0  # metres that the map shows at least
 HEADER, FOOTER = 0.06, 0.13  # shares of the picture's height for the caption, and for scale and legend
 
+Colour = tuple[int, int, int]
+
 PAPER, UNKNOWN, INK = (250, 250, 248), (226, 228, 232), (40, 40, 46)
 PATH, HERE = (40, 90, 220), (215, 30, 40)
 KEYFRAME, REAL, ANCHORED, RETRIEVED = (120, 120, 130), (20, 140, 70), (240, 140, 20), (170, 40, 190)
@@ -67,10 +69,10 @@ def draw_map(place: Place, pixels: int = 512) -> np.ndarray:
     near = _near_cameras(place)
     sheet = _fit(place, near, pixels - header - footer, pixels)
     canvas = _draw_surfaces(place, near, sheet)
-    is_used = place.is_anchored | place.is_retrieved
-    _draw_cameras(canvas, place, sheet, ~is_used)
+    is_marked = place.is_real | place.is_anchored | place.is_retrieved
+    _draw_cameras(canvas, place, sheet, np.flatnonzero(~is_marked))
     _draw_path(canvas, place, sheet)
-    _draw_cameras(canvas, place, sheet, is_used)
+    _draw_cameras(canvas, place, sheet, np.flatnonzero(is_marked))
     _draw_here(canvas, place, sheet)
     return np.concatenate([_draw_header(place.caption, header, pixels), canvas, _draw_footer(sheet, footer, pixels)])
 
@@ -127,21 +129,20 @@ def _mean_colours(
 
 def _draw_path(canvas: np.ndarray, place: Place, sheet: Sheet) -> None:
     line = sheet.pixels(place.path)
-    width = max(1, sheet.width // 250)
-    cv2.polylines(canvas, [_fixed(line)], False, (255, 255, 255), width + 2, cv2.LINE_AA, SHIFT)
+    width = max(1, sheet.width // 300)
+    cv2.polylines(canvas, [_fixed(line)], False, PAPER, width + 2, cv2.LINE_AA, SHIFT)
     cv2.polylines(canvas, [_fixed(line)], False, PATH, width, cv2.LINE_AA, SHIFT)
 
 
-def _draw_cameras(canvas: np.ndarray, place: Place, sheet: Sheet, is_drawn: np.ndarray) -> None:
-    """An arrow head for each remembered frame in is_drawn bool [N]; those that the last step used are larger."""
-    for index in np.flatnonzero(is_drawn):
-        camera, is_used = place.cameras[index], place.is_anchored[index] or place.is_retrieved[index]
-        size, colour = sheet.width / (38 if is_used else 50), REAL if place.is_real[index] else KEYFRAME
-        if is_used:
-            colour = RETRIEVED if place.is_retrieved[index] else ANCHORED
-        _draw_arrow_head(canvas, sheet.pixels(camera[:2]), camera[2], size, colour)
-        if place.is_real[index] and is_used:
-            cv2.circle(canvas, *_dot(sheet.pixels(camera[:2]), 0.9 * size), REAL, 2, cv2.LINE_AA, SHIFT)
+def _draw_cameras(canvas: np.ndarray, place: Place, sheet: Sheet, chosen: np.ndarray) -> None:
+    """An arrow head for each of the remembered frames chosen long [n], real ones in a ring."""
+    for index in chosen:
+        centre, colour, rim = sheet.pixels(place.cameras[index, :2]), KEYFRAME, KEYFRAME
+        if place.is_anchored[index] or place.is_retrieved[index]:
+            colour, rim = RETRIEVED if place.is_retrieved[index] else ANCHORED, PAPER
+        _draw_arrow_head(canvas, centre, place.cameras[index, 2], sheet.width / 38, colour, rim)
+        if place.is_real[index]:
+            cv2.circle(canvas, *_dot(centre, sheet.width / 40), REAL, 2, cv2.LINE_AA, SHIFT)
 
 
 def _draw_here(canvas: np.ndarray, place: Place, sheet: Sheet) -> None:
@@ -154,16 +155,16 @@ def _draw_here(canvas: np.ndarray, place: Place, sheet: Sheet) -> None:
     cv2.fillPoly(shade, [wedge], HERE, cv2.LINE_AA, SHIFT)
     cv2.addWeighted(shade, 0.22, canvas, 0.78, 0, dst=canvas)
     cv2.polylines(canvas, [wedge], True, HERE, 1, cv2.LINE_AA, SHIFT)
-    _draw_arrow_head(canvas, centre, yaw, sheet.width / 30, HERE)
+    _draw_arrow_head(canvas, centre, yaw, sheet.width / 30, HERE, PAPER)
 
 
 def _draw_arrow_head(
-    canvas: np.ndarray, centre: np.ndarray, yaw: float, size: float, colour: tuple[int, int, int]
+    canvas: np.ndarray, centre: np.ndarray, yaw: float, size: float, colour: Colour, rim: Colour
 ) -> None:
     ahead, aside = np.array([math.sin(yaw), -math.cos(yaw)]), np.array([math.cos(yaw), math.sin(yaw)])
     shape = _fixed(centre + size * np.stack([0.6 * ahead, 0.4 * (aside - ahead), -0.4 * (aside + ahead)]))
     cv2.fillPoly(canvas, [shape], colour, cv2.LINE_AA, SHIFT)
-    cv2.polylines(canvas, [shape], True, (255, 255, 255), 1, cv2.LINE_AA, SHIFT)
+    cv2.polylines(canvas, [shape], True, rim, 1, cv2.LINE_AA, SHIFT)
 
 
 def _draw_header(caption: str, height: int, width: int) -> np.ndarray:

@@ -44,7 +44,7 @@ class WorldScapeVecEnv(VecEnv):
     """A same-step `WorldScapeVectorEnv` for SB3. What differs from the Gymnasium vector environment:
 
     - `step` returns (observations, rewards, dones, infos); `dones` is terminated or truncated, and
-      `infos[i]["TimeLimit.truncated"]` says that it was the time limit only.
+      `infos[i]["TimeLimit.truncated"]` says that it was a limit only, of steps or of drift.
     - infos are a list of dicts, one per slot. When a slot's episode ends, its info is that of the last step, with the
       last observation under `terminal_observation`; the new episode's first info is in `reset_infos[i]`.
     - `reset()` takes no arguments: `seed()` and `set_options()` set what the next reset uses, once.

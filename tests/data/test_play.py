@@ -2,6 +2,7 @@
 
 import importlib.util
 
+import cv2
 import numpy as np
 import pytest
 

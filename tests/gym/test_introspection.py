@@ -8,11 +8,12 @@ from gymnasium.wrappers.vector import DictInfoToList
 
 from tests.gym.helpers import DREAM, assert_same, make_env, make_vec, row_of
 from worldscape.snapshot import Snapshot
-from ws_gym.core import DRIFT_PATIENCE
 from ws_gym.env import WorldScapeEnv
 from ws_gym.vector_env import WorldScapeVectorEnv
 
 TURN = 6
+PATIENCE = 4
+LIMIT = {"max_drift": 0.5, "drift_patience": PATIENCE}
 HALF_TURN = 12
 GROUPS = {
     "memory": {"pages_used", "pool_size", "frames_seen", "anchor_ages", "retrieved_ages", "novelty"},
@@ -96,14 +97,14 @@ class TestInfo:
 class TestMaxDrift:
     @pytest.mark.parametrize("mode", list(AutoresetMode))
     def test_a_slot_that_drifts_is_truncated_and_the_others_go_on(self, mode):
-        envs = make_vec(2, max_drift=0.5, autoreset_mode=mode)
+        envs = make_vec(2, **LIMIT, autoreset_mode=mode)
         envs.reset(seed=0)
         streak, ended = 0, None
         while ended is None:
             *_, truncated, infos = turn(envs, 1)[0]
             final = infos["final_info"] if truncated[0] and mode is AutoresetMode.SAME_STEP else infos
             streak = streak + 1 if final["trust"]["drift"][0] > 0.5 else 0
-            assert truncated.tolist() == [streak == DRIFT_PATIENCE, False]
+            assert truncated.tolist() == [streak == PATIENCE, False]
             ended = infos if truncated[0] else None
         if mode is AutoresetMode.SAME_STEP:
             np.testing.assert_array_equal(ended["final_info"]["_trust"], [True, False])
@@ -113,13 +114,13 @@ class TestMaxDrift:
             with pytest.raises(ResetNeeded):
                 turn(envs, 1)
             envs.reset(options={"reset_mask": np.array([True, False])})
-        results = turn(envs, DRIFT_PATIENCE)
+        results = turn(envs, PATIENCE)
         assert not any(result[3].any() for result in results)
         if mode is AutoresetMode.NEXT_STEP:
             assert results[0][4]["trust"]["drift"][0] == 0.0
 
     def test_single_and_vector_end_alike(self):
-        env, envs = make_env(max_drift=0.5), make_vec(1, max_drift=0.5, autoreset_mode="DISABLED")
+        env, envs = make_env(**LIMIT), make_vec(1, **LIMIT, autoreset_mode="DISABLED")
         env.reset(seed=0)
         envs.reset(seed=0)
         truncated = False
@@ -135,20 +136,25 @@ class TestMaxDrift:
         assert not any(result[3].any() for result in turn(envs, HALF_TURN))
 
     def test_the_streak_is_part_of_a_snapshot(self):
-        env = WorldScapeEnv(max_drift=0.5, **DREAM)
+        env = WorldScapeEnv(**LIMIT, **DREAM)
         env.reset(seed=0)
         while env.step(TURN)[4]["trust"]["drift"] <= 0.5:
             pass
         saved = Snapshot.from_bytes(env.snapshot().to_bytes())
-        ends = [env.step(TURN)[3] for _ in range(DRIFT_PATIENCE - 1)]
-        assert ends == [False] * (DRIFT_PATIENCE - 2) + [True]
-        other = WorldScapeEnv(max_drift=0.5, **DREAM)
+        ends = [env.step(TURN)[3] for _ in range(PATIENCE - 1)]
+        assert ends == [False] * (PATIENCE - 2) + [True]
+        other = WorldScapeEnv(**LIMIT, **DREAM)
         other.restore(saved)
-        assert [other.step(TURN)[3] for _ in range(DRIFT_PATIENCE - 1)] == ends
-        copies = WorldScapeVectorEnv(2, max_drift=0.5, autoreset_mode="DISABLED", **DREAM)
+        assert [other.step(TURN)[3] for _ in range(PATIENCE - 1)] == ends
+        copies = WorldScapeVectorEnv(2, **LIMIT, autoreset_mode="DISABLED", **DREAM)
         copies.restore(saved)
-        truncations = [copies.step(np.array([TURN, TURN]))[3].tolist() for _ in range(DRIFT_PATIENCE - 1)]
+        truncations = [copies.step(np.array([TURN, TURN]))[3].tolist() for _ in range(PATIENCE - 1)]
         assert truncations == [[end, end] for end in ends]
+
+    @pytest.mark.parametrize("patience", [0, -3, 1.5, None, True])
+    def test_other_patience_is_refused(self, patience):
+        with pytest.raises(ValueError, match=r"drift_patience=.* is no count; give a whole number of at least 1\."):
+            make_env(drift_patience=patience)
 
     @pytest.mark.parametrize("limit", [-0.1, 1.0, "0.5", True, float("nan")])
     def test_other_limits_are_refused(self, limit):

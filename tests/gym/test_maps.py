@@ -35,9 +35,8 @@ def place(**changes) -> Place:
 
 def where(picture: np.ndarray, colour, tolerance: int = 12) -> np.ndarray:
     """(column, row) of the pixels of a colour on the map itself, without what is written below: [N, 2]."""
-    is_it = (np.abs(picture.astype(int) - np.asarray(colour)) <= tolerance).all(-1)
-    is_it[round((1 - maps.FOOTER) * len(picture)) :] = False
-    return np.argwhere(is_it)[:, ::-1]
+    drawn = picture[: round((1 - maps.FOOTER) * len(picture))].astype(int)
+    return np.argwhere((np.abs(drawn - np.asarray(colour)) <= tolerance).all(-1))[:, ::-1]
 
 
 def metre(picture: np.ndarray) -> float:
