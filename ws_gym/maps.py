@@ -18,6 +18,7 @@ REACH = 8.0  # metres from the nearest camera beyond which surfaces are left out
 MARGIN = 0.5  # metres around what is drawn
 LEAST_SPAN = 4.0  # metres that the map shows at least
 HEADER, FOOTER = 0.06, 0.13  # shares of the picture's height for the caption, and for scale and legend
+SHIFT = 4  # fractional bits of the coordinates that OpenCV draws with
 
 Colour = tuple[int, int, int]
 
@@ -187,9 +188,6 @@ def _draw_footer(sheet: Sheet, height: int, width: int) -> np.ndarray:
         cv2.circle(footer, *_dot(np.array([place, 0.75 * height]), 0.009 * width), colour, -1, cv2.LINE_AA, SHIFT)
         place = _write(footer, name, (place + 0.016 * width, 0.83 * height), width) + 0.025 * width
     return footer
-
-
-SHIFT = 4  # fractional bits of the coordinates that OpenCV draws with
 
 
 def _fixed(points: np.ndarray) -> np.ndarray:

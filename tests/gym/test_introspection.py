@@ -6,7 +6,7 @@ from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 from gymnasium.vector import AutoresetMode
 from gymnasium.wrappers.vector import DictInfoToList
 
-from tests.gym.helpers import DREAM, assert_same, make_env, make_vec, row_of
+from tests.gym.helpers import DREAM, assert_same, core_of, make_env, make_vec, row_of
 from worldscape.snapshot import Snapshot
 from ws_gym.env import WorldScapeEnv
 from ws_gym.vector_env import WorldScapeVectorEnv
@@ -205,6 +205,17 @@ class TestMap:
             env.step(action)
         other.restore(env.snapshot())
         np.testing.assert_array_equal(other.draw_map(), env.draw_map())
+
+    def test_the_path_is_that_of_the_last_steps(self, monkeypatch):
+        monkeypatch.setattr("ws_gym.core.TRAIL_STEPS", 4)
+        env = make_env().unwrapped
+        cameras = [env.reset(seed=0)[1]["camera"]]
+        for length in range(2, 8):
+            cameras.append(env.step(TURN if length == 4 else 1)[4]["camera"])
+            expected = np.stack(cameras[-4:])[:, [0, 2]]
+            np.testing.assert_array_equal(core_of(env).place(0).path, expected)
+        env.reset()
+        assert len(core_of(env).place(0).path) == 1
 
     def test_what_cannot_be_drawn_is_refused(self):
         env = make_env().unwrapped
