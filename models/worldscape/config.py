@@ -199,11 +199,17 @@ PRESETS: dict[str, WorldConfig] = {
         heads=HeadsConfig(width=16),
         steps_per_frame=1,
     ),
-    "nano": WorldConfig(preset="nano", codec=CodecConfig(latent_channels=64), steps_per_frame=1),
+    "nano": WorldConfig(
+        preset="nano",
+        codec=CodecConfig(latent_channels=64),
+        memory=MemoryConfig(num_retrieved=2),
+        steps_per_frame=1,
+    ),
     "small": WorldConfig(
         preset="small",
         codec=CodecConfig(size=128, widths=(64, 96, 160, 256), latent_channels=32),
         transformer=TransformerConfig(width=384, num_layers=10, num_heads=12, mlp_width=1536),
+        memory=MemoryConfig(num_retrieved=2),
         heads=HeadsConfig(width=256),
     ),
 }

@@ -90,11 +90,11 @@ def test_a_teacher_that_reads_another_history_is_refused():
         check_teacher(load_world("debug"), student, "run")
 
 
-def test_the_shipped_weights_go_on_with_retrieved_keys():
+def test_the_shipped_weights_go_on_with_another_number_of_retrieved_keys():
     """Parameters are the same, so training continues from them."""
-    config = choose_model("nano", ["memory.num_retrieved=2"])
+    config = choose_model("nano", ["memory.num_retrieved=3"])
     model, _ = build_model(config, "world", "nano", seed=3)
-    assert model.config.memory.num_retrieved == 2 and preset("nano").memory.num_retrieved == 0
+    assert model.config.memory.num_retrieved == 3 and preset("nano").memory.num_retrieved == 2
     shipped = load_world("nano").state_dict()
     assert all(torch.equal(tensor, shipped[name]) for name, tensor in model.state_dict().items())
 
