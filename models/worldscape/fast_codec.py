@@ -67,8 +67,9 @@ class FastCodec:
 
     @staticmethod
     def runs_on(device: torch.device) -> bool:
-        """Whether this device has what it takes."""
-        return device.type == "cpu" and torch.backends.mkldnn.is_available()
+        """Whether this device, and this torch, have what it takes: the fused convolutions are no public function."""
+        is_fused = hasattr(torch.ops.mkldnn, "_convolution_pointwise")
+        return device.type == "cpu" and torch.backends.mkldnn.is_available() and is_fused
 
     @torch.no_grad()
     def __init__(self, plain: Codec):
