@@ -83,6 +83,18 @@ def test_bring_your_simulator(run_example, tmp_path: Path):
     assert (tmp_path / "run" / "heads" / "weights" / "config.json").is_file()
 
 
+@pytest.mark.parametrize("env", ["WorldScape-Nav-v0", "WorldScape-Rooms-v0"])
+def test_ppo_nav(run_example, tmp_path: Path, env: str):
+    pytest.importorskip("worldscape.data.rooms_gl", exc_type=ImportError)
+    table = run_example("ppo_nav.py", "--out", "run", "--env", env).splitlines()
+    where = "dream" if env == "WorldScape-Nav-v0" else "simulator"
+    rows = [line.split()[:2] for line in table[-4:]]
+    assert rows == [[where, "simulator"], [where, "dream"], ["random", "simulator"], ["random", "dream"]]
+    assert len(list((tmp_path / "run" / "policies").iterdir())) == 2
+    assert list((tmp_path / "run" / "tb").iterdir())
+    assert len(read_video(tmp_path / "run" / "videos" / "step_000000064.mp4")) > 2
+
+
 def test_demo_needs_only_the_core_dependencies(tmp_path: Path):
     """As after `pip install worldscape`: without the simulator, and so without OpenGL, datasets and training tools."""
     extras = ("miniworld", "pyglet", "minari", "pyarrow", "tensorboard", "tqdm", "stable_baselines3", "pygame")
