@@ -83,6 +83,29 @@ def test_bring_your_simulator(run_example, tmp_path: Path):
     assert (tmp_path / "run" / "heads" / "weights" / "config.json").is_file()
 
 
+SMALL_RUN = ("--num-envs", 2, "--rollout", 8, "--limit", 3)
+
+
+def test_sb3_ppo(run_example, tmp_path: Path):
+    output = run_example("sb3_ppo.py", *SMALL_RUN, "--steps", 16, "--episodes", 2)
+    assert "\nafter 16 steps: return " in output
+    assert (tmp_path / "ppo.zip").stat().st_size > 10_000
+
+
+def test_torchrl_ppo(run_example):
+    pytest.importorskip("torchrl")
+    lines = run_example("torchrl_ppo.py", *SMALL_RUN, "--steps", 32).splitlines()
+    # Each world ends an episode after steps 3 and 6 of its first 8, and after 9, 12 and 15 of its second.
+    ended = [int(line.split()[2]) for line in lines]
+    assert ended[0] >= 4 and ended[1] >= 6
+
+
+def test_rllib_ppo(run_example):
+    pytest.importorskip("ray.rllib")
+    output = run_example("rllib_ppo.py", *SMALL_RUN, "--iterations", 2)
+    assert output.splitlines()[-1].startswith("iteration 2: 16 steps, ")
+
+
 @pytest.mark.parametrize("env", ["WorldScape-Nav-v0", "WorldScape-Rooms-v0"])
 def test_ppo_nav(run_example, tmp_path: Path, env: str):
     pytest.importorskip("worldscape.data.rooms_gl", exc_type=ImportError)
