@@ -106,7 +106,7 @@ class Soak:
     def _check_frames(self, frames: np.ndarray, infos: dict[str, Any]) -> None:
         if frames not in self.envs.observation_space:
             raise Fault(f"observations {frames.dtype} {frames.shape} are not in {self.envs.observation_space}")
-        wrong = [name for name, value in infos.items() if not np.isfinite(value).all()]
+        wrong = find_wrong(infos)
         if wrong:
             raise Fault(f"{', '.join(wrong)} not finite after {self.counts['steps']} steps")
 
@@ -116,6 +116,17 @@ class Soak:
     def _draw_rows(self) -> list[int]:
         count = self.rng.integers(1, self.envs.num_envs + 1)
         return self.rng.permutation(self.envs.num_envs)[:count].tolist()
+
+
+def find_wrong(infos: dict[str, Any]) -> list[str]:
+    """Names of the infos, groups and all, that hold something other than finite numbers."""
+    wrong = []
+    for name, value in infos.items():
+        if isinstance(value, dict):
+            wrong += [f"{name}.{part}" for part in find_wrong(value)]
+        elif not np.isfinite(value).all():
+            wrong.append(name)
+    return wrong
 
 
 def soak(options: argparse.Namespace) -> dict[str, float]:
