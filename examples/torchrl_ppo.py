@@ -1,8 +1,8 @@
 """TorchRL's PPO on a batch of dreams: one model call steps them all.
 
 pip install "worldscape[torchrl]", then python examples/torchrl_ppo.py --steps 200000
-TorchRL takes a vector environment in DISABLED and resets the rows that ended itself; in SAME_STEP it stumbles over infos
-that are grouped. Leave `output` at "numpy": TorchRL 0.14 does not give rewards that are tensors already their shape.
+TorchRL takes a vector environment in DISABLED and resets the rows that ended itself; in SAME_STEP it cannot read
+infos that are grouped. Leave `output` at "numpy": TorchRL 0.14 gives rewards that are tensors a wrong shape.
 """
 
 # TorchRL is an extra that may be missing where types are checked.
