@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import imageio.v3 as iio
@@ -81,6 +82,46 @@ def test_bring_your_simulator(run_example, tmp_path: Path):
     output = run_example("bring_your_simulator.py", "--steps", 2, "--out", "run")
     assert "weights='run/heads/weights'" in output
     assert (tmp_path / "run" / "heads" / "weights" / "config.json").is_file()
+
+
+SMALL_RUN = ("--num-envs", 2, "--rollout", 8, "--limit", 3)
+
+
+def test_sb3_ppo(run_example, tmp_path: Path):
+    output = run_example("sb3_ppo.py", *SMALL_RUN, "--steps", 16, "--episodes", 2)
+    assert "\nafter 16 steps: return " in output
+    assert (tmp_path / "ppo.zip").stat().st_size > 10_000
+
+
+def needs(package: str) -> pytest.MarkDecorator:
+    """Skip where the package is missing; it is not imported here, which some packages do not forgive at the exit."""
+    return pytest.mark.skipif(find_spec(package) is None, reason=f"{package} is not installed")
+
+
+@needs("torchrl")
+def test_torchrl_ppo(run_example):
+    lines = run_example("torchrl_ppo.py", *SMALL_RUN, "--steps", 32).splitlines()
+    # Each world ends an episode after steps 3 and 6 of its first 8, and after 9, 12 and 15 of its second.
+    ended = [int(line.split()[2]) for line in lines]
+    assert ended[0] >= 4 and ended[1] >= 6
+
+
+@needs("ray")
+def test_rllib_ppo(run_example):
+    output = run_example("rllib_ppo.py", *SMALL_RUN, "--iterations", 2)
+    assert output.splitlines()[-1].startswith("iteration 2: 16 steps, ")
+
+
+@pytest.mark.parametrize("env", ["WorldScape-Nav-v0", "WorldScape-Rooms-v0"])
+def test_ppo_nav(run_example, tmp_path: Path, env: str):
+    pytest.importorskip("worldscape.data.rooms_gl", exc_type=ImportError)
+    table = run_example("ppo_nav.py", "--out", "run", "--env", env).splitlines()
+    where = "dream" if env == "WorldScape-Nav-v0" else "simulator"
+    rows = [line.split()[:2] for line in table[-4:]]
+    assert rows == [[where, "simulator"], [where, "dream"], ["random", "simulator"], ["random", "dream"]]
+    assert len(list((tmp_path / "run" / "policies").iterdir())) == 2
+    assert list((tmp_path / "run" / "tb").iterdir())
+    assert len(read_video(tmp_path / "run" / "videos" / "step_000000064.mp4")) > 2
 
 
 def test_demo_needs_only_the_core_dependencies(tmp_path: Path):

@@ -7,6 +7,7 @@ beyond Gymnasium's conventions. Which rows to reset, and when, is the caller's d
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -32,6 +33,7 @@ from ws_gym.options import WorldOptions
 from ws_gym.places import TRAIL_STEPS, describe_place
 from ws_gym.starts import START_OPTIONS, open_starts, override_starts, start_number
 from ws_gym.tasks import TaskResult, make_task
+from ws_gym.threads import alone
 
 IMPORTED_IN = os.getpid()
 
@@ -48,6 +50,7 @@ class WorldCore:
         self.max_episode_steps = options.max_episode_steps
         self.max_drift, self.drift_patience = options.max_drift, options.drift_patience
         self._process = os.getpid()
+        self.busy = threading.Lock()
         _leave_the_parents_threads()
         self.task = make_task(options.task, options.task_options)
         self._options = options
@@ -68,6 +71,7 @@ class WorldCore:
         """Space of one slot's observation."""
         return spaces.Box(0, 255, (*self.size, 3), np.uint8)
 
+    @alone
     def reset(self, rows: np.ndarray, rngs: Sequence[np.random.Generator], options: Mapping[str, Any]) -> Batch:
         """Open new episodes in `rows` bool [B]; only these rows of the result mean anything.
 
@@ -90,6 +94,7 @@ class WorldCore:
         self.needs_reset = self.needs_reset & ~rows
         return self._describe(frame)
 
+    @alone
     def step(self, actions: Any, active: np.ndarray) -> Batch:
         """Step the rows in `active` bool [B]; only these rows of the result mean anything.
 
@@ -127,6 +132,7 @@ class WorldCore:
         here = torch.where(mask[:, None, None], frame.camera[:, None, 0:3:2], self._trail.gather(1, place))
         self._trail = self._trail.scatter(1, place, here)
 
+    @alone
     def snapshot(self, rows: Any = None) -> Snapshot:
         """The worlds of slots `rows` (numbers; None: all) with their task's state, as a value of its own.
 
@@ -137,6 +143,7 @@ class WorldCore:
         beside = {name: value[numbers].clone() for name, value in self._own_state().items()}
         return engine.snapshot(numbers).with_beside(beside)
 
+    @alone
     def restore(self, snapshot: Snapshot, rows: Any = None) -> Batch:
         """Go on with the worlds of a snapshot in slots `rows` (numbers; None: all); one world may fill any number.
 
@@ -148,6 +155,7 @@ class WorldCore:
         frame = engine.restore(snapshot, numbers)
         return self._go_on(frame, numbers, own)
 
+    @alone
     def fork(self, row: int, rows: Any) -> Batch:
         """Make slots `rows` copies of slot `row`; they share its memory until their dreams part."""
         engine, source, numbers = self._running_engine(), self._numbers([row]), self._numbers(rows)
@@ -220,6 +228,7 @@ class WorldCore:
             self.engine = _open_engine(self._options, self.num_slots)
             self.needs_reset[:] = True
 
+    @alone
     def close(self) -> None:
         """Free the engine's memory; may be called twice."""
         if self.engine is None:

@@ -55,11 +55,13 @@ class WorldOptions:
 
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any]) -> WorldOptions:
-        """Options from an environment's keyword arguments; raises ValueError for a name that does not exist."""
+        """Options from an environment's keyword arguments. Raises TypeError for a name that does not exist, in Python's
+        own words, by which TorchRL notices that an environment has no `frameskip`.
+        """
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(keywords) - set(known))
         if unknown:
-            raise ValueError(f"unknown option {', '.join(unknown)}; WorldScape-Nav takes {', '.join(known)}.")
+            raise TypeError(f"unexpected keyword argument {unknown[0]!r}; WorldScape-Nav takes {', '.join(known)}.")
         return cls(**keywords)
 
 

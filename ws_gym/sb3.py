@@ -61,6 +61,7 @@ class WorldScapeVecEnv(VecEnv):
         self.env = env  # before super().__init__, which asks for render_mode
         self._actions: Any = None
         super().__init__(env.num_envs, env.single_observation_space, env.single_action_space)
+        self.metadata = {**self.metadata, "render_fps": env.metadata["render_fps"]}  # VecVideoRecorder's speed
 
     def reset(self) -> np.ndarray:
         """Open new worlds -> observations [n, h, w, 3]; infos are in `reset_infos`."""

@@ -18,6 +18,10 @@ DREAM = {"weights": "debug", "starts": "drawn", "task": "coverage"}
 """Random weights see red boxes everywhere; a task that does not ask their heads gives episodes of any length."""
 
 
+LENGTHS = [[2, 3, 99], [3, 3, 99], [99]]
+"""For `EndAt`: three slots whose episodes end at different steps."""
+
+
 def make_env(**options: Any) -> Any:
     return gym.make(NAV, **{**DREAM, **options})
 
@@ -47,6 +51,12 @@ class EndAt(Task):
         ended = elapsed >= torch.tensor(limits)
         episode = torch.tensor(self.episodes)
         return TaskResult(reward=elapsed.float(), terminated=ended, success=ended, terms={"number": episode})
+
+
+def walk(envs, num_steps: int) -> list:
+    """Step without moving -> [(observations, rewards, terminations, truncations, infos), ...]."""
+    envs.reset(seed=3)
+    return [envs.step(np.zeros(envs.num_envs, int)) for _ in range(num_steps)]
 
 
 def assert_same(first: Any, second: Any) -> None:

@@ -277,7 +277,6 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"wieghts": "debug"}, "unknown option wieghts; WorldScape-Nav takes weights, device"),
             ({"weights": "gigantic"}, "'gigantic': this is neither a shipped name nor a directory"),
             ({"weights": 3}, "weights=3 is neither a name nor a path"),
             ({"actions": "keys"}, "actions='keys' is not an action mode"),
@@ -297,6 +296,10 @@ class TestBadInput:
     def test_wrong_options_are_refused(self, options, message):
         with pytest.raises(ValueError, match=message):
             make_env(**options)
+
+    def test_unknown_options_are_refused(self):
+        with pytest.raises(TypeError, match="argument 'wieghts'; WorldScape-Nav takes weights, device"):
+            make_env(wieghts="debug")
 
     def test_a_missing_cuda_device_is_named(self, monkeypatch):
         monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

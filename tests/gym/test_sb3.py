@@ -1,16 +1,17 @@
 """Stable-Baselines3 on top of the vector environment."""
 
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
-from stable_baselines3 import PPO
+from stable_baselines3 import DQN, PPO
+from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecFrameStack, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecFrameStack, VecMonitor, VecVideoRecorder
 
-from tests.gym.helpers import DREAM, NAV, EndAt, assert_close, make_env, make_vec
+from tests.gym.helpers import DREAM, LENGTHS, NAV, EndAt, assert_close, make_env, make_vec
 from ws_gym.sb3 import WorldScapeVecEnv, make_vec_env
-
-LENGTHS = [[2, 3, 99], [3, 3, 99], [99]]
 
 
 def make(n_envs: int, **options) -> WorldScapeVecEnv:
@@ -98,6 +99,39 @@ def test_ppo_learns_a_few_steps(actions):
     model.learn(16)
     assert model.num_timesteps == 16
     vec_env.close()
+
+
+def test_dqn_stores_the_last_observation_and_not_the_next_episodes_first():
+    vec_env = VecMonitor(make(2, task=EndAt([[4], [99]]), max_episode_steps=6, seed=0))
+    memory: dict[str, Any] = {"buffer_size": 32, "learning_starts": 4, "batch_size": 4, "train_freq": 2}
+    model = DQN("CnnPolicy", vec_env, seed=0, policy_kwargs={"net_arch": [8]}, **memory)
+    model.learn(24)
+    buffer = model.replay_buffer
+    assert buffer is not None and buffer.pos == 12
+    np.testing.assert_array_equal(np.flatnonzero(buffer.dones[:12, 0]), [3, 7, 11])
+    np.testing.assert_array_equal(np.flatnonzero(buffer.dones[:12, 1]), [5, 11])
+    np.testing.assert_array_equal(buffer.timeouts[:12], buffer.dones[:12] * [0, 1])
+    for row in range(2):
+        for step in range(11):
+            is_same = np.array_equal(buffer.next_observations[step, row], buffer.observations[step + 1, row])
+            assert is_same != bool(buffer.dones[step, row])
+
+
+def test_a_policy_is_evaluated_over_whole_episodes():
+    vec_env = VecMonitor(make(2, task=EndAt([[2], [3]]), seed=0))
+    model = PPO("CnnPolicy", vec_env, n_steps=4, batch_size=4, policy_kwargs={"net_arch": [8]})
+    returns, lengths = map(np.sort, evaluate_policy(model, vec_env, n_eval_episodes=4, return_episode_rewards=True))
+    np.testing.assert_array_equal([lengths, returns], [[2, 2, 3, 3], [3, 3, 6, 6]])
+
+
+def test_videos_have_the_environments_speed(clips, tmp_path):
+    vec_env = make(2, render_mode="rgb_array", task=EndAt([[3], [99]]), seed=0)
+    vec_env = VecVideoRecorder(vec_env, str(tmp_path), lambda step: step == 0, video_length=4)
+    vec_env.reset()
+    step(vec_env, 5)
+    (frames, fps), *others = clips
+    assert len(frames) == 5 and fps == 10 and not others
+    assert frames[0].shape == (512, 256, 3) and not np.array_equal(frames[0], frames[3])
 
 
 def test_pictures_are_tiled():

@@ -1,4 +1,4 @@
-"""`worldscape eval` fidelity, actions, drift, ablation, geometry, memory, retrieval, trust: tables and JSON lines."""
+"""`worldscape eval` and its evaluations: tables, pictures, and one JSON line at the end of each."""
 
 from __future__ import annotations
 
@@ -60,6 +60,13 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     retrieval.add_argument("--every", type=int, default=4, help="steps between views that are scored")
     trust = _add_evaluation(evaluations, "trust", run_trust, episodes=32, policy="explore")
     trust.add_argument("--steps", type=int, default=128, help="length of each dream")
+    transfer = _add_evaluation(evaluations, "transfer", run_transfer, episodes=200, policy=None)
+    transfer.add_argument("--task", choices=("goal_object",), default="goal_object", help="what the simulator scores")
+    transfer.add_argument("--dream-run", type=Path, required=True, help="folder of a policy trained in the dream")
+    transfer.add_argument("--simulator-run", type=Path, help="folder of one trained as long in the simulator")
+    transfer.add_argument("--limit", type=int, default=300, help="steps after which an episode is truncated")
+    transfer.add_argument("--checkpoint-episodes", type=int, default=50, help="episodes that score each checkpoint")
+    transfer.add_argument("--filmed", type=int, default=8, help="episodes in the film that --out asks for")
 
 
 def run_ablation(args: argparse.Namespace) -> None:
@@ -210,6 +217,26 @@ def run_trust(args: argparse.Namespace) -> None:
     engine, episodes = _prepare(args, args.steps)
     judged = trust.judge_trust(engine, episodes)
     _finish("trust", args, begin, judged.metrics, judged.tables)
+
+
+def run_transfer(args: argparse.Namespace) -> None:
+    """Policies trained in the dream and in the simulator, and random actions, scored in both from the same starts."""
+    from worldscape.evaluate import transfer
+    from worldscape.evaluate.arenas import Arenas
+
+    begin = time.perf_counter()
+    _checked_model(args)
+    folders = {"dream": args.dream_run, "simulator": args.simulator_run}
+    runs = {name: transfer.load_run(folder, name) for name, folder in folders.items() if folder is not None}
+    transfer.check_runs(runs)
+    sizes = {"num_episodes": args.episodes, "first_seed": args.first_seed, "limit": args.limit, "batch": args.batch}
+    with Arenas(args.weights, **sizes, device=args.device, steps_per_frame=args.steps_per_frame) as arenas:
+        judged = transfer.judge_transfer(
+            arenas, runs, checkpoint_episodes=args.checkpoint_episodes, num_filmed=args.filmed if args.out else 0
+        )
+    if args.out:
+        _name_files([transfer.save_films(args.out / "transfer.mp4", judged.plays["dream"])])
+    _finish("transfer", args, begin, judged.metrics, judged.tables)
 
 
 def _add_evaluation(evaluations, name: str, run, *, episodes: int, policy: str | None) -> argparse.ArgumentParser:

@@ -1,0 +1,156 @@
+"""A policy that sees the last few frames: a convolutional actor-critic, and its file on disk.
+
+`examples/ppo_nav.py` trains it, `worldscape eval transfer` scores it; both must see frames in the same way. Files are
+safetensors with JSON in the header, as everywhere here: loading a stranger's policy runs nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from einops import rearrange, repeat
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+
+FORMAT = "worldscape-policy"
+POLICY_FILE = "policy.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PolicyConfig:
+    """Actions to choose from, frames seen (height and width `size`, multiples of 2 ** len(channels)), widths."""
+
+    num_actions: int
+    size: int = 64
+    frames: int = 4
+    channels: tuple[int, ...] = (16, 32, 32)
+    hidden: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("num_actions", "size", "frames", "hidden"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"a policy with {name} {getattr(self, name)}: it must be at least 1")
+        if not self.channels or self.size % 2 ** len(self.channels):
+            raise ValueError(f"channels {self.channels} halve pictures of {self.size} pixels into parts of a pixel")
+
+
+class PolicyOutput(NamedTuple):
+    """logits [B, A] over the actions, value [B]: the return that the critic expects."""
+
+    logits: Tensor
+    value: Tensor
+
+
+class PixelPolicy(nn.Module):
+    """Stacks of frames, uint8 [B, F, h, w, 3], oldest first -> PolicyOutput.
+
+    Each stage is a convolution, a pooling that halves the picture and a residual block (IMPALA, Espeholt et al. 2018).
+    """
+
+    def __init__(self, config: PolicyConfig) -> None:
+        super().__init__()
+        self.config = config
+        widths = (3 * config.frames, *config.channels)
+        stages = [Stage(before, after) for before, after in zip(widths[:-1], widths[1:], strict=True)]
+        side = config.size // 2 ** len(config.channels)
+        self.trunk = nn.Sequential(*stages, nn.ReLU(), nn.Flatten())
+        self.hidden = nn.Sequential(nn.Linear(widths[-1] * side * side, config.hidden), nn.ReLU())
+        self.actor = nn.Linear(config.hidden, config.num_actions)
+        self.critic = nn.Linear(config.hidden, 1)
+        nn.init.orthogonal_(self.hidden[0].weight, 2**0.5)  # pyright: ignore[reportArgumentType]
+        # Nearly equal odds at first: PPO's usual start.
+        nn.init.orthogonal_(self.actor.weight, 0.01)
+        nn.init.orthogonal_(self.critic.weight, 1.0)
+        for layer in (self.hidden[0], self.actor, self.critic):
+            nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, stacks: Tensor) -> PolicyOutput:
+        pixels = rearrange(stacks, "b f h w c -> b (f c) h w").float() / 255.0 - 0.5
+        hidden = self.hidden(self.trunk(pixels))
+        return PolicyOutput(self.actor(hidden), rearrange(self.critic(hidden), "b 1 -> b"))
+
+
+class Stage(nn.Module):
+    """Pictures [B, before, h, w] -> [B, after, h / 2, w / 2]."""
+
+    def __init__(self, before: int, after: int) -> None:
+        super().__init__()
+        self.enter = nn.Sequential(nn.Conv2d(before, after, 3, padding=1), nn.MaxPool2d(3, stride=2, padding=1))
+        convolutions = [nn.Conv2d(after, after, 3, padding=1) for _ in range(2)]
+        self.block = nn.Sequential(nn.ReLU(), convolutions[0], nn.ReLU(), convolutions[1])
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        entered = self.enter(pictures)
+        return entered + self.block(entered)
+
+
+def open_stack(frames: Tensor, num_frames: int) -> Tensor:
+    """First frames of episodes, uint8 [B, h, w, 3] -> stacks [B, F, h, w, 3] that show nothing else."""
+    return repeat(frames, "b h w c -> b f h w c", f=num_frames)
+
+
+def push_frames(stacks: Tensor, frames: Tensor, is_first: Tensor) -> Tensor:
+    """Stacks [B, F, h, w, 3] one frame later; rows where `is_first` bool [B] open a new episode. New memory."""
+    later = torch.cat([stacks[:, 1:], frames[:, None]], dim=1)
+    return torch.where(rearrange(is_first, "b -> b 1 1 1 1"), open_stack(frames, stacks.shape[1]), later)
+
+
+def save_policy(policy: PixelPolicy, path: str | os.PathLike[str], facts: Mapping[str, Any]) -> None:
+    """Write the policy to `path`, all of it or nothing; `facts` (plain JSON) say how it was trained."""
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in policy.state_dict().items()}
+    save_tensors(Path(path), tensors, {"format": FORMAT, "policy": asdict(policy.config), "facts": dict(facts)})
+
+
+def load_policy(path: str | os.PathLike[str]) -> tuple[PixelPolicy, dict[str, Any]]:
+    """A policy file, or the folder of a run -> the policy in eval mode without gradients, and the facts saved with it.
+
+    Raises ValueError for a file that is missing, damaged or something else.
+    """
+    path = Path(path)
+    path = path / POLICY_FILE if path.is_dir() else path
+    tensors, header = load_tensors(path)
+    if header.get("format") != FORMAT:
+        raise ValueError(f"{path} holds no policy; give a file or a run folder that examples/ppo_nav.py wrote")
+    policy = build_policy(header["policy"])
+    try:
+        policy.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise ValueError(f"the policy {path} does not fit its own description: {error}") from error
+    return policy.requires_grad_(False).eval(), header["facts"]
+
+
+def build_policy(config: Mapping[str, Any]) -> PixelPolicy:
+    """A new policy from its description in a header; the caller's random numbers are left alone."""
+    known = {**config, "channels": tuple(config["channels"])}
+    with torch.random.fork_rng(devices=[]):
+        return PixelPolicy(PolicyConfig(**known))
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
+    """Write tensors with a JSON header to one file: a reader, or a power cut, finds the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    with partial.open("wb") as file:
+        file.write(save(dict(tensors), {"json": json.dumps(header)}))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """What `save_tensors` wrote: tensors and header. Raises ValueError for a missing or damaged file."""
+    if not path.is_file():
+        raise ValueError(f"there is no file {path}; train a policy with examples/ppo_nav.py")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("json", "{}"))
+            return {name: file.get_tensor(name) for name in file.keys()}, header
+    except (SafetensorError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is damaged or another kind of file ({error}); write it again") from error

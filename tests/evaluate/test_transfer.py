@@ -1,0 +1,144 @@
+"""Policies scored from the same starts in simulator and dream."""
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.evaluate.corridor import BACK, FORWARD, Corridor, stubborn
+from tests.evaluate.test_documented import DOCUMENTED
+from worldscape.cli import main
+from worldscape.evaluate import transfer
+from worldscape.evaluate.arenas import Arenas, Walk
+from worldscape.policy import POLICY_FILE, save_policy
+
+
+@pytest.fixture(scope="module")
+def arenas():
+    with Arenas("debug", num_episodes=5, limit=6, batch=3, make_simulator=Corridor) as arenas:
+        yield arenas
+
+
+def test_the_way_to_the_goal_is_scored(arenas):
+    play = arenas.play_simulator(stubborn(FORWARD), num_filmed=2)
+    assert play.success.all() and (play.lengths == 3).all() and (play.spl == 1).all() and (play.returns == 1).all()
+    assert [film.shape for film in play.films] == [(4, 64, 64, 3)] * 2
+    play = arenas.play_simulator(stubborn(BACK), 2)
+    assert len(play.success) == 2 and not play.success.any() and (play.lengths == 6).all() and (play.spl == 0).all()
+
+
+def test_a_detour_costs_spl():
+    place = np.array([3.0, 0.0, 4.0])
+    walk = Walk(0, np.random.default_rng(0), np.zeros(3), place, walked=10.0, success=True)
+    assert walk.spl() == pytest.approx(0.5)
+    walk.success = False
+    assert walk.spl() == 0
+
+
+def test_random_actions_follow_from_the_episode(arenas):
+    play, fewer = arenas.play_simulator(None), arenas.play_simulator(None, 2)
+    np.testing.assert_array_equal(play.lengths[:2], fewer.lengths)
+    assert not play.success.all()
+
+
+def test_scores_in_the_dream_do_not_depend_on_the_slots(arenas):
+    """Five episodes in three slots: a slot takes the next episode as soon as its own has ended."""
+    play = arenas.play_dream(None, num_filmed=1)
+    assert len(play.lengths) == 5 and (play.lengths <= 6).all()
+    assert np.abs(play.films[0][0].astype(int) - 100).mean() < 3  # the simulator's grey picture opens the dream
+    with Arenas("debug", num_episodes=5, limit=6, batch=1, make_simulator=Corridor) as one_by_one:
+        alone = one_by_one.play_dream(None)
+    for name in ("success", "lengths"):
+        np.testing.assert_array_equal(getattr(play, name), getattr(alone, name))
+    np.testing.assert_allclose(play.returns, alone.returns)
+
+
+def test_a_policy_for_other_pictures_is_refused(arenas):
+    with pytest.raises(ValueError, match="sees 32 pixels, these weights dream 64"):
+        arenas.play_dream(stubborn(FORWARD, size=32))
+
+
+def test_bootstrap_interval():
+    values = np.random.default_rng(1).random(200) < 0.3
+    mean, low, high = transfer.bootstrap_mean(values)
+    spread = 1.96 * values.std() / math.sqrt(200)
+    assert mean == values.mean()
+    assert (low, high) == (pytest.approx(mean - spread, abs=0.015), pytest.approx(mean + spread, abs=0.015))
+    assert transfer.bootstrap_mean(np.ones(7)) == (1, 1, 1)
+
+
+def test_spearman():
+    assert transfer.spearman([1, 2, 3, 9], [0.1, 0.2, 5, 6]) == pytest.approx(1)
+    assert transfer.spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: covariance 4.5, squares 4.5 and 5.
+    assert transfer.spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
+    assert math.isnan(transfer.spearman([1, 1, 1], [1, 2, 3])) and math.isnan(transfer.spearman([1, 2], [1, 2]))
+
+
+def test_judgement(arenas):
+    """One policy knows the way, the other walks off; checkpoints between them are ranked."""
+    checkpoints = [stubborn(BACK), stubborn(BACK), stubborn(FORWARD)]
+    runs = {
+        "dream": transfer.Trained(stubborn(FORWARD), 100, checkpoints),
+        "simulator": transfer.Trained(stubborn(BACK), 100, []),
+    }
+    found = transfer.judge_transfer(arenas, runs, checkpoint_episodes=2)
+    assert found.metrics["success_dream_policy_in_simulator"] == 1
+    assert found.metrics["success_simulator_policy_in_simulator_high"] == 0
+    assert math.isnan(found.metrics["transfer_over_simulator"])
+    assert found.metrics["num_checkpoints"] == 3 and found.metrics["policy_steps"] == 100
+    assert [row[2] for row in found.tables[1].rows] == [0, 0, 1]
+    assert undocumented(found.metrics) == set()
+    assert undocumented(["success_dream_policy_in_heaven"]) != set()
+
+
+def undocumented(names) -> set[str]:
+    """Metric names whose form, policy and arena written as P and A, docs/metrics.md does not explain."""
+    missing = set()
+    for name in names:
+        form = name.removesuffix("_low").removesuffix("_high")
+        for policy in (*transfer.TRAINED, "random"):
+            form = form.replace(f"_{policy}_policy_in_", "_P_policy_in_").replace(f"over_{policy}", "over_P")
+        for arena in transfer.TRAINED:
+            form = form.replace(f"_in_{arena}", "_in_A")
+        missing |= {form} - DOCUMENTED
+    return missing
+
+
+def write_run(folder: Path, action: int, **facts) -> str:
+    save_policy(stubborn(action), folder / POLICY_FILE, {"steps": 64, **facts})
+    save_policy(stubborn(action), folder / transfer.POLICY_FOLDER / "step_64.safetensors", {})
+    return str(folder)
+
+
+def test_command_line(capsys, tmp_path):
+    pytest.importorskip("worldscape.data.rooms_gl", exc_type=ImportError)
+    dream = write_run(tmp_path / "dream", FORWARD, trained_in="dream")
+    rooms = write_run(tmp_path / "rooms", BACK, trained_in="simulator")
+    options = ["--weights", "debug", "--episodes", "2", "--limit", "4", "--checkpoint-episodes", "1", "--batch", "2"]
+    runs = ["--dream-run", dream, "--simulator-run", rooms, "--out", str(tmp_path / "out")]
+    assert main(["eval", "transfer", "--task", "goal_object", *options, *runs]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert report["name"] == "transfer" and report["metrics"]["num_episodes"] == 2
+    assert (tmp_path / "out" / "transfer.mp4").stat().st_size > 1000
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ((("dream", 64), ("simulator", 32)), "different numbers of steps, {'dream': 64, 'simulator': 32}"),
+        ((("simulator", 64), ("simulator", 64)), "was trained in the simulator, not in the dream"),
+        ((None, None), "there is no file"),
+    ],
+)
+def test_runs_that_cannot_be_compared(capsys, tmp_path, runs, message):
+    folders = [tmp_path / name for name in ("first", "second")]
+    for folder, run in zip(folders, runs, strict=True):
+        folder.mkdir()
+        if run is not None:
+            write_run(folder, FORWARD, trained_in=run[0], steps=run[1])
+    options = ["--weights", "debug", "--dream-run", str(folders[0]), "--simulator-run", str(folders[1])]
+    assert main(["eval", "transfer", *options]) == 1
+    assert message in capsys.readouterr().err
