@@ -207,16 +207,19 @@ def copy_parts(source: WorldModel, target: WorldModel) -> dict[str, float]:
     """Copy codec, transformer and heads, in place. Returns the share of each part's weights that were copied.
 
     A part of another architecture is copied tensor by tensor where names and shapes agree, so that a model with, say,
-    more latent channels starts from what the smaller one learned; where less than half would fit, nothing is.
+    more latent channels starts from what the smaller one learned; where less than half would fit, nothing is. What a
+    generator from before hands lacks does not count: without a hand nobody can tell.
     """
     from worldscape.checkpoint import PARTS
+    from worldscape.transformer import HAND_WEIGHTS
 
     shares = {}
     for part in PARTS:
         tensors, module = getattr(source, part).state_dict(), getattr(target, part)
         wanted = module.state_dict()
         fitting = {k: v for k, v in tensors.items() if k in wanted and v.shape == wanted[k].shape}
-        total = max(sum(v.numel() for v in wanted.values()), sum(v.numel() for v in tensors.values()))
+        needed = {k: v for k, v in wanted.items() if k in tensors or not k.startswith(HAND_WEIGHTS)}
+        total = max(sum(v.numel() for v in needed.values()), sum(v.numel() for v in tensors.values()))
         shares[part] = sum(v.numel() for v in fitting.values()) / total
         if shares[part] >= 0.5:
             module.load_state_dict(fitting, strict=False)

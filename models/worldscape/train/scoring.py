@@ -15,17 +15,22 @@ from worldscape.transformer import FrameInputs, History, PlacedHistory, WorldTra
 def clean_inputs(clip: dict[str, Tensor], context_level: float) -> FrameInputs:
     """A batch of the world stage's clips (WorldStage.gather) as finished frames of history."""
     level = torch.full_like(clip["latent"][:, :, 0, 0], context_level)
-    return FrameInputs(clip["latent"], level, clip["rays"], clip["guess"], clip["coverage"])
+    return FrameInputs(clip["latent"], level, clip["rays"], clip["guess"], clip["coverage"], clip.get("hands"))
 
 
 def cut(frames: FrameInputs, times: slice) -> FrameInputs:
     """Some of the T frames."""
-    return FrameInputs(*(part[:, times] for part in frames))
+    latent, level, rays, anchor, coverage = (part[:, times] for part in frames[:5])
+    return FrameInputs(latent, level, rays, anchor, coverage, None if frames.hands is None else frames.hands[:, times])
 
 
 def join(frames: list[FrameInputs]) -> FrameInputs:
-    """Frames one after another."""
-    return FrameInputs(*(torch.cat(parts, 1) for parts in zip(*frames, strict=True)))
+    """Frames one after another; all with a pose video, or none."""
+    latent, level, rays, anchor, coverage = (
+        torch.cat(parts, 1) for parts in zip(*(f[:5] for f in frames), strict=True)
+    )
+    hands = [frame.hands for frame in frames if frame.hands is not None]
+    return FrameInputs(latent, level, rays, anchor, coverage, torch.cat(hands, 1) if hands else None)
 
 
 def read_history(transformer: WorldTransformer, frames: FrameInputs) -> PlacedHistory:
