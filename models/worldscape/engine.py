@@ -40,10 +40,10 @@ from worldscape.slots import (
     EngineFrame,
     HandFrame,
     NewFrame,
+    RecordedHands,
     ShownHands,
     SlotState,
     Start,
-    StartHands,
     View,
 )
 from worldscape.snapshot import Snapshot
@@ -296,7 +296,7 @@ class WorldEngine:
         state.memory.append(frame, view.recall, active)
         self._finish(state, new, prediction, view, active)
 
-    def commit_real(self, state: SlotState, rgbd: Tensor, pose: Tensor, hands: StartHands | None = None) -> View:
+    def commit_real(self, state: SlotState, rgbd: Tensor, pose: Tensor, hands: RecordedHands | None = None) -> View:
         """Take real frames, RGB-D [B, 4, h, w] seen from poses [B, 4, 4], into history; returns what memory showed.
 
         hands: those in the frames, [B, 2, ...]; None in an engine with hands: they rest in front of the eyes.

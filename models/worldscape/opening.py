@@ -8,7 +8,7 @@ from torch import Tensor
 
 from worldscape.conditioning.hands import HAND_STATE_WIDTH
 from worldscape.conditioning.reproject import decode_depth
-from worldscape.slots import Start, StartHands
+from worldscape.slots import RecordedHands, Start
 from worldscape.world import WorldModel
 
 
@@ -43,13 +43,13 @@ def complete_start(start: Start, model: WorldModel, num_seeds: int, num_rows: in
     return replace(start, frames=frames, depth=depth, pose=pose, intrinsics=intrinsics, hands=hands)
 
 
-def _checked_hands(hands: StartHands, shape: torch.Size, device: torch.device) -> StartHands:
+def _checked_hands(hands: RecordedHands, shape: torch.Size, device: torch.device) -> RecordedHands:
     wanted = ((*shape, 2, HAND_STATE_WIDTH), (*shape, 2, HAND_STATE_WIDTH), (*shape, 2))
     given = tuple(tuple(part.shape) for part in hands)
     if given != wanted or not (torch.isfinite(hands.state).all() and torch.isfinite(hands.command).all()):
         raise ValueError(f"start hands have shapes {given}; give finite states and commands, and present: {wanted}.")
     state, command = (part.to(device, torch.float32) for part in hands[:2])
-    return StartHands(state, command, hands.present.to(device, torch.bool))
+    return RecordedHands(state, command, hands.present.to(device, torch.bool))
 
 
 def _guess_depth(frames: Tensor, model: WorldModel) -> Tensor:

@@ -12,18 +12,18 @@ from worldscape.slot_hands import SlotHands
 from worldscape.transformer import EmbeddedView
 
 
-class StartHands(NamedTuple):
-    """Hands in F real frames of R worlds, left then right: state and command float32 [R, F, 2, 16] in world axes
-    (`hands.state_to_vector`), present bool [R, F, 2].
+class RecordedHands(NamedTuple):
+    """Hands in real frames, left then right: state and command float32 [..., 2, 16] in world axes
+    (`hands.state_to_vector`), present bool [..., 2].
     """
 
     state: Tensor
     command: Tensor
     present: Tensor
 
-    def at(self, frame: int) -> "StartHands":
-        """Those of one frame, [R, 2, ...]."""
-        return StartHands(*(part[:, frame] for part in self))
+    def at(self, frame: int) -> "RecordedHands":
+        """Those of one frame of [R, F, 2, ...]."""
+        return RecordedHands(*(part[:, frame] for part in self))
 
 
 @dataclass(slots=True)
@@ -33,14 +33,14 @@ class Start:
     frames uint8 [R, F, h, w, 3]; depth float32 [R, F, h, w] metres, or None to let the depth head guess; pose float32
     [R, F, 4, 4] camera to world, or None (only with F = 1) for a level camera at the origin; intrinsics float32 [R, 4]
     normalised, or None for the config's field of view; hands, for an engine with hands (None: they rest in front of the
-    eyes).
+    eyes), [R, F, 2, ...].
     """
 
     frames: Tensor
     depth: Tensor | None = None
     pose: Tensor | None = None
     intrinsics: Tensor | None = None
-    hands: StartHands | None = None
+    hands: RecordedHands | None = None
 
 
 class HandFrame(NamedTuple):

@@ -17,7 +17,7 @@ from worldscape.conditioning.hands import (
 )
 from worldscape.engine import WorldEngine
 from worldscape.slot_hands import SlotHands, draw_hands, limit_to, mirror_states, resting_hands
-from worldscape.slots import EngineFrame, HandFrame, Start, StartHands
+from worldscape.slots import EngineFrame, HandFrame, RecordedHands, Start
 from worldscape.snapshot import Snapshot
 from worldscape.world import debug_world
 
@@ -45,7 +45,7 @@ def starts(slots: int, hands: torch.Tensor | None = None) -> Start:
     pose = pose_from_state(torch.tensor([0.0, -0.39, -0.27, 0.0, -0.8, 0.0])).expand(slots, 1, 4, 4)
     recorded = None
     if hands is not None:
-        recorded = StartHands(hands[:, None], hands[:, None], torch.ones(slots, 1, 2, dtype=torch.bool))
+        recorded = RecordedHands(hands[:, None], hands[:, None], torch.ones(slots, 1, 2, dtype=torch.bool))
     return Start(frames, torch.full((slots, 1, 64, 64), 0.5), pose, hands=recorded)
 
 
@@ -165,7 +165,7 @@ def test_slots_are_independent(model):
     start = starts(3, states(3))
     assert start.depth is not None and start.pose is not None and start.hands is not None
     three.open(start, torch.arange(3))
-    hands = StartHands(*(part[1:2] for part in start.hands))
+    hands = RecordedHands(*(part[1:2] for part in start.hands))
     one = Start(start.frames[1:2], start.depth[1:2], start.pose[1:2], hands=hands)
     alone.open(one, torch.tensor([1]))
     for action in actions(3, 4):
