@@ -277,7 +277,7 @@ class TestBadInput:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ({"wieghts": "debug"}, "unknown option wieghts; WorldScape-Nav takes weights, device"),
+            ({"wieghts": "debug"}, "unknown option wieghts; WorldScape takes weights, device"),
             ({"weights": "gigantic"}, "'gigantic': this is neither a shipped name nor a directory"),
             ({"weights": 3}, "weights=3 is neither a name nor a path"),
             ({"actions": "keys"}, "actions='keys' is not an action mode"),

@@ -29,13 +29,13 @@ STAGES = {"codec": None, "world": "codec", "ode": "world", "distill": "ode", "de
 
 @pytest.fixture(scope="module")
 def datasets(tmp_path_factory):
-    """Two episodes of rooms and two of the tabletop."""
+    """Five episodes of rooms and five of the tabletop: the last eight of all are kept for pictures."""
     out = tmp_path_factory.mktemp("recorded")
     rooms = ["--env", "worldscape.data.rooms:WorldScape-Rooms-v0", "--out", str(out / "rooms")]
     tabletop = ["--env", "WorldScape-Tabletop-v0", "--out", str(out / "tabletop"), "--policy", "mixed", "--env-kwargs"]
     tabletop += ['{"task": "any", "goal_terminates": false}']
     for options in (rooms, tabletop):
-        assert main(["record", "--episodes", "2", "--steps-per-episode", str(STEPS), *options]) == 0
+        assert main(["record", "--episodes", "5", "--steps-per-episode", str(STEPS), *options]) == 0
     return [out / "rooms", out / "tabletop"]
 
 
@@ -76,23 +76,26 @@ def test_stages_train_on_both_and_go_on_where_they_stopped(runs, datasets, tmp_p
 def test_the_generator_learns_to_read_hands_and_their_absence(runs, datasets):
     stage = world.build_stage(preset("debug"), world.DEFAULTS["debug"], datasets, runs / "codec")
     model = copy.deepcopy(load_world("debug")).requires_grad_(True)
-    stage.loss(model, stage.batch(0, 0, 1), torch.Generator().manual_seed(0))["loss"].backward()
+    clips = stage.gather(np.array([0, 1]), np.array([[0, 1, 2, 3, 4]] * 2)) | {
+        "has_anchor": torch.ones(2, dtype=torch.bool)
+    }
+    stage.loss(model, clips, torch.Generator().manual_seed(0))["loss"].backward()
     known = model.transformer
     assert all(part.grad is not None and part.grad.any() for part in (known.no_hand, *known.embed_hands.parameters()))
 
 
 def test_episodes_are_mixed_and_keep_their_cameras(store):
-    assert store.hands is not None and store.num_episodes == 4
+    assert store.hands is not None and store.num_episodes == 10
     first = store.starts[:-1]
-    assert store.hands.present[first].tolist() == [[False, False], [False, True]] * 2
-    assert store.intrinsics[first, 0].round(2).tolist() == pytest.approx([0.6, 1.03, 0.6, 1.03], abs=0.01)
-    assert (store.hands.task[first] >= 0).tolist() == [False, True, False, True]
+    assert store.hands.present[first].tolist() == [[False, False], [False, True]] * 5
+    assert store.intrinsics[first, 0].tolist() == pytest.approx([0.596, 1.025] * 5, abs=0.001)
+    assert (store.hands.task[first] >= 0).tolist() == [False, True] * 5
 
 
 def test_clips_show_the_hands_of_their_frames(runs, datasets, store):
     stage = world.build_stage(preset("debug"), world.DEFAULTS["debug"], datasets, runs / "codec")
     index = stage.prepared.hand_index
-    assert index is not None and (index[[0, 2]] == NO_HAND).all() and (index[[1, 3]] != NO_HAND).all()
+    assert index is not None and (index[0::2] == NO_HAND).all() and (index[1::2] != NO_HAND).all()
     batch = stage.gather(np.array([0, 1]), np.array([[0, 1, 2, 3, 4]] * 2))
     assert not batch["hands"][0].any() and batch["hands"][1].flatten(1).any(1).all()
     engine = WorldEngine(load_world("debug"), 1, hands=hands_in(store))
@@ -144,6 +147,6 @@ def test_heads_of_hands_learn(runs, datasets):
         optimizer.zero_grad()
         found[-1]["loss"].backward()
         optimizer.step()
-    first, last = ({name: float(value) for name, value in loss.items()} for loss in (found[0], found[-1]))
+    first, last = ({name: float(value.detach()) for name, value in loss.items()} for loss in (found[0], found[-1]))
     assert last["task"] < 0.8 * first["task"]
     assert last["wrist"] < 0.5 * first["wrist"] and last["wrist_error"] < last["kinematic_error"]
