@@ -44,6 +44,7 @@ class HandActions(ActionMode):
     """
 
     name = "hands"
+    space: spaces.Box
 
     def __init__(self, config: WorldConfig, hands: str, kind: str, *, universal: bool) -> None:
         super().__init__(config.controls)
@@ -88,7 +89,7 @@ class HandActions(ActionMode):
                 numbers[place] = sign
             else:
                 numbers[CURLS] = 1.0 if letter == GRASP else -1.0
-            rest = np.zeros(self.space.shape[0] - HAND_ACTION_WIDTH, np.float32)
+            rest = np.zeros(len(self.space.low) - HAND_ACTION_WIDTH, np.float32)
             actions[(ord(letter),)] = np.concatenate([rest, numbers])
         return actions
 

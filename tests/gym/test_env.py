@@ -124,8 +124,8 @@ class TestStep:
         engine = engine_of(env)
         step = engine.step
 
-        def blocked(controls, active=None):
-            frame = step(controls, active)
+        def blocked(controls, active=None, hands=None):
+            frame = step(controls, active, hands=hands)
             return replace(frame, realised=torch.zeros_like(frame.realised))
 
         monkeypatch.setattr(engine, "step", blocked)

@@ -74,13 +74,11 @@ def test_the_space_is_that_of_the_simulator():
 def test_numbers_outside_are_clipped_and_nan_is_refused():
     one, other = make(), make()
     far, edge = np.full(13, 7.0, np.float32), np.ones(13, np.float32)
-    one.reset(seed=0), other.reset(seed=0)
+    for env in (one, other):
+        env.reset(seed=0)
     assert_same(one.step(far), other.step(edge))
-    for bad, message in (
-        (np.full(13, np.nan), "must be finite"),
-        (np.zeros(12), "has shape"),
-        ("grasp", "not numbers"),
-    ):
+    wrong = {"must be finite": np.full(13, np.nan), "has shape": np.zeros(12), "not numbers": "grasp"}
+    for message, bad in wrong.items():
         with pytest.raises(ValueError, match=message):
             one.unwrapped.step(bad)
 
@@ -122,6 +120,7 @@ def test_absolute_actions_go_where_they_say(kind):
     is_left = torch.tensor([True, False])
     action = hand_keypoints(states, is_left) if kind == "keypoints" else egodex_from_states(states)
     moved = core_of(env).actions.to_hands(action.flatten()[None].numpy(), np.ones(1, bool), command[None])
+    assert moved is not None
     told = engine_of(env).state.hands.told(moved, engine_of(env).config.hands)
     torch.testing.assert_close(told[0, :, :9], goal[:, :9], atol=2e-3, rtol=0)
 
@@ -196,7 +195,7 @@ def test_a_task_of_hands_needs_hands():
         env.reset(seed=0)
 
 
-def test_weights_without_hands_say_so(monkeypatch):
+def test_weights_without_hands_say_so():
     """What ships today was trained on rooms alone."""
     with pytest.raises(ValueError, match="know no hands"):
         gym.make(HAND, weights="nano", starts="drawn")
@@ -208,7 +207,7 @@ def test_sb3_steps_them():
     env = make_vec_env(BOTH, 2, seed=0, **DREAM)
     env.reset()
     observations, rewards, dones, infos = env.step(np.zeros((2, 17), np.float32))
-    assert observations.shape == (2, 64, 64, 3) and rewards.shape == dones.shape == (2,)
+    assert np.shape(observations) == (2, 64, 64, 3) and rewards.shape == dones.shape == (2,)
     assert infos[0]["hand_keypoints"].shape == (2, 21, 3) and UNIVERSAL["actions"] == "universal"
     env.close()
 

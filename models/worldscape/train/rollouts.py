@@ -148,8 +148,8 @@ def hands_at(engine: WorldEngine, store: FrameStore, index: np.ndarray) -> SlotH
     """The hands in the recorded frames [E] as the engine's slots have them; None in an engine without hands."""
     if engine.hands is None or store.hands is None:
         return None
-    recorded = [part.to(engine.device) for part in store.hands.at(index)]
-    return engine.state.hands.placed(*recorded, torch.from_numpy(store.pose[index]).to(engine.device))
+    state, command, present = (part.to(engine.device) for part in store.hands.at(index))
+    return engine.state.hands.placed(state, command, present, torch.from_numpy(store.pose[index]).to(engine.device))
 
 
 def follow(engine: WorldEngine, store: FrameStore, index: np.ndarray) -> EngineFrame:
