@@ -147,5 +147,5 @@ def test_heads_of_hands_learn(runs, datasets):
         found[-1]["loss"].backward()
         optimizer.step()
     first, last = ({name: float(value.detach()) for name, value in loss.items()} for loss in (found[0], found[-1]))
-    assert last["task"] < 0.8 * first["task"]
+    assert last["task"] < first["task"] - 0.05, "what is left is the entropy of rewards between 0 and 1"
     assert last["wrist"] < 0.5 * first["wrist"] and last["wrist_error"] < last["kinematic_error"]
