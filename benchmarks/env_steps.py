@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 WARM_UP_STEPS = 20
-EARLY_STEP, AROUND = 100, 50
-"""The long dream's step time is a median over AROUND steps on either side of EARLY_STEP, and over the last 100."""
+EARLY_STEP = 100  # the step that the end of the long dream is compared with
+AROUND = 50  # steps on either side over which a step time is a median
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -163,13 +163,17 @@ def measure_long_dream(setting: Setting) -> dict[str, float]:
 
     timing = time_steps(env, setting.horizon, setting.num_envs, note_memory, choose_draw(setting, env))
     env.close()
-    early = np.median(timing.steps[EARLY_STEP - AROUND : EARLY_STEP + AROUND])
     growth = memory[setting.horizon - 1] - memory[EARLY_STEP]
     return {
         "horizon": setting.horizon,
-        "step_time_ratio": float(np.median(timing.steps[-2 * AROUND :]) / early),
+        "step_time_ratio": step_time_ratio(timing.steps, EARLY_STEP),
         "memory_growth_mb": growth / 2**20,
     }
+
+
+def step_time_ratio(seconds: np.ndarray, early: int) -> float:
+    """Seconds of every step [S] -> median of the last 2 * AROUND over that of as many around step `early`."""
+    return float(np.median(seconds[-2 * AROUND :]) / np.median(seconds[early - AROUND : early + AROUND]))
 
 
 def resident_bytes() -> int:

@@ -10,31 +10,39 @@ one JSON object, its names explained in docs/metrics.md.
 import argparse
 import sys
 import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import wraps
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 import torch
 
-from benchmarks.env_steps import resident_bytes
+from benchmarks.env_steps import AROUND, resident_bytes, step_time_ratio
 from worldscape.checkpoint import load_world
 from worldscape.conditioning.controls import discrete_controls
 from worldscape.engine import Start, WorldEngine
 from worldscape.evaluate.memory import with_policy
 from worldscape.evaluate.pictures import save_plot
 from worldscape.evaluate.report import Table, print_report, report_on
+from worldscape.memory import policy as decisions
 from worldscape.progress import Progress
 from worldscape.world import WorldModel
 
-EARLY, AROUND = 200, 50
-"""Step times are medians over AROUND steps on either side of EARLY, and over the last 100."""
+EARLY = 200  # the step that the end is compared with
 FULL_LIMIT = 2000  # frames that the policy `full` keeps at most: it is an ablation and grows without bound
+DECISIONS = ("shown_cells", "choose_cover", "explained_share", "most_redundant", "longest_held", "world_probes")
 
 
 class LongDream(NamedTuple):
-    """Of every step: seconds [S], pages in use [S]; resident bytes of the process at step EARLY and at the end."""
+    """Of every step: seconds [S], of which the policy took deciding [S], pages in use [S]; resident bytes of the
+    process at step EARLY and at the end.
+    """
 
     seconds: np.ndarray
+    deciding: np.ndarray
     pages: np.ndarray
     resident: tuple[int, int]
 
@@ -43,20 +51,45 @@ def dream_long(engine: WorldEngine, num_steps: int, seed: int = 0) -> LongDream:
     """One world that wanders with sticky random keys through a flat grey room, each step timed."""
     open_grey_room(engine)
     rng, table = np.random.default_rng(seed), discrete_controls(engine.config.controls)
-    seconds, pages, early = np.zeros(num_steps), np.zeros(num_steps, int), 0
+    seconds, deciding, pages, early = np.zeros(num_steps), np.zeros(num_steps), np.zeros(num_steps, int), 0
     action = 0
-    with Progress("steps dreamed", total=num_steps) as progress:
+    with clocked_decisions() as spent, Progress("steps dreamed", total=num_steps) as progress:
         for step in range(num_steps):
             action = int(rng.integers(9)) if rng.random() < 0.3 else action
             control = torch.from_numpy(table[action]).float()[None]
             begin = time.perf_counter()
             engine.step(control)
             seconds[step] = time.perf_counter() - begin
+            deciding[step] = sum(spent)
+            spent.clear()
             pages[step] = engine.state.memory.store.num_used()
             if step == EARLY:
                 early = resident_bytes()
             progress.update()
-    return LongDream(seconds, pages, (early, resident_bytes()))
+    return LongDream(seconds, deciding, pages, (early, resident_bytes()))
+
+
+@contextmanager
+def clocked_decisions() -> Iterator[list[float]]:
+    """The seconds of every call of the memory policy's functions, while the context lasts. On the CPU only: nothing
+    waits for a GPU."""
+    spent: list[float] = []
+
+    def clocked(decide: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(decide)
+        def run(*arguments: Any, **named: Any) -> Any:
+            begin = time.perf_counter()
+            try:
+                return decide(*arguments, **named)
+            finally:
+                spent.append(time.perf_counter() - begin)
+
+        return run
+
+    with ExitStack() as stack:
+        for name in DECISIONS:
+            stack.enter_context(patch.object(decisions, name, clocked(getattr(decisions, name))))
+        yield spent
 
 
 def open_grey_room(engine: WorldEngine) -> None:
@@ -69,11 +102,12 @@ def open_grey_room(engine: WorldEngine) -> None:
 
 
 def summarise(dream: LongDream) -> dict[str, float]:
-    """Milliseconds a step, late over early; pages and bytes at the end; growth of resident memory."""
-    early = np.median(dream.seconds[EARLY - AROUND : EARLY + AROUND])
+    """Milliseconds a step, late over early; the policy's share of them; pages and bytes at the end; growth of resident
+    memory."""
     return {
         "step_ms": 1000 * float(np.median(dream.seconds)),
-        "step_time_ratio": float(np.median(dream.seconds[-2 * AROUND :]) / early),
+        "policy_share": float(np.median(dream.deciding / dream.seconds)),
+        "step_time_ratio": step_time_ratio(dream.seconds, EARLY),
         "pages": float(dream.pages[-1]),
         "pages_ratio": float(dream.pages[-1] / dream.pages[EARLY]),
         "memory_growth_mb": (dream.resident[1] - dream.resident[0]) / 2**20,
@@ -146,7 +180,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.plot:
         save_plot(options.plot, curves, x="frames seen", y="pages in use")
         print(f"wrote {options.plot}", end="\n\n")
-    names = ("step_ms", "step_time_ratio", "pages", "pages_ratio", "memory_growth_mb")
+    names = ("step_ms", "policy_share", "step_time_ratio", "pages", "pages_ratio", "memory_growth_mb")
     rows = [[policy, *[metrics[f"{name}_{policy}"] for name in names]] for policy in policies]
     forks = [[name, value] for name, value in metrics.items() if name.startswith(("fork", "snapshot", "restore"))]
     tables = [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -46,6 +48,24 @@ def test_a_clip_holds_sink_last_frames_and_blank_ones(store, teacher):
     assert not clip["latent"][:, 3:].any()
     assert torch.equal(clip["rays"][:, 3:], torch.stack([dreamer.rays(6), dreamer.rays(7)], 1))
     assert float(clip["coverage"][:, 3].max()) > 0
+
+
+def test_a_clip_holds_what_memory_retrieves_for_its_last_frame(store, teacher):
+    """After 12 frames at most two of 1 to 8 join the sink and the last two; where there is one, the other is absent."""
+    memory = replace(teacher.config.memory, num_retrieved=2)
+    reader = WorldModel(replace(teacher.config, memory=memory)).requires_grad_(False)
+    reader.load_state_dict(teacher.state_dict())
+    dreamer = ClipDreamer(reader, store, np.arange(16))
+    for _ in range(12):
+        dreamer.finish(None)
+    clip, chosen = dreamer.clip(num_new=2), dreamer.retrieve(13)
+    assert len(chosen) == 2 and 1 <= chosen[0] < 12 - memory.local_window
+    recorded = [frame.latent for frame in dreamer.frames]
+    expected = [recorded[number] for number in (0, *(max(number, 0) for number in chosen), 10, 11)]
+    assert torch.equal(clip["latent"][:, :5], torch.stack(expected, 1)) and not clip["latent"][:, 5:].any()
+    assert clip["sees"][0, -1].tolist() == [True, *(number >= 0 for number in chosen), True, True, True, True]
+    made = dream_clips(reader, store, np.arange(9), calls=2, seed=3)
+    assert made.shape == store.frames[:9].shape
 
 
 def test_a_student_is_stepped_along_the_walk(store):

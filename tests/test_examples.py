@@ -5,10 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import cv2
 import imageio.v3 as iio
 import numpy as np
 import pytest
+
+from tests.videos import read_video
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
@@ -23,16 +24,6 @@ def run_python(*arguments: object, cwd: Path) -> str:
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     return done.stdout
-
-
-def read_video(path: Path) -> np.ndarray:
-    """All frames, uint8 [T, h, w, 3]; through OpenCV, because imageio leaves ffmpeg's pipes open."""
-    video = cv2.VideoCapture(str(path))
-    frames = []
-    while (read := video.read())[0]:
-        frames.append(read[1])
-    video.release()
-    return np.stack(frames)
 
 
 @pytest.fixture

@@ -8,52 +8,32 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from gymnasium import spaces
 from gymnasium.error import ClosedEnvironmentError, Error, ResetNeeded
 from torch import Tensor
 
 from worldscape.checkpoint import load_aggregator, load_world
 from worldscape.engine import EngineFrame, WorldEngine
+from worldscape.memory.report import report_memory, report_trust
 from worldscape.snapshot import Snapshot
 from worldscape.splats.gaussians import Gaussians
 from worldscape.splats.reconstruct import aggregate
 from worldscape.splats.unproject import unproject
+from ws_gym.batch import Batch
 from ws_gym.hand_actions import choose_action_mode
 from ws_gym.infos import describe_hands, describe_motion, resize_depth, resize_frames
+from ws_gym.maps import Place
 from ws_gym.options import WorldOptions
+from ws_gym.places import TRAIL_STEPS, describe_place
 from ws_gym.starts import START_OPTIONS, fit_hands, open_starts, override_starts, start_number
 from ws_gym.tasks import TaskResult, make_task
 
 IMPORTED_IN = os.getpid()
-
-
-@dataclass(kw_only=True, slots=True)
-class Batch:
-    """What one step shows: observation uint8 [B, h, w, 3], reward float32 [B], terminated and truncated bool [B],
-    info {name: [B, ...]}; all on the core's device."""
-
-    observation: Tensor
-    reward: Tensor
-    terminated: Tensor
-    truncated: Tensor
-    info: dict[str, Tensor]
-
-    def with_rows(self, rows: np.ndarray, other: Batch) -> Batch:
-        """This batch with `rows` bool [B] taken from `other`, as new tensors."""
-        mask = torch.as_tensor(rows, device=self.reward.device)
-        return Batch(
-            observation=_choose(mask, other.observation, self.observation),
-            reward=_choose(mask, other.reward, self.reward),
-            terminated=_choose(mask, other.terminated, self.terminated),
-            truncated=_choose(mask, other.truncated, self.truncated),
-            info={name: _choose(mask, other.info[name], value) for name, value in self.info.items()},
-        )
 
 
 class WorldCore:
@@ -63,6 +43,7 @@ class WorldCore:
         self.device = options.torch_device
         self.num_slots = num_slots
         self.max_episode_steps = options.max_episode_steps
+        self.max_drift, self.drift_patience = options.max_drift, options.drift_patience
         self._process = os.getpid()
         _leave_the_parents_threads()
         self.task = make_task(options.task, options.task_options)
@@ -76,6 +57,8 @@ class WorldCore:
         self.task.bind(num_slots, self.device)
         self.needs_reset = np.ones(num_slots, dtype=bool)
         self._elapsed = torch.zeros(num_slots, dtype=torch.long, device=self.device)
+        self._adrift = torch.zeros_like(self._elapsed)  # steps for which drift has been above max_drift
+        self._trail = torch.zeros(num_slots, TRAIL_STEPS, 2, device=self.device)  # (x, z), step t in place t mod length
 
     @property
     def observation_space(self) -> spaces.Box:
@@ -98,6 +81,8 @@ class WorldCore:
         frame = engine.open(start, seeds, torch.tensor(numbers))
         mask = torch.as_tensor(rows, device=self.device)
         self._elapsed = self._elapsed.masked_fill(mask, 0)
+        self._adrift = self._adrift.masked_fill(mask, 0)
+        self._leave_trail(frame, mask)
         self.task.reset(frame, mask, chosen, task_options)
         self.needs_reset = self.needs_reset & ~rows
         return self._describe(frame)
@@ -116,12 +101,29 @@ class WorldCore:
         mask = torch.as_tensor(active, device=self.device)
         frame = engine.step(controls, mask, hands=hands)
         self._elapsed = self._elapsed + mask
+        self._leave_trail(frame, mask)
         result = self._checked(self.task.step(frame, self._elapsed, mask))
-        limit = self.max_episode_steps
-        truncated = torch.zeros_like(mask) if limit is None else self._elapsed >= limit
+        truncated = self._truncate(engine, mask)
         ended = (result.terminated | truncated).cpu().numpy()
         self.needs_reset = np.where(active, ended, self.needs_reset)
         return self._batch(frame, result, controls, truncated)
+
+    def _truncate(self, engine: WorldEngine, mask: Tensor) -> Tensor:
+        """Which slots have reached a limit, of steps or of drift: bool [B]."""
+        truncated = torch.zeros_like(mask)
+        if self.max_episode_steps is not None:
+            truncated = self._elapsed >= self.max_episode_steps
+        if self.max_drift is not None:
+            is_adrift = report_trust(engine.state.memory.tables).drift > self.max_drift
+            self._adrift = torch.where(mask, (self._adrift + 1) * is_adrift, self._adrift)
+            truncated = truncated | (self._adrift >= self.drift_patience)
+        return truncated
+
+    def _leave_trail(self, frame: EngineFrame, mask: Tensor) -> None:
+        """Note where the slots in `mask` bool [B] stand."""
+        place = (self._elapsed % TRAIL_STEPS)[:, None, None].expand(-1, 1, 2)
+        here = torch.where(mask[:, None, None], frame.camera[:, None, 0:3:2], self._trail.gather(1, place))
+        self._trail = self._trail.scatter(1, place, here)
 
     def snapshot(self, rows: Any = None) -> Snapshot:
         """The worlds of slots `rows` (numbers; None: all) with their task's state, as a value of its own.
@@ -156,10 +158,12 @@ class WorldCore:
         name = type(self.task).__name__
         ended = torch.as_tensor(self.needs_reset, device=self.device)
         task = {f"{name}.{key}": value for key, value in self.task.state().items()}
-        return {"elapsed": self._elapsed, "has_ended": ended, **task}
+        clock = {"elapsed": self._elapsed, "adrift": self._adrift, "has_ended": ended}
+        return {**clock, "trail": self._trail, **task}
 
     def _go_on(self, frame: EngineFrame, numbers: Tensor, own: dict[str, Tensor]) -> Batch:
-        self._elapsed[numbers] = own["elapsed"].to(self.device)
+        for name, kept in (("elapsed", self._elapsed), ("adrift", self._adrift), ("trail", self._trail)):
+            kept[numbers] = own[name].to(self.device)
         self.needs_reset[numbers.cpu().numpy()] = own["has_ended"].cpu().numpy()
         prefix = f"{type(self.task).__name__}."
         self.task.load(numbers, {name.removeprefix(prefix): own[name] for name in own if name.startswith(prefix)})
@@ -191,12 +195,22 @@ class WorldCore:
         engine = self._running_engine()
         if not bool(engine.state.is_open[slot]):
             raise ResetNeeded(f"slot {slot} holds no world to reconstruct; reset it first.")
-        rgbd, poses, valid = (part[slot] for part in engine.state.memory.remembered())
+        rgbd, poses, valid, _ = (part[slot] for part in engine.state.memory.remembered())
         frames = (rgbd[valid][None], poses[valid][None], engine.state.intrinsics[slot][None])
         aggregator = load_aggregator(os.fspath(self._options.weights), self.device)
         if aggregator is None:
             return unproject(*frames)
         return aggregate(aggregator, engine.model.codec, engine.model.transformer, *frames, is_clip=False)
+
+    @torch.inference_mode()
+    def place(self, slot: int) -> Place:
+        """What `slot` remembers and where it has been, to be drawn as a map.
+
+        Raises ValueError for a slot that there is not, ResetNeeded for one that was never opened.
+        """
+        engine, number = self._running_engine(), self._numbers([slot])
+        self._check_open(engine, number)
+        return describe_place(engine.state, self._trail[slot], slot, engine.config.body)
 
     def reopen(self) -> None:
         """Make the engine of a closed core again; nothing to do for an open one."""
@@ -249,6 +263,8 @@ class WorldCore:
         info["depth"] = resize_depth(frame.depth, self.size)
         info["success"] = result.success
         info["model_calls"] = torch.full_like(self._elapsed, frame.model_calls)
+        tables = self._running_engine().state.memory.tables
+        info["memory"], info["trust"] = report_memory(tables)._asdict(), report_trust(tables)._asdict()
         taken = sorted(info.keys() & result.terms.keys())
         if taken:
             raise ValueError(f"the task's info terms {taken} are names that the environment uses itself; rename them.")
@@ -287,8 +303,3 @@ def _open_engine(options: WorldOptions, num_slots: int) -> WorldEngine:
         if "forked subprocess" in str(error):
             raise Error(FORKED) from error
         raise
-
-
-def _choose(mask: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
-    trailing = " ".join(["1"] * (chosen.ndim - 1))
-    return torch.where(rearrange(mask, f"b -> b {trailing}"), chosen, other)

@@ -9,7 +9,9 @@ import numpy as np
 from gymnasium.error import ResetNeeded
 
 from worldscape.splats.gaussians import Gaussians
-from ws_gym.core import Batch, WorldCore
+from ws_gym.batch import Batch, map_info
+from ws_gym.core import WorldCore
+from ws_gym.maps import draw_map
 from ws_gym.options import RENDER_SIZE, WorldOptions
 from ws_gym.pictures import resize
 from ws_gym.viewer import Viewer, can_open_window
@@ -81,7 +83,8 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     | `goal_image` | `goal_image`: the view to find, uint8 [h, w, 3] or a path |
 
     ## Episode End
-    Terminated when the task says so. Truncated after `max_episode_steps` (300 through `gym.make`).
+    Terminated when the task says so. Truncated after `max_episode_steps` (300 through `gym.make`), and when drift (see
+    `info["trust"]`) has been above `max_drift` for `drift_patience` steps one after another.
 
     ## Arguments
 
@@ -96,14 +99,38 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     | `task_options` | `None` | keyword arguments of the task, e.g. `{"radius": 0.5}` |
     | `starts` | `"train"` | `"train"`, `"heldout"`, `"drawn"`, or the path of a dataset, picture or video |
     | `max_episode_steps` | `None` | steps before truncation; `gym.make` adds its own wrapper for it instead |
+    | `max_drift` | `None` | share of the picture, 0 to below 1, that may be dreamed through and through |
+    | `drift_patience` | 16 | steps for which more of it may be, before truncation |
     | `render_mode` | `None` | `"rgb_array"` (256 pixels) or `"human"` (a window) |
 
     `info` holds, at reset and at each step: `pose` [4, 4] camera to world, `camera` [6] = (x, y, z, yaw, pitch, roll),
     `control` [6] commanded and `realised` [6] obtained (right, down, forward; yaw, pitch, roll), `collision` (less than
     half of the walk was realised), `coverage` (share of the picture that memory shows), `depth` [height, width] in
-    metres along the view axis, `success`, `model_calls` (of this step), and the task's terms.
+    metres along the view axis, `success`, `model_calls` (of this step), the task's terms, and two groups.
 
-    `env.unwrapped.reconstruct()` gives the remembered place as 3D Gaussians.
+    `info["memory"]`: what is remembered, and what of it the last frame was made of.
+
+    | Key | Unit | Meaning |
+    |---|---|---|
+    | `pages_used` | frames | held in memory |
+    | `pool_size` | frames | of these in the pool, chosen because they showed something new |
+    | `frames_seen` | frames | committed since the start, start frames included |
+    | `anchor_ages` [A] | steps | how much earlier each frame was committed that was chosen to be reprojected; -1 none |
+    | `retrieved_ages` [R] | steps | the same of frames from the pool whose keys were read; -1 none |
+    | `novelty` | share | of the picture, what memory did not explain |
+
+    `info["trust"]`: how far the picture is from what was real.
+
+    | Key | Unit | Meaning |
+    |---|---|---|
+    | `drift` | share | of the picture, what does not go back to real frames, through however many dreamed ones |
+    | `steps_since_real` | steps | since a real frame itself last showed at least 1/16 of the view |
+
+    Drift tells how much was invented, not whether it was invented well: `worldscape eval trust` measures what it says
+    of the error.
+
+    `env.unwrapped.draw_map()` draws what the world remembers from above; `env.unwrapped.reconstruct()` gives it as 3D
+    Gaussians.
 
     ## Vectorized Environment
     `gym.make_vec("WorldScape-Nav-v0", num_envs=16)` steps 16 worlds in one model, much faster than 16 environments: see
@@ -194,6 +221,15 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         """
         return self._core.reconstruct(0)
 
+    def draw_map(self, pixels: int = 512) -> np.ndarray:
+        """The remembered place from above, uint8 [pixels, pixels, 3]: surfaces, the path (its last 512 steps), the
+        cameras of remembered frames with those that the last step used, and where one stands and looks.
+
+        Call it as `env.unwrapped.draw_map()`. Raises ValueError for fewer than 256 pixels, ResetNeeded before reset,
+        ClosedEnvironmentError after close.
+        """
+        return draw_map(self._core.place(0), pixels)
+
     def close(self) -> None:
         """Free the model's memory and the window; may be called twice."""
         self._core.close()
@@ -210,7 +246,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         self._frame = observation.copy()
         if self._viewer is not None:
             self._viewer.show(observation)
-        return observation, {name: first_row(value.cpu().numpy()) for name, value in batch.info.items()}
+        return observation, map_info(lambda value: first_row(value.cpu().numpy()), batch.info)
 
 
 def check_render_mode(mode: str | None, modes: tuple[str | None, ...]) -> str | None:

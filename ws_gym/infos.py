@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -16,7 +18,7 @@ NEAREST = 1e-3
 """Metres in front of the eyes at which points nearer than that, or behind, are drawn."""
 
 
-def describe_motion(frame: EngineFrame, controls: Tensor) -> dict[str, Tensor]:
+def describe_motion(frame: EngineFrame, controls: Tensor) -> dict[str, Any]:
     """The camera, what was commanded of it [B, 6] and what took place."""
     commanded, realised = controls[:, :3].norm(dim=-1), frame.realised[:, :3].norm(dim=-1)
     return {

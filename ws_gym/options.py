@@ -36,6 +36,8 @@ class WorldOptions:
     task_options: Mapping[str, Any] | None = None
     starts: Any = "train"
     max_episode_steps: int | None = None
+    max_drift: float | None = None
+    drift_patience: int = 16
 
     def __post_init__(self) -> None:
         if self.hands is None:
@@ -46,6 +48,8 @@ class WorldOptions:
         _check_choice("hand_actions", self.hand_actions, HAND_KINDS)
         _check_count("steps_per_frame", self.steps_per_frame)
         _check_count("max_episode_steps", self.max_episode_steps)
+        _check_share("max_drift", self.max_drift)
+        _check_count("drift_patience", self.drift_patience, is_optional=False)
         if not isinstance(self.weights, (str, os.PathLike)):
             raise ValueError(f"weights={self.weights!r} is neither a name nor a path; pass e.g. 'nano'.")
         _ = self.picture_size, self.torch_device
@@ -75,9 +79,18 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{name}={value!r} is unknown; with hands choose one of {', '.join(choices)}.")
 
 
-def _check_count(name: str, value: Any) -> None:
-    if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-        raise ValueError(f"{name}={value!r} is no count; give a whole number of at least 1, or None.")
+def _check_count(name: str, value: Any, *, is_optional: bool = True) -> None:
+    if value is None and is_optional:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        otherwise = ", or None" if is_optional else ""
+        raise ValueError(f"{name}={value!r} is no count; give a whole number of at least 1{otherwise}.")
+
+
+def _check_share(name: str, value: Any) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if value is not None and not (is_number and 0 <= value < 1):
+        raise ValueError(f"{name}={value!r} is no share of a picture; give a number from 0 to below 1, or None.")
 
 
 def _check_size(size: Any) -> tuple[int, int]:

@@ -44,7 +44,7 @@ class WorldScapeVecEnv(VecEnv):
     """A same-step `WorldScapeVectorEnv` for SB3. What differs from the Gymnasium vector environment:
 
     - `step` returns (observations, rewards, dones, infos); `dones` is terminated or truncated, and
-      `infos[i]["TimeLimit.truncated"]` says that it was the time limit only.
+      `infos[i]["TimeLimit.truncated"]` says that it was a limit only, of steps or of drift.
     - infos are a list of dicts, one per slot. When a slot's episode ends, its info is that of the last step, with the
       last observation under `terminal_observation`; the new episode's first info is in `reset_infos[i]`.
     - `reset()` takes no arguments: `seed()` and `set_options()` set what the next reset uses, once.
@@ -136,8 +136,10 @@ def _split(infos: dict[str, Any], num_rows: int) -> list[dict[str, Any]]:
 def _row(infos: dict[str, Any], row: int) -> dict[str, Any]:
     """One slot's info out of Gymnasium's vector infos."""
     names: Iterable[str] = (name for name in infos if not name.startswith("_") and not name.startswith("final_"))
-    return {name: _own(infos[name][row]) for name in names}
+    return {name: _pick(infos[name], row) for name in names}
 
 
-def _own(value: Any) -> Any:
-    return value.copy() if isinstance(value, np.ndarray) else value.item()
+def _pick(value: Any, row: int) -> Any:
+    if isinstance(value, dict):
+        return _row(value, row)
+    return value[row].copy() if value.ndim > 1 else value[row].item()

@@ -14,8 +14,10 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from worldscape.snapshot import Snapshot
-from ws_gym.core import Batch, WorldCore
+from ws_gym.batch import Batch
+from ws_gym.core import WorldCore
 from ws_gym.env import RENDER_FPS, check_render_mode, enlarge
+from ws_gym.maps import draw_map
 from ws_gym.options import WorldOptions
 
 OUTPUTS = ("numpy", "torch")
@@ -42,6 +44,9 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
 
     ## Episode End
     As in `WorldScapeEnv`; `max_episode_steps` (300 through `gym.make_vec`) truncates here, without a wrapper.
+
+    Infos hold, under each name of `WorldScapeEnv`'s, the values of all slots, and under `_name` which slots have one;
+    the groups `memory` and `trust` are dicts of the same kind.
 
     ## Arguments
     Those of `WorldScapeEnv`, and:
@@ -167,6 +172,13 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
         self._batch = shown if self._batch is None else self._batch.with_rows(mask, shown)
         return self._export(self._batch.observation), self._export_info(self._batch.info, mask)
 
+    def draw_map(self, row: int = 0, pixels: int = 512) -> np.ndarray:
+        """The place that slot `row` remembers, from above, uint8 [pixels, pixels, 3]: see `WorldScapeEnv.draw_map`.
+
+        Raises ValueError for a slot that there is not or fewer than 256 pixels, ResetNeeded before its first reset.
+        """
+        return draw_map(self._core.place(row), pixels)
+
     def render(self) -> tuple[np.ndarray, ...] | None:
         """One frame per slot, uint8 [h, w, 3] with a longer side of 256 pixels."""
         if self.render_mode is None:
@@ -203,11 +215,11 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
         """A copy that the user may keep and change: tensor or array."""
         return value.clone() if self.output == "torch" else value.cpu().numpy().copy()
 
-    def _export_info(self, info: dict[str, Tensor], rows: np.ndarray) -> dict[str, Any]:
+    def _export_info(self, info: dict[str, Any], rows: np.ndarray) -> dict[str, Any]:
         """Gymnasium's vector infos: each name with its values and, under `_name`, the rows that have one."""
         exported: dict[str, Any] = {}
         for name, value in info.items():
-            exported[name] = self._export(value)
+            exported[name] = self._export_info(value, rows) if isinstance(value, dict) else self._export(value)
             exported[f"_{name}"] = self._mask(rows)
         return exported
 

@@ -1,15 +1,15 @@
-"""What the engine's public entrances refuse, each in one sentence, and on what device the rest goes on."""
+"""What may go into the engine: rows, starts, controls and hands, each checked once, where it enters."""
 
 import torch
 from torch import Tensor
 
-from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HANDS
+from worldscape.conditioning.hands import HAND_STATE_WIDTH, HANDS
 from worldscape.config import TransformerConfig
-from worldscape.slots import SlotState
+from worldscape.slots import RecordedHands, Start
 
 
-def check_rows(rows: Tensor | None, num_slots: int, device: torch.device) -> Tensor:
-    """Slot numbers on the device; None: all. Raises ValueError for numbers that are out of range or come twice."""
+def checked_rows(rows: Tensor | None, num_slots: int, device: torch.device) -> Tensor:
+    """Slot numbers long [R] on the device; None: all. Raises ValueError for numbers out of range or given twice."""
     if rows is None:
         return torch.arange(num_slots, device=device)
     if rows.ndim != 1 or rows.is_floating_point() or rows.dtype == torch.bool:
@@ -20,36 +20,61 @@ def check_rows(rows: Tensor | None, num_slots: int, device: torch.device) -> Ten
     return rows.to(device, torch.long)
 
 
-def check_controls(controls: Tensor, active: Tensor, state: SlotState) -> Tensor:
-    """Controls [B, 6] on the device. Raises ValueError for wrong shapes and, on a CPU, for numbers that are not finite
-    and slots that hold no world."""
-    slots, device = len(state.steps), state.steps.device
-    if controls.shape != (slots, 6):
-        raise ValueError(f"controls have shape {tuple(controls.shape)}; give [{slots}, 6].")
-    if active.shape != (slots,):
-        raise ValueError(f"active has shape {tuple(active.shape)}; give bool [{slots}].")
-    if device.type == "cpu":  # reading a flag back would stall a GPU
+def check_start(start: Start, size: int, num_seeds: int, num_rows: int, hands: str | None) -> None:
+    """Raises ValueError for frames that are not `size` pixels a side, for shapes that disagree and for NaN, and for
+    hands where the engine's option `hands` says that it has none."""
+    frames = start.frames
+    if frames.ndim != 5 or frames.shape[1] < 1 or frames.shape[2:] != (size, size, 3):
+        raise ValueError(f"start frames have shape {tuple(frames.shape)}; give uint8 [R, F, {size}, {size}, 3].")
+    if frames.dtype != torch.uint8:
+        raise ValueError(f"start frames are {frames.dtype}; give uint8.")
+    if not len(frames) == num_seeds == num_rows:
+        raise ValueError(f"{len(frames)} starts, {num_seeds} seeds, {num_rows} rows; the three must agree.")
+    if start.pose is None and frames.shape[1] > 1:
+        raise ValueError(f"{frames.shape[1]} start frames came without poses; give poses, or one frame.")
+    for name, tensor, shape in (
+        ("depth", start.depth, frames.shape[:4]),
+        ("pose", start.pose, (*frames.shape[:2], 4, 4)),
+        ("intrinsics", start.intrinsics, (num_rows, 4)),
+    ):
+        if tensor is not None and (tensor.shape != shape or not torch.isfinite(tensor).all()):
+            raise ValueError(f"start {name} has shape {tuple(tensor.shape)}; give finite numbers {tuple(shape)}.")
+    if start.hands is not None:
+        _check_recorded(start.hands, frames.shape[:2], hands)
+
+
+def _check_recorded(recorded: RecordedHands, shape: torch.Size, hands: str | None) -> None:
+    if hands is None:
+        raise ValueError("the start has hands and this engine has none: make it with hands=.")
+    wanted = ((*shape, 2, HAND_STATE_WIDTH), (*shape, 2, HAND_STATE_WIDTH), (*shape, 2))
+    given = tuple(tuple(part.shape) for part in recorded)
+    if given != wanted or not (torch.isfinite(recorded.state).all() and torch.isfinite(recorded.command).all()):
+        raise ValueError(f"start hands have shapes {given}; give finite states and commands, and present: {wanted}.")
+
+
+def check_controls(controls: Tensor, active: Tensor, is_open: Tensor) -> None:
+    """Raises ValueError unless controls are finite [B, 6] and active bool [B], and every active slot is open."""
+    num_slots = len(is_open)
+    if controls.shape != (num_slots, 6):
+        raise ValueError(f"controls have shape {tuple(controls.shape)}; give [{num_slots}, 6].")
+    if active.shape != (num_slots,):
+        raise ValueError(f"active has shape {tuple(active.shape)}; give bool [{num_slots}].")
+    if is_open.device.type == "cpu":  # reading a flag back would stall a GPU
         if not torch.isfinite(controls).all():
             raise ValueError("controls hold NaN or infinity; give finite metres and radians.")
-        if (active & ~state.is_open).any():
+        if (active & ~is_open).any():
             raise ValueError("a slot was stepped that holds no world; call open() first.")
-    return controls.to(device, torch.float32)
 
 
-def check_hands(hands: Tensor, width: int, state: SlotState, option: str | None) -> Tensor:
-    """Actions or states [B, 2, width] of both hands on the device, actions clipped.
-
-    Raises ValueError for an engine without hands, for another shape and, on a CPU, for numbers that are not finite.
-    """
-    slots, device = len(state.steps), state.steps.device
-    if option is None:
+def check_hands(commanded: Tensor, width: int, is_open: Tensor, hands: str | None) -> None:
+    """Raises ValueError unless these are finite actions or states [B, 2, width], and the engine has hands at all."""
+    num_slots = len(is_open)
+    if hands is None:
         raise ValueError("hands were commanded in an engine that has none: make it with hands=.")
-    if hands.shape != (slots, 2, width):
-        raise ValueError(f"hands have shape {tuple(hands.shape)}; give [{slots}, 2, {width}].")
-    if device.type == "cpu" and not torch.isfinite(hands).all():
+    if commanded.shape != (num_slots, 2, width):
+        raise ValueError(f"hands have shape {tuple(commanded.shape)}; give [{num_slots}, 2, {width}].")
+    if is_open.device.type == "cpu" and not torch.isfinite(commanded).all():
         raise ValueError("hands hold NaN or infinity; give finite numbers.")
-    hands = hands.to(device, torch.float32)
-    return hands.clamp(-1.0, 1.0) if width == HAND_ACTION_WIDTH else hands
 
 
 def check_hands_option(hands: str, config: TransformerConfig) -> None:

@@ -26,6 +26,7 @@ from worldscape.memory.world_memory import Frame, Recall, WorldMemory
 from worldscape.noise import slot_noise
 from worldscape.progress import Progress
 from worldscape.train.rollouts import follow, hands_in, start_at
+from worldscape.train.sight import sight
 from worldscape.train.teacher import sample_clip
 from worldscape.transformer import frame_rays
 from worldscape.world import WorldModel
@@ -122,9 +123,15 @@ class ClipDreamer:
         coverage = token_coverage(recall.anchor.mask, codec.config.grid)
         self.frames.append(Finished(latent, guess.latent, coverage, self.rays(place), rgbd))
 
+    @property
+    def clip_length(self) -> int:
+        """Frames of a clip without retrieved ones."""
+        return self.model.config.memory.num_sink + self.model.config.memory.local_window + 1
+
     def clip(self, num_new: int) -> dict[str, Tensor]:
-        """The clip that the next frames are refined in: sink, last finished frames, and num_new blank ones."""
-        num_sink, length = self.model.config.memory.num_sink, self.model.config.memory.num_context + 1
+        """The clip that the next frames are refined in: sink, frames retrieved for the last of the new ones, last
+        finished frames, and num_new blank ones."""
+        num_sink, length = self.model.config.memory.num_sink, self.clip_length
         opening, place = self.frames, len(self.frames)
         if place + num_new > length:
             opening = self.frames[:num_sink] + self.frames[num_sink + num_new - length :]
@@ -133,16 +140,28 @@ class ClipDreamer:
         coverage = token_coverage(recall.anchor.mask, self.model.config.codec.grid)
         blank = opening[0]._replace(latent=torch.zeros_like(guess), guess=guess, coverage=coverage)
         parts = [*opening, *[blank._replace(rays=self.rays(place + index)) for index in range(num_new)]]
-        return {name: torch.stack([getattr(part, name) for part in parts], 1) for name in Finished._fields[:-1]}
+        chosen = self.retrieve(place + num_new - 1)
+        parts[num_sink:num_sink] = [self.frames[max(number, 0)] for number in chosen]
+        clip = {name: torch.stack([getattr(part, name) for part in parts], 1) for name in Finished._fields[:-1]}
+        if not chosen:
+            return clip
+        is_held = torch.tensor([chosen]) >= 0
+        return clip | {"sees": sight(is_held, num_sink, len(parts) - num_sink - len(chosen), is_causal=False)}
+
+    def retrieve(self, place: int) -> list[int]:
+        """Numbers of the finished frames that memory chooses for the frame at a place of the walk, -1 for none."""
+        recall = self.memory.recall(self.poses[place][None], self.intrinsics, use_anchor=False)
+        return self.memory.store.fields.frame[recall.retrieved[0]].tolist()
 
 
 @torch.inference_mode()
 def dream_clips(model: WorldModel, store: FrameStore, walk: np.ndarray, calls: int, seed: int) -> np.ndarray:
     """Refine clips of a teacher along the recorded frames `walk` [F], the first of them given -> uint8 [F, h, w, 3].
 
-    A clip holds num_context + 1 frames: first one recorded and all others new, then half of them new.
+    A clip holds sink, local window and target: first one recorded frame and all others new, then half of them new.
     """
-    dreamer, length = ClipDreamer(model, store, walk), model.config.memory.num_context + 1
+    dreamer = ClipDreamer(model, store, walk)
+    length = dreamer.clip_length
     dreamer.finish(None)
     codec, levels = model.config.codec, sampling_levels(calls, SAMPLER_SHIFT)
     shape = (codec.num_tokens, codec.latent_channels)

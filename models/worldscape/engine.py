@@ -9,10 +9,11 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from worldscape.checkpoint import weights_id
-from worldscape.checks import check_controls, check_hands, check_hands_option, check_rows
+from worldscape.checks import check_controls, check_hands, check_hands_option, check_start, checked_rows
 from worldscape.codec import frame_to_rgbd, normalise_tokens, rgbd_to_frame
 from worldscape.conditioning.camera import (
     angle_difference,
@@ -20,6 +21,7 @@ from worldscape.conditioning.camera import (
     invert_pose,
     level_pose,
     pose_from_state,
+    square_intrinsics,
     state_from_pose,
 )
 from worldscape.conditioning.hand_model import NUM_KEYPOINTS
@@ -33,7 +35,6 @@ from worldscape.heads import HAND_TASKS
 from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import Frame, Recall, WorldMemory
 from worldscape.noise import slot_noise
-from worldscape.opening import complete_start
 from worldscape.slot_hands import SlotHands, draw_hands, resting_hands
 from worldscape.slots import (
     Dreamed,
@@ -106,10 +107,9 @@ class WorldEngine:
 
         Returns all slots. Raises ValueError when shapes disagree.
         """
-        rows = check_rows(rows, self.num_slots, self.device)
-        start = complete_start(start, self.model, len(seeds), len(rows), self.device)
-        if start.hands is not None and self.hands is None:
-            raise ValueError("the start has hands and this engine has none: make it with hands=.")
+        rows = checked_rows(rows, self.num_slots, self.device)
+        check_start(start, self.config.codec.size, len(seeds), len(rows), self.hands)
+        start = self._complete(start)
         self.state.memory.clear(rows)
         fresh = self._fresh(len(rows), self.state.memory.empty_rows(len(rows)))
         fresh.seeds = seeds.to(self.device, torch.long)
@@ -142,10 +142,11 @@ class WorldEngine:
         """
         state = self.state
         active = torch.ones_like(state.is_open) if active is None else active.to(self.device)
-        controls = check_controls(controls, active, state)
+        check_controls(controls, active, state.is_open)
+        controls = controls.to(self.device, torch.float32)
         if hands is not None:
-            width = HAND_STATE_WIDTH if is_realised else HAND_ACTION_WIDTH
-            hands = check_hands(hands, width, state, self.hands)
+            check_hands(hands, HAND_STATE_WIDTH if is_realised else HAND_ACTION_WIDTH, state.is_open, self.hands)
+            hands = hands.to(self.device, torch.float32)
         realised = controls if is_realised else self.realise(state, controls)
         moved = None
         if hands is not None:
@@ -161,7 +162,7 @@ class WorldEngine:
     @torch.inference_mode()
     def snapshot(self, rows: Tensor | None = None) -> Snapshot:
         """All there is to know of the slots `rows` (long [R]; None: all), as a value of its own."""
-        rows = check_rows(rows, self.num_slots, self.device)
+        rows = checked_rows(rows, self.num_slots, self.device)
         slots = {name: tensor[rows] for name, tensor in self.state.tensors().items()}
         return Snapshot(self._kind, {**slots, **self.state.memory.save(rows)})
 
@@ -173,7 +174,7 @@ class WorldEngine:
         bit on the same device and batch shape. Returns all slots. Raises ValueError for another number of rows, and
         for a snapshot that was taken with other weights, config or memory.
         """
-        rows = check_rows(rows, self.num_slots, self.device)
+        rows = checked_rows(rows, self.num_slots, self.device)
         snapshot.check_kind(self._kind)
         memory = self.state.memory
         likes = {**self.state.tensors(), **memory.save(rows[:0])}
@@ -188,8 +189,8 @@ class WorldEngine:
 
         Noise is a function of seed and step, so the copies differ in what is done in them only. Returns all slots.
         """
-        check_rows(torch.tensor([row]), self.num_slots, self.device)
-        rows = check_rows(rows, self.num_slots, self.device)
+        checked_rows(torch.tensor([row]), self.num_slots, self.device)
+        rows = checked_rows(rows, self.num_slots, self.device)
         self.state.memory.fork(row, rows)
         copies = {name: tensor[torch.full_like(rows, row)] for name, tensor in self.state.tensors().items()}
         self.state.write_rows(rows, copies)
@@ -201,9 +202,10 @@ class WorldEngine:
         A walk is refused that leads nearer to a remembered surface than the body's radius, or that the motion head
         takes for blocked.
         """
-        body, target = self.config.body, apply_control(state.camera, controls, self.config.controls.max_pitch)
-        before, after = (state.memory.clearance(camera[:, :3], body) for camera in (state.camera, target))
-        near = self.surroundings(state, target)
+        body, surfaces, here = self.config.body, state.memory.surfaces(), state.camera[:, :3]
+        there = apply_control(state.camera, controls, self.config.controls.max_pitch)[:, :3]
+        before, after = (surfaces.clearance(position, body) for position in (here, there))
+        near = surfaces.plan_view(here, there - here, body)
         logit = self.model.heads.motion(state.features, state.latent, controls, near)
         is_free = ((after >= body.radius) | (after >= before)) & (logit > self.config.heads.blocked_logit)
         return torch.cat([controls[:, :3] * is_free[:, None], controls[:, 3:]], 1)
@@ -212,18 +214,13 @@ class WorldEngine:
         """Where the hands get to with actions [B, 2, 13]: the kinematic hand, held back by what the wrist head sees."""
         scale, wrist = self.config.hands, self.model.heads.wrist
         assert wrist is not None
-        goal = state.hands.told(actions, scale)
+        goal = state.hands.told(actions.clamp(-1.0, 1.0), scale)
         return state.hands.moved(goal, wrist(state.features, state.latent, state.hand_state, goal), scale)
 
     def place_hands(self, state: SlotState, realised: Tensor, reached: Tensor) -> SlotHands:
         """The hands at states [B, 2, 16] in world axes that they reached while the camera moved by `realised`."""
         camera = apply_control(state.camera, realised, self.config.controls.max_pitch)
         return state.hands.placed(reached, reached, state.hand_present, pose_from_state(camera))
-
-    def surroundings(self, state: SlotState, target: Tensor) -> Tensor:
-        """Plan view [B, 2, G, G] of what memory knows on the way to the camera `target` [B, 6]."""
-        position = state.camera[:, :3]
-        return state.memory.surroundings(position, target[:, :3] - position, self.config.body)
 
     def advance(
         self,
@@ -292,7 +289,7 @@ class WorldEngine:
         """Run the finished frame once, append it to the active slots' memory and make it their current frame."""
         level, positions = self.config.context_level, state.memory.next_positions()
         prediction = self.generator.refine(new.latent[:, None], level, view.told, positions, history)
-        frame = Frame(prediction.layers, new.rgbd, view.pose, state.intrinsics)
+        frame = Frame(prediction.layers, new.rgbd, view.pose, state.intrinsics, new.is_real)
         state.memory.append(frame, view.recall, active)
         self._finish(state, new, prediction, view, active)
 
@@ -310,7 +307,7 @@ class WorldEngine:
             seen = resting if hands is None else resting.placed(*hands, pose)
         view = self.look(state, camera, previous, seen)
         latent = self.model.codec.encode(rgbd).float()
-        new = NewFrame(camera, torch.zeros_like(camera), rgbd, latent)
+        new = NewFrame(camera, torch.zeros_like(camera), rgbd, latent, is_real=True)
         self.commit(state, new, view, self.read(state, view), active)
         state.steps.zero_()
         return view
@@ -319,10 +316,10 @@ class WorldEngine:
         """Write the new frame's results into the active slots."""
         features = prediction.features[:, 0].float()
         events = torch.stack(self.model.heads.events(features, new.latent), 1).sigmoid()
-        steps, coverage = state.steps + 1, view.recall.coverage
-        news = {**new._asdict(), "features": features, "coverage": coverage, "events": events, "steps": steps}
-        news |= {} if view.hands is None else self._judge_hands(view.hands, features, new.latent)
-        for name, value in news.items():
+        seen = {"camera": new.camera, "realised": new.realised, "rgbd": new.rgbd, "latent": new.latent}
+        told = {"features": features, "coverage": view.recall.coverage, "events": events, "steps": state.steps + 1}
+        hands = {} if view.hands is None else self._judge_hands(view.hands, features, new.latent)
+        for name, value in {**seen, **told, **hands}.items():
             old = getattr(state, name)
             setattr(state, name, torch.where(active.reshape(-1, *[1] * (value.ndim - 1)), value.to(old.dtype), old))
 
@@ -420,6 +417,24 @@ class WorldEngine:
             keypoints=like.new_zeros(slots, 2, NUM_KEYPOINTS, 3),
             tasks=like.new_zeros(slots, 2, len(HAND_TASKS)),
         )
+
+    def _complete(self, start: Start) -> Start:
+        """The start with every field but hands filled in, on the device."""
+        frames = start.frames.to(self.device)
+        num_rows, num_frames = frames.shape[:2]
+        pose = torch.eye(4).repeat(num_rows, num_frames, 1, 1) if start.pose is None else start.pose
+        depth = self._guess_depth(frames) if start.depth is None else start.depth
+        intrinsics = start.intrinsics
+        if intrinsics is None:
+            intrinsics = torch.from_numpy(square_intrinsics(self.config.field_of_view)).repeat(num_rows, 1)
+        depth, pose, intrinsics = (part.to(self.device, torch.float32) for part in (depth, pose, intrinsics))
+        hands = None if start.hands is None else RecordedHands(*(part.to(self.device) for part in start.hands))
+        return Start(frames, depth, pose, intrinsics, hands)
+
+    def _guess_depth(self, frames: Tensor) -> Tensor:
+        rgb = rearrange(frames, "r f h w c -> (r f) c h w").float() / 127.5 - 1.0
+        depth = decode_depth(self.model.heads.depth(rgb))
+        return rearrange(depth, "(r f) h w -> r f h w", f=frames.shape[1])
 
 
 def token_coverage(mask: Tensor, grid: int) -> Tensor:

@@ -37,15 +37,23 @@ def euler_step(latent: Tensor, clean: Tensor, level: float, next_level: float) -
     return clean + (next_level / level) * (latent - clean)
 
 
-def draw_levels(shape: Sequence[int], context_share: float, context_level: float, generator: torch.Generator) -> Tensor:
+def draw_levels(
+    shape: Sequence[int],
+    context_share: float,
+    context_level: float,
+    generator: torch.Generator,
+    context: slice = slice(0),
+) -> Tensor:
     """Noise levels of training clips [B, T]: diffusion forcing with many frames left as clean as history is.
 
     A `context_share` of the frames is at a level uniform in [0, context_level]; of the others half are pure noise
-    (where a sampler starts) and half uniform in (0, 1). The last frame of a clip is never context.
+    (where a sampler starts) and half uniform in (0, 1). The last frame of a clip is never context, those in the places
+    `context` always are.
     """
     options = {"generator": generator, "device": generator.device}
     kind, uniform = torch.rand(shape, **options), torch.rand(shape, **options)
     target = torch.where(torch.rand(shape, **options) < 0.5, torch.ones_like(uniform), uniform)
     is_context = kind < context_share
+    is_context[:, context] = True
     is_context[:, -1] = False
     return torch.where(is_context, context_level * uniform, target)

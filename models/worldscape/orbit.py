@@ -16,9 +16,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from worldscape.conditioning.camera import pose_from_state
-from worldscape.data.rollout import make_env
-from worldscape.play import WORLD, keys_to_action, parse_keys
+from worldscape.conditioning.camera import pose_from_state, square_intrinsics
+from worldscape.play import add_world_options, keys_to_action, make_world, parse_keys, write_film
 from worldscape.splats.gaussians import Gaussians
 from worldscape.splats.ply import save_ply
 from worldscape.splats.render import render
@@ -56,19 +55,10 @@ def orbit_poses(centre: Tensor, radius: float, num_frames: int) -> Tensor:
 @torch.inference_mode()
 def render_film(scene: Gaussians, poses: Tensor, field_of_view: float, size: int) -> np.ndarray:
     """One scene from poses [V, 4, 4], view of so many degrees -> film uint8 [V, size, size, 3], black where empty."""
-    focal = 0.5 / math.tan(math.radians(field_of_view / 2))
-    intrinsics = torch.tensor([[[focal, focal, 0.5, 0.5]]])
+    intrinsics = torch.from_numpy(square_intrinsics(field_of_view))[None, None]
     frames = [render(scene, pose[None, None], intrinsics, size).rgb[0, 0] for pose in poses]
     film = rearrange(torch.stack(frames).clamp(0, 1), "v k h w -> v h w k")
     return (255 * film).round().to(torch.uint8).numpy()
-
-
-def write_film(film: np.ndarray, out: Path, fps: int) -> None:
-    """Write uint8 [V, h, w, 3] as a video. Raises OSError when it cannot be written."""
-    import imageio.v3 as iio
-
-    out.parent.mkdir(parents=True, exist_ok=True)
-    iio.imwrite(out, film, plugin="FFMPEG", fps=fps)
 
 
 def add_parser(subparsers: Any) -> None:
@@ -76,9 +66,7 @@ def add_parser(subparsers: Any) -> None:
     parser: argparse.ArgumentParser = subparsers.add_parser(
         "orbit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--weights", help="name or folder of the weights (default: the shipped ones)")
-    parser.add_argument("--starts", help='"train", "heldout", "drawn", or a dataset, starts file, picture or video')
-    parser.add_argument("--seed", type=int, default=0, help="chooses the world (default 0)")
+    add_world_options(parser)
     parser.add_argument("--keys", default=FULL_TURN, help=f"walk along these first (default {FULL_TURN}: a full turn)")
     parser.add_argument("--out", type=Path, required=True, help="video to write")
     parser.add_argument("--ply", type=Path, help="write the Gaussians here too, as a 3DGS .ply")
@@ -99,8 +87,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.seed < 0 or args.radius < 0 or args.size % 2:
         raise ValueError(f"--seed {args.seed} and --radius {args.radius} must be 0 or more, --size {args.size} even")
     keys = parse_keys(args.keys)
-    options = {name: getattr(args, name) for name in ("weights", "starts") if getattr(args, name) is not None}
-    env = make_env(WORLD, {"actions": "multi_discrete", **options})
+    env = make_world(args)
     place = walk_and_rebuild(env, args.seed, keys)
     env.close()
     if args.ply is not None:

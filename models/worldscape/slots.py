@@ -147,12 +147,15 @@ class View(NamedTuple):
 
 
 class NewFrame(NamedTuple):
-    """A finished frame of all slots: camera [B, 6], realised [B, 6], rgbd [B, 4, h, w], latent [B, P, C]."""
+    """A finished frame of all slots: camera [B, 6], realised [B, 6], rgbd [B, 4, h, w], latent [B, P, C]. is_real: a
+    recorded frame, not a dreamed one.
+    """
 
     camera: Tensor
     realised: Tensor
     rgbd: Tensor
     latent: Tensor
+    is_real: bool = False
 
 
 class Dreamed(NamedTuple):

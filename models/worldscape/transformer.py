@@ -116,10 +116,20 @@ class WorldTransformer(nn.Module):
         angles = time_angles(history.positions, self.config.head_width, self.config.rope_base)
         return PlacedHistory(rotate(history.keys, Rotation.of(angles)), history.values, history.valid)
 
-    def forward(self, frames: FrameInputs, positions: Tensor, history: PlacedHistory | None = None) -> Prediction:
-        """Refine T new frames at relative `positions` [B, T], given history (or the clip's own start)."""
+    def forward(
+        self,
+        frames: FrameInputs,
+        positions: Tensor,
+        history: PlacedHistory | None = None,
+        sees: Tensor | None = None,
+    ) -> Prediction:
+        """Refine T new frames at relative `positions` [B, T], given history (or the clip's own start).
+
+        sees: which new frame sees which, bool [B, T, T]; None: each sees itself and earlier ones (a teacher's: all).
+        """
         view = self.embed_view(frames.rays, frames.anchor, frames.coverage, frames.hands)
-        return self._refine(frames.latent, frames.level, view, positions, history)
+        layout = self._layout(positions, history, sees, view.present)
+        return self._refine(frames.latent, frames.level, view, layout, history)
 
     def embed_view(self, rays: Tensor, anchor: Tensor, coverage: Tensor, hands: Tensor | None = None) -> EmbeddedView:
         """The same as in FrameInputs -> what each model call on these frames is told of them.
@@ -141,17 +151,17 @@ class WorldTransformer(nn.Module):
         self, latent: Tensor, level: float, view: EmbeddedView, positions: Tensor, history: PlacedHistory
     ) -> Prediction:
         """As forward, for frames that are all at one noise level and whose view is embedded already."""
-        return self._refine(latent, torch.full_like(latent[:, :, 0, 0], level), view, positions, history)
+        layout = self._layout(positions, history, None, view.present)
+        return self._refine(latent, torch.full_like(latent[:, :, 0, 0], level), view, layout, history)
 
     def _refine(
-        self, latent: Tensor, level: Tensor, view: EmbeddedView, positions: Tensor, history: PlacedHistory | None
+        self, latent: Tensor, level: Tensor, view: EmbeddedView, layout: Layout, history: PlacedHistory | None
     ) -> Prediction:
         level = self.embed_level(level_features(level, self.config.width))
         modulation = rearrange(self.level_modulation(level), "b t (n d) -> b t n d", n=6)
         x, tokens = self.embed_latent(latent) + view.tokens, latent.shape[2]
         if view.hands is not None:
             x = torch.cat([x, view.hands], 2)
-        layout = self._layout(positions, history, view.present)
         layers = []
         for index, block in enumerate(self.blocks):
             past = None if history is None else KeysValues(history.keys[index], history.values[index])
@@ -160,27 +170,34 @@ class WorldTransformer(nn.Module):
         x = x[:, :, :tokens]
         return Prediction(self._read_clean(x, level, view.anchor), x, layers)
 
-    def _layout(self, positions: Tensor, history: PlacedHistory | None, present: Tensor | None) -> Layout:
+    def _layout(
+        self, positions: Tensor, history: PlacedHistory | None, sees: Tensor | None, present: Tensor | None
+    ) -> Layout:
         config = self.config
         space = space_angles(self.grid, config.head_width, config.rope_base, positions.device)
         if present is not None:
             space = torch.cat([space, space])
         time = time_angles(positions, config.head_width, config.rope_base)
-        mask = self._mask(positions, history, present)
+        sees = self._earlier(positions) if sees is None else sees
+        mask = self._mask(sees, history, present)
         return Layout(Rotation.of(space), Rotation.of(time), Rotation.of(space + time), mask)
 
-    def _mask(self, positions: Tensor, history: PlacedHistory | None, present: Tensor | None) -> Tensor | None:
-        """A new frame sees valid history, itself and earlier new frames (a teacher's: all), and its own hands, present
-        bool [B, T]; True means it may look."""
-        num_new, tokens = positions.shape[1], self.grid**2
-        if history is None and num_new == 1 and present is None:
+    def _earlier(self, positions: Tensor) -> Tensor:
+        """Each new frame sees itself and earlier ones (a teacher's: all): bool [1, T, T]."""
+        order = torch.arange(positions.shape[1], device=positions.device)
+        earlier = (order[:, None] >= order[None])[None]
+        return earlier if self.config.is_causal else torch.ones_like(earlier)
+
+    def _mask(self, sees: Tensor, history: PlacedHistory | None, present: Tensor | None) -> Tensor | None:
+        """New frames see valid history, what `sees` says of each other, and their own hands where bool [B, T] says that
+        there are any; True means it may look."""
+        if history is None and present is None and sees.shape[1] == 1:
             return None
-        sees = torch.ones(num_new, num_new, dtype=torch.bool, device=positions.device)
-        kinds = (sees.tril() if self.config.is_causal else sees)[None, :, :, None]
+        tokens, kinds = self.grid**2, sees[..., None]
         if present is not None:
             own = torch.diag_embed(present)[..., None]
             kinds = torch.cat([kinds.expand_as(own), own], -1)
-        new = repeat(kinds, "b t s kind -> b 1 (t kind2 p) (s kind q)", kind2=kinds.shape[-1], p=tokens, q=tokens)
+        new = repeat(kinds, "b t s kind -> b 1 (t n p) (s kind q)", n=kinds.shape[-1], p=tokens, q=tokens)
         if history is None:
             return new
         past = repeat(history.valid, "b s -> b 1 n (s q)", n=new.shape[2], q=tokens)

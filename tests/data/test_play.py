@@ -1,13 +1,13 @@
 """Playing: keys become actions, a walk becomes a video, and a window reads the keyboard."""
 
 import importlib.util
-from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 
 from tests.data.tiny_world import EPISODE_STEPS, TinyWorld
+from tests.videos import read_video
 from worldscape import cli, play
 from worldscape.window import KeyWindow
 
@@ -17,16 +17,6 @@ needs_pygame = pytest.mark.skipif(importlib.util.find_spec("pygame") is None, re
 @pytest.fixture
 def walk() -> play.Walk:
     return play.Walk(TinyWorld("multi_discrete"), seed=0)
-
-
-def read_video(path: Path) -> np.ndarray:
-    """-> uint8 [T, h, w, 3]."""
-    video = cv2.VideoCapture(str(path))
-    frames = []
-    while (picture := video.read()[1]) is not None:
-        frames.append(picture)
-    video.release()
-    return np.stack(frames)[..., ::-1]
 
 
 def test_keys_may_have_counts_and_spaces():
@@ -78,11 +68,26 @@ def test_command_writes_a_video_of_the_walk(tmp_path, monkeypatch, capsys):
     np.testing.assert_allclose(walking, [0, 50, 50, 0], atol=12)
 
 
+def test_command_draws_a_map_of_what_was_walked(tmp_path):
+    video, picture = tmp_path / "walk.mp4", tmp_path / "maps" / "map.png"
+    options = ["--weights", "debug", "--starts", "drawn", "--keys", "L2W"]
+    assert cli.main(["play", *options, "--out", str(video), "--map", str(picture)]) == 0
+    drawn = cv2.imread(str(picture))
+    assert drawn is not None and drawn.shape == (play.MAP_PIXELS, play.MAP_PIXELS, 3)
+    blue, green, red = drawn.astype(int).reshape(-1, 3).T
+    assert ((red - blue > 100) & (red - green > 100)).any()  # one stands in red: channels are not swapped
+    assert video.stat().st_size > 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--keys", "W"], "--keys and --out belong together"),
         (["--keys", "W", "--out", "w.mp4", "--fps", "0"], "--fps is 0; it must be at least 1"),
+        (
+            ["--keys", "W", "--out", "w.mp4", "--map", "map.txt"],
+            "--map map.txt is no name of a picture; end it in .png",
+        ),
         (["--keys", "W", "--out", "w.mp4", "--seed", "-1"], "--seed is -1; it must not be negative"),
         ([], "there is no display to open a window on; without a window, write a video: --keys"),
     ],

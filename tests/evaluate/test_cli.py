@@ -58,6 +58,12 @@ def test_memory(capsys, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == names
 
 
+def test_trust(capsys):
+    report = run(capsys, "trust", "--steps", "8")
+    assert -1 <= report.metrics["drift_psnr_commanded"] <= 1
+    assert 0 < report.metrics["share_low_drift_realised"] <= 1
+
+
 def test_retrieval(capsys):
     report = run(capsys, "retrieval", "--steps", "12")
     assert 0 < report.metrics["covered_memory"] <= 1 and report.metrics["num_views"] > 0

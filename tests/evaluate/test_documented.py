@@ -3,9 +3,11 @@
 import re
 from pathlib import Path
 
+import numpy as np
+
 from tests.evaluate.panorama import PerfectEngine
 from tests.evaluate.test_fidelity import half_warp
-from worldscape.evaluate import actions, drift, fidelity, geometry
+from worldscape.evaluate import actions, drift, fidelity, geometry, trust
 from worldscape.evaluate import inverse_dynamics as inverse
 from worldscape.splats.unproject import unproject
 
@@ -17,11 +19,18 @@ def undocumented(names) -> set[str]:
 
 
 def documented() -> set[str]:
-    """Names in backticks, endings _hH as _hh (so _gG, _nN), S replaced by each statistic of `eval drift`."""
+    """Names in backticks, endings _hH as _hh (so _gG, _nN), S replaced by each statistic of `eval drift`; of `eval
+    trust` S by each signal and M by each motion."""
     names = {re.sub(r"_([hgn])[HGN]$", r"_\1\1", name) for name in DOCUMENTED}
     for statistic in DOCUMENTED & set(drift.STATISTICS):
         names |= {statistic + name.removeprefix("S") for name in DOCUMENTED if name.startswith("S_")}
-    return names
+    return names | {
+        f"{signal}{name.removeprefix('S').removesuffix('M')}{motion}"
+        for signal in ("", *(DOCUMENTED & set(trust.SIGNALS)))
+        for name in DOCUMENTED
+        for motion in trust.MOTIONS
+        if name.endswith("_M") and name.startswith("S_") == bool(signal)
+    }
 
 
 def test_fidelity_names(episodes):
@@ -43,6 +52,13 @@ def test_geometry_names(episodes):
     config = geometry.GeometryConfig(horizons=(1, 4), gaps=(1, 4))
     found = geometry.judge_geometry(PerfectEngine(5), episodes, unproject, config)
     assert not undocumented(found.metrics) and "warp_psnr_dream_g4" in found.metrics
+
+
+def test_trust_names():
+    signals = {name: np.random.default_rng(0).random((3, 4)) for name in trust.SIGNALS}
+    found = trust.score_signals(signals, signals["drift"], signals["drift"])
+    names = [f"{name}_{motion}" for name in found for motion in trust.MOTIONS]
+    assert not undocumented(names) and "drift_psnr_same_step_realised" in names
 
 
 def test_an_invented_name_is_noticed():

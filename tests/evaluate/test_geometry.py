@@ -8,7 +8,7 @@ import torch
 
 from tests.evaluate.panorama import PerfectEngine
 from worldscape.evaluate import geometry
-from worldscape.evaluate.geometry import GeometryConfig, find_nearest, judge_geometry
+from worldscape.evaluate.geometry import GeometryConfig, judge_geometry
 from worldscape.splats.unproject import unproject
 
 CONFIG = GeometryConfig(horizons=(1, 8), gaps=(1, 4))
@@ -37,18 +37,6 @@ def test_wrong_depth_and_frames_that_disagree_are_caught(episodes):
     found = judge_geometry(WarpedEngine(5), episodes, unproject, CONFIG).metrics
     assert found["depth_abs_rel_h8"] == pytest.approx(0.3, abs=1e-3) and found["depth_delta_h8"] == 0
     assert found["warp_psnr_dream_g1"] < found["warp_psnr_simulator_g1"] - 2
-
-
-def test_the_nearest_view_counts_turn_and_distance():
-    poses = torch.eye(4).repeat(1, 3, 1, 1)
-    poses[0, 1, 0, 3] = 1.0
-    poses[0, 2, :3, :3] = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # a quarter turn: as far as 3.1 m
-    wanted = poses.clone()
-    wanted[0, 0, 0, 3] = 0.4
-    wanted[0, 1, 0, 3] = 0.6
-    distance, index = find_nearest(wanted, poses)
-    assert index.tolist() == [[0, 1, 2]]
-    torch.testing.assert_close(distance, torch.tensor([[0.2, 0.2, 0.0]]), atol=1e-3, rtol=0)
 
 
 def test_scores_without_a_number_do_not_count():

@@ -89,7 +89,10 @@ def row_of(infos: dict[str, Any], row: int) -> dict[str, Any]:
     for name, value in infos.items():
         if not name.startswith(("_", "final_")):
             assert infos[f"_{name}"][row]
-            picked[name] = value[row].copy() if value.ndim > 1 else value[row].item()
+            if isinstance(value, dict):
+                picked[name] = row_of(value, row)
+            else:
+                picked[name] = value[row].copy() if value.ndim > 1 else value[row].item()
     return picked
 
 

@@ -207,7 +207,8 @@ def test_sb3_steps_them():
     env = make_vec_env(BOTH, 2, seed=0, **DREAM)
     env.reset()
     observations, rewards, dones, infos = env.step(np.zeros((2, 17), np.float32))
-    assert np.shape(observations) == (2, 64, 64, 3) and rewards.shape == dones.shape == (2,)
+    assert isinstance(observations, np.ndarray) and observations.shape == (2, 64, 64, 3)
+    assert rewards.shape == dones.shape == (2,)
     assert infos[0]["hand_keypoints"].shape == (2, 21, 3) and UNIVERSAL["actions"] == "universal"
     env.close()
 

@@ -12,7 +12,9 @@ from worldscape.conditioning.camera import (
     invert_pose,
     level_pose,
     plucker_map,
+    pose_distance,
     pose_from_state,
+    square_intrinsics,
     state_from_pose,
 )
 from worldscape.conditioning.controls import ControlScale, discrete_controls
@@ -35,6 +37,18 @@ def test_state_and_pose_are_inverse():
     torch.testing.assert_close(state_from_pose(pose_from_state(states)), states)
     product = pose_from_state(states) @ invert_pose(pose_from_state(states))
     torch.testing.assert_close(product, torch.eye(4, dtype=torch.float64).expand(50, -1, -1), atol=1e-9, rtol=0)
+
+
+def test_the_nearest_camera_counts_turn_and_distance():
+    poses = torch.eye(4).repeat(1, 3, 1, 1)
+    poses[0, 1, 0, 3] = 1.0
+    poses[0, 2, :3, :3] = torch.tensor([[0.0, 0, 1], [0, 1, 0], [-1, 0, 0]])  # a quarter turn: as far as 3.1 m
+    wanted = poses.clone()
+    wanted[0, 0, 0, 3] = 0.4
+    wanted[0, 1, 0, 3] = 0.6
+    distance, index = pose_distance(wanted, poses).min(-1)
+    assert index.tolist() == [[0, 1, 2]]
+    torch.testing.assert_close(distance, torch.tensor([[0.2, 0.2, 0.0]]), atol=1e-3, rtol=0)
 
 
 def test_a_levelled_camera_keeps_its_place_and_heading():
@@ -69,6 +83,11 @@ def test_twenty_four_turns_come_full_circle():
     for _ in range(24):
         camera = apply_control(camera, control, max_pitch=1.0)
     torch.testing.assert_close(pose_from_state(camera), pose_from_state(state()), atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize(("degrees", "focal"), [(90.0, 0.5), (60.0, 3**0.5 / 2)])
+def test_a_narrower_view_has_a_longer_focal_length(degrees, focal):
+    np.testing.assert_allclose(square_intrinsics(degrees), [focal, focal, 0.5, 0.5], rtol=1e-6)
 
 
 def test_rays_of_a_ninety_degree_camera():

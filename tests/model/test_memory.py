@@ -147,6 +147,19 @@ def test_retrieved_pages_join_the_history_between_sink_and_local_and_never_twice
     assert numbers(memory, memory.recall(pose(1.6), INTRINSICS).retrieved)[0][0] not in (2, 3, 4)
 
 
+def test_what_a_frame_was_shown_is_named_even_if_it_takes_the_place_of_that():
+    """Frame 5 is like frame 1, which it drops from the pool and whose page it gets. The tables then said that frame 5
+    had been shown itself."""
+    memory = empty(replace(CONFIG, num_keyframes=3, num_retrieved=1))
+    for number, yaw in enumerate((0.0, -1.4, 1.6, 1.6, 1.6)):
+        append(memory, number, pose(yaw), coverage=0.0 if number < 3 else 1.0)
+    page = memory.tables.pool[0, 0]
+    append(memory, 5, pose(-1.4), coverage=0.0)
+    assert numbers(memory, memory.tables.pool) == [[5, 2]] and memory.tables.pool[0, 0] == page
+    assert memory.tables.retrieved.tolist() == [[1]]
+    assert memory.tables.anchors.tolist() == [[0, 1]]
+
+
 def test_a_budget_makes_the_pool_smaller_and_is_never_exceeded():
     memory = empty(CONFIG, 2, budget=(2 * 6 + FIRST) * PAGE + 1)
     assert memory.tables.levels == Levels(1, 2, 3)
@@ -167,9 +180,9 @@ def test_a_wall_ahead_lies_across_the_surroundings():
     """The wall stands 5 m ahead: from 4 m on it is a row of cells 1 m ahead, and nothing behind it is known."""
     memory = empty(CONFIG)
     walk, near = torch.tensor([[0.0, 0.0, 0.25]]), torch.tensor([[0.0, 0.0, 4.0]])
-    assert not memory.surroundings(near, walk, BodyConfig()).any()
+    assert not memory.surfaces().plan_view(near, walk, BodyConfig()).any()
     append(memory, 0, pose())
-    rows = memory.surroundings(near, walk, BodyConfig(above=2.0, below=2.0))[0, 0].sum(1).nonzero()[:, 0]
+    rows = memory.surfaces().plan_view(near, walk, BodyConfig(above=2.0, below=2.0))[0, 0].sum(1).nonzero()[:, 0]
     ahead = (CELLS - 0.5 - rows) * CELL - BEHIND
     torch.testing.assert_close(ahead, torch.ones_like(ahead), atol=0.1, rtol=0)
 
@@ -177,9 +190,9 @@ def test_a_wall_ahead_lies_across_the_surroundings():
 def test_clearance_is_the_way_to_the_nearest_surface_at_body_height():
     """The wall stands 5 m ahead; seen from 2 m on it is 3 m away, and what is out of body height does not count."""
     memory = empty(CONFIG)
-    assert float(memory.clearance(torch.zeros(1, 3), BodyConfig())) == float("inf")
+    assert float(memory.surfaces().clearance(torch.zeros(1, 3), BodyConfig())) == float("inf")
     append(memory, 0, pose())
     body = BodyConfig(radius=0.4, above=2.0, below=2.0)
-    near = memory.clearance(torch.tensor([[0.0, 0.0, 2.0]]), body)
+    near = memory.surfaces().clearance(torch.tensor([[0.0, 0.0, 2.0]]), body)
     torch.testing.assert_close(near, torch.tensor([3.0]), atol=0.05, rtol=0)
-    assert float(memory.clearance(torch.tensor([[0.0, 50.0, 2.0]]), body)) == float("inf")
+    assert float(memory.surfaces().clearance(torch.tensor([[0.0, 50.0, 2.0]]), body)) == float("inf")

@@ -51,7 +51,7 @@ def draw_frame(slots: int, rng: torch.Generator) -> Frame:
 def row_of(frame: Frame, row: int) -> Frame:
     one = slice(row, row + 1)
     kept = [type(layer)(layer.keys[one], layer.values[one]) for layer in frame.layers]
-    return Frame(kept, frame.rgbd[one], frame.pose[one], frame.intrinsics[one])
+    return Frame(kept, frame.rgbd[one], frame.pose[one], frame.intrinsics[one], frame.is_real)
 
 
 @dataclass
@@ -70,7 +70,8 @@ class Pair:
         return cls(memory, twins, [], torch.Generator().manual_seed(0))
 
     def append(self, active: list[bool]) -> None:
-        frame = draw_frame(SLOTS, self.rng)
+        is_real = not self.memory.count.any()
+        frame = draw_frame(SLOTS, self.rng)._replace(is_real=is_real)
         self.memory.append(frame, self.memory.recall(frame.pose, frame.intrinsics), torch.tensor(active))
         for row in range(SLOTS):
             if active[row]:
@@ -84,7 +85,7 @@ class Pair:
     def reopen(self, rows: list[int]) -> None:
         """As the engine opens slots: apart, then adopted."""
         self.memory.clear(torch.tensor(rows))
-        frame = draw_frame(len(rows), self.rng)
+        frame = draw_frame(len(rows), self.rng)._replace(is_real=True)
         fresh = self.memory.empty_rows(len(rows))
         fresh.append(frame, fresh.recall(frame.pose, frame.intrinsics), torch.ones(len(rows), dtype=torch.bool))
         self.memory.adopt(fresh, torch.tensor(rows))
@@ -120,17 +121,21 @@ class Pair:
         history, positions = self.memory.read(recall.retrieved), self.memory.next_positions()
         held = self.memory.store.fields.frame
         for row, twin in enumerate(self.twins):
-            target, intrinsics = row_of(view, row)[2:]
+            target, intrinsics = row_of(view, row)[2:4]
             retrieved = twin.retrieved(target, intrinsics)
             assert int(self.memory.count[row]) == len(twin.frames)
             assert known(held[self.memory.tables.pool[row]]) == sorted(twin.pool())
             assert known(held[recall.anchors[row]]) == twin.anchors(target, intrinsics)
             assert known(held[recall.retrieved[row]]) == retrieved
             assert torch.equal(positions[row], twin.next_positions()[0])
+            assert recall.real[row].tolist() == pytest.approx(twin.real_shares(target, intrinsics), abs=1e-5)
             if not twin.frames:
                 assert float(recall.coverage[row]) == 0
             else:
                 torch.testing.assert_close(recall.anchor.rgbd[row], twin.recall(target, intrinsics).rgbd[0])
+                assert bool(recall.is_real_shown[row]) == twin.is_real_shown(target, intrinsics)
+                real = sum(twin.frames[-1].real) / len(twin.frames[-1].real)
+                assert float(self.memory.tables.real[row]) == pytest.approx(real, abs=1e-5)
                 compare_history(history, row, twin.read(retrieved))
                 assert float(self.memory.tables.novelty[row]) == pytest.approx(1 - twin.frames[-1].explained, abs=1e-5)
 

@@ -72,3 +72,11 @@ def test_training_levels_keep_their_shares():
     assert float((levels[:, -1] == 1.0).float().mean()) == pytest.approx(0.5, abs=0.03)
     assert float((levels[:, :-1] == 1.0).float().mean()) == pytest.approx(0.25, abs=0.02)
     assert float((levels[:, :-1] <= 0.25).float().mean()) == pytest.approx(0.5 + 0.25 * 0.25, abs=0.02)
+
+
+def test_chosen_places_are_always_history():
+    shape, rng = (400, 5), torch.Generator()
+    levels = draw_levels(shape, 0.2, 0.25, rng.manual_seed(0), slice(1, 3))
+    assert float(levels[:, 1:3].max()) <= 0.25
+    others = draw_levels(shape, 0.2, 0.25, rng.manual_seed(0))
+    assert torch.equal(levels[:, [0, 3, 4]], others[:, [0, 3, 4]]) and (others[:, 1] == 1.0).any()

@@ -23,6 +23,7 @@ def page(values: torch.Tensor) -> Page:
         rgbd=mark.reshape(-1, 1, 1, 1).expand(-1, 4, 1, 1),
         pose=torch.eye(4).repeat(len(mark), 1, 1),
         probes=mark.reshape(-1, 1, 1).expand(-1, 1, 3),
+        real=mark[:, None],
         frame=values,
     )
 

@@ -6,15 +6,15 @@ import pytest
 import torch
 
 from worldscape.config import BodyConfig
-from worldscape.memory.surroundings import BEHIND, CELL, CELLS, plan_view
+from worldscape.memory.surroundings import BEHIND, CELL, CELLS, Surfaces
 
 BODY = BodyConfig(above=0.3, below=1.2)
 
 
 def view(point, walk, position=(0.0, 0.0, 0.0), known=True):
     """Plan view [2, G, G] of one point."""
-    points = torch.tensor([[point]], dtype=torch.float32)
-    return plan_view(points, torch.tensor([[known]]), torch.tensor([position]), torch.tensor([walk]), BODY)[0]
+    surfaces = Surfaces(torch.tensor([[point]], dtype=torch.float32), torch.tensor([[known]]))
+    return surfaces.plan_view(torch.tensor([position]), torch.tensor([walk]), BODY)[0]
 
 
 def cell_of(forward: float, aside: float) -> tuple[int, int]:
@@ -55,5 +55,5 @@ def test_unknown_and_distant_points_are_left_out_and_standing_sees_nothing():
 def test_counts_are_logarithmic_and_rows_are_independent():
     points = torch.tensor([[[0.0, 0.0, 1.0]] * 3, [[0.0, 0.0, 9.0]] * 3])
     walks = torch.tensor([[0.0, 0.0, 0.25]]).repeat(2, 1)
-    seen = plan_view(points, torch.ones(2, 3, dtype=torch.bool), torch.zeros(2, 3), walks, BODY)
+    seen = Surfaces(points, torch.ones(2, 3, dtype=torch.bool)).plan_view(torch.zeros(2, 3), walks, BODY)
     assert seen[0].sum().item() == pytest.approx(math.log(4.0)) and not seen[1].any()

@@ -84,6 +84,21 @@ def test_a_bidirectional_teacher_is_refused():
         check_teacher(teacher, teacher, "run")
 
 
+def test_a_teacher_that_reads_another_history_is_refused():
+    student = WorldModel(choose_model("debug", ["memory.num_retrieved=2"]))
+    with pytest.raises(ValueError, match="--teacher run reads 0 retrieved frames and the student 2: give --model"):
+        check_teacher(load_world("debug"), student, "run")
+
+
+def test_the_shipped_weights_go_on_with_retrieved_keys():
+    """Parameters are the same, so training continues from them."""
+    config = choose_model("nano", ["memory.num_retrieved=2"])
+    model, _ = build_model(config, "world", "nano", seed=3)
+    assert model.config.memory.num_retrieved == 2 and preset("nano").memory.num_retrieved == 0
+    shipped = load_world("nano").state_dict()
+    assert all(torch.equal(tensor, shipped[name]) for name, tensor in model.state_dict().items())
+
+
 def test_a_model_with_more_channels_starts_from_what_fits(capsys):
     """Codec and generator of the debug model keep their trunks; only the layers that touch latents start afresh."""
     wider = choose_model("debug", ["codec.latent_channels=10"])

@@ -17,7 +17,8 @@ PLACES = FRAMES - 3
 def prepared(coverage: torch.Tensor) -> PreparedFrames:
     empty = torch.zeros(DREAMS, FRAMES, 4, 2)
     frames = torch.arange(DREAMS * FRAMES).reshape(DREAMS, FRAMES)
-    return PreparedFrames(latent=empty, guess=empty, coverage=coverage, frames=frames)
+    nothing = torch.empty(DREAMS, FRAMES, 0, dtype=torch.long)
+    return PreparedFrames(latent=empty, guess=empty, coverage=coverage, frames=frames, retrieved=nothing)
 
 
 def probabilities(coverage: torch.Tensor, novelty_share: float) -> np.ndarray:

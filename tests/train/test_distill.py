@@ -49,7 +49,7 @@ def test_a_rollout_is_the_dream_of_the_engine(store):
     """Six frames after one recorded: the clip holds the sink and the last four, as the engine's steps make them."""
     stage, model = build(store, rollout=6)
     batch = stage.batch(3, 0, 1)
-    clip = roll_out(model, batch, window=2)
+    clip = roll_out(model, batch, window=2).frames
     size = len(batch["seeds"])
     starts = [int(np.flatnonzero((store.pose == pose.numpy()).all((1, 2)))[0]) for pose in batch["pose"][:, 0]]
     engine = WorldEngine(model, size, use_fast=False)
@@ -66,8 +66,8 @@ def test_on_the_critics_turn_the_same_is_dreamed_without_gradient(store):
     stage, model = build(store)
     batch = stage.batch(0, 0, 1)
     with torch.no_grad():
-        fast = roll_out(model, batch, window=2)
-    plain = roll_out(model, batch, window=2)
+        fast = roll_out(model, batch, window=2).frames
+    plain = roll_out(model, batch, window=2).frames
     assert fast.hands is None and plain.hands is None
     for name in fast._fields[:-1]:
         torch.testing.assert_close(getattr(fast, name), getattr(plain, name).detach(), atol=1e-3, rtol=1e-3, msg=name)
@@ -91,7 +91,7 @@ def test_what_is_committed_later_does_not_change_an_earlier_gradient(store):
     stage, model = build(store, rollout=3, window=3)
     batch = stage.batch(0, 0, 1)
     short = batch | {"controls": batch["controls"][:, :1]}
-    gradients = [student_gradient(model, roll_out(model, b, 3).latent[:, 1].sin().sum()) for b in (short, batch)]
+    gradients = [student_gradient(model, roll_out(model, b, 3).frames.latent[:, 1].sin().sum()) for b in (short, batch)]
     assert any(float(g.abs().max()) > 0 for g in gradients[0] if g is not None)
     for one, other in zip(*gradients, strict=True):
         assert (one is None) == (other is None)
@@ -103,7 +103,7 @@ def test_a_frame_has_no_gradient_through_its_history(store):
     """The last frame depends on the one before, and its gradient is the same whether that one learned or not."""
     stage, model = build(store, rollout=2, window=2)
     batch = stage.batch(0, 0, 1)
-    gradients = [student_gradient(model, roll_out(model, batch, w).latent[:, -1].sin().sum()) for w in (1, 2)]
+    gradients = [student_gradient(model, roll_out(model, batch, w).frames.latent[:, -1].sin().sum()) for w in (1, 2)]
     assert all(one is None if other is None else torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
@@ -158,7 +158,7 @@ def test_the_student_moves_to_a_teacher_that_answers_otherwise(store):
 
     def projection() -> float:
         with torch.no_grad():
-            made = roll_out(model, stage.batch(100, 0, 1), 2).latent[:, -2:, :, :]
+            made = roll_out(model, stage.batch(100, 0, 1), 2).frames.latent[:, -2:, :, :]
         return float((made @ offset[:-1]).mean() / offset[:-1].norm())
 
     before = projection()

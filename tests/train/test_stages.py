@@ -14,6 +14,7 @@ from worldscape.config import preset
 from worldscape.train import codec, decoder, heads, spatial, world
 from worldscape.train.config import override
 from worldscape.train.loop import train
+from worldscape.train.sight import present
 
 QUIET = ["--set", "tensorboard=false", "--set", "device=cpu"]
 
@@ -70,6 +71,21 @@ def test_stop_and_go_on_from_the_command_line(runs, dataset, tmp_path, stage):
     assert main([*command, "--steps", "3"]) == 0
     whole, parts = load_world(runs / stage), load_world(tmp_path)
     assert all(torch.equal(tensor, parts.state_dict()[key]) for key, tensor in whole.state_dict().items())
+
+
+def test_retrieved_keys_train_from_the_command_line(runs, dataset, tmp_path):
+    """Three steps, and one step and then the rest, on clips with retrieved frames; the weights say what they read."""
+    common = ["train", "world", "--preset", "debug", "--data", str(dataset), "--init", str(runs / "codec"), *QUIET]
+    common += ["--model", "memory.num_retrieved=2", "--set", "dream_frames=24"]
+    assert main([*common, "--out", str(tmp_path / "whole"), "--steps", "3"]) == 0
+    assert main([*common, "--out", str(tmp_path / "parts"), "--steps", "3", "--minutes", "1e-9"]) == 0
+    assert main([*common, "--out", str(tmp_path / "parts"), "--steps", "3"]) == 0
+    whole, parts = load_world(tmp_path / "whole"), load_world(tmp_path / "parts")
+    assert whole.config.memory.num_retrieved == 2
+    assert all(torch.equal(tensor, parts.state_dict()[key]) for key, tensor in whole.state_dict().items())
+    config = override(world.DEFAULTS["debug"], {"dream_frames": 24, "device": "cpu"})
+    stage = world.build_stage(whole.config, config, dataset, str(runs / "codec"))
+    assert any(present(stage.batch(step, 0, 1)["sees"])[:, 1:3].any() for step in range(3))
 
 
 class OneBatch:

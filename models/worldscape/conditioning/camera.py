@@ -10,6 +10,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+METRES_PER_RADIAN = 2.0  # how far apart two cameras must be to differ as much as one radian of turn
+
 
 def rotation_from_angles(angles: Tensor) -> Tensor:
     """(yaw, pitch, roll) [..., 3] in radians -> camera-to-world rotation Ry(yaw) Rx(pitch) Rz(roll), [..., 3, 3]."""
@@ -75,10 +77,25 @@ def angle_difference(camera: Tensor, previous: Tensor) -> Tensor:
     return torch.remainder(difference + torch.pi, 2 * torch.pi) - torch.pi
 
 
+def pose_distance(poses: Tensor, others: Tensor) -> Tensor:
+    """Cameras [..., N, 4, 4] and [..., M, 4, 4] -> distance [..., N, M] in position and view direction, in radians;
+    roll does not count.
+    """
+    moved = torch.cdist(poses[..., :3, 3], others[..., :3, 3])
+    turned = torch.acos((poses[..., :3, 2] @ others[..., :3, 2].transpose(-1, -2)).clamp(-1.0, 1.0))
+    return moved / METRES_PER_RADIAN + turned
+
+
 def invert_pose(pose: Tensor) -> Tensor:
     """Rigid pose [..., 4, 4] -> its inverse [..., 4, 4]."""
     rotation = pose[..., :3, :3].transpose(-1, -2)
     return _with_last_row(rotation, -(rotation @ pose[..., :3, 3:]), pose)
+
+
+def square_intrinsics(field_of_view: float) -> np.ndarray:
+    """Degrees from edge to edge of a square picture -> normalised intrinsics (fx, fy, cx, cy), float32 [4]."""
+    focal = 0.5 / math.tan(math.radians(field_of_view / 2))
+    return np.array([focal, focal, 0.5, 0.5], np.float32)
 
 
 def camera_rays(intrinsics: Tensor, size: int) -> Tensor:

@@ -6,11 +6,13 @@ the depth in `info`; an env whose actions are not the nine discrete ones gets st
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+
+from worldscape.data.rollout import Act
 
 NOOP, FORWARD, LEFT, BACK, RIGHT, TURN_LEFT, TURN_RIGHT, LOOK_UP, LOOK_DOWN = range(9)
 MIRROR = {
@@ -27,7 +29,6 @@ MIRROR = {
 WALL_DISTANCE = 1.0  # metres of free depth below which a walker turns away
 TURNS_AROUND = 12  # turns of 15 degrees that make half a circle
 
-Act = Callable[[Any, dict[str, Any]], Any]
 Manoeuvre = Iterator[int]
 
 

@@ -16,7 +16,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
-from worldscape.conditioning.camera import pose_from_state_numpy
+from worldscape.conditioning.camera import pose_from_state_numpy, square_intrinsics
 from worldscape.data.episode import MAX_DEPTH
 from worldscape.data.rooms_layout import ObjectPlan, Plan, RoomPlan, draw_plan
 
@@ -171,8 +171,7 @@ class RoomsWorld(MiniWorldEnv):
 
     def intrinsics(self) -> np.ndarray:
         """-> float32 [4]: fx, fy, cx, cy in units of the picture's size."""
-        focal = 0.5 / math.tan(math.radians(self._field_of_view) / 2)
-        return np.array([focal, focal, 0.5, 0.5], np.float32)
+        return square_intrinsics(self._field_of_view)
 
     def goal_position(self) -> np.ndarray:
         """-> float32 [3]: the red box's centre on the floor, in the same axes as `camera`."""

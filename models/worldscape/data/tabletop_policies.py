@@ -5,7 +5,7 @@ are generators of actions that look at the simulator's truth (`env.world`) as th
 plays about until the episode does.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,8 @@ import torch
 
 from worldscape.conditioning.hand_model import HandState, keypoints_in_hand
 from worldscape.conditioning.hands import HandScale, action_between, rotation_from_vector
+from worldscape.data.rollout import Act
 
-Act = Callable[[Any, dict[str, Any]], np.ndarray]
 Script = Iterator[np.ndarray]
 
 GRASP_PITCH, GRASP_ROLL = 0.29, 0.345  # radians: fingers down, thumb side up

@@ -13,7 +13,7 @@ import mujoco
 import numpy as np
 import torch
 
-from worldscape.conditioning.camera import pose_from_state_numpy
+from worldscape.conditioning.camera import pose_from_state_numpy, square_intrinsics
 from worldscape.conditioning.hand_model import FINGERTIPS, NUM_KEYPOINTS, HandState, joint_angles
 from worldscape.conditioning.hands import (
     HandScale,
@@ -110,8 +110,7 @@ class TabletopWorld:
 
     def intrinsics(self) -> np.ndarray:
         """-> float32 [4]: fx, fy, cx, cy in units of the picture's size."""
-        focal = 0.5 / np.tan(np.radians(self.field_of_view) / 2)
-        return np.array([focal, focal, 0.5, 0.5], np.float32)
+        return square_intrinsics(self.field_of_view)
 
     def keypoints(self) -> np.ndarray:
         """-> float32 [21, 3]: where the hand's keypoints are, metres."""

@@ -1,4 +1,4 @@
-"""`worldscape eval` fidelity, actions, drift, ablation, geometry, hands, memory, retrieval: tables, pictures, JSON."""
+"""`worldscape eval` fidelity, actions, drift, ablation, geometry, hands, memory, retrieval, trust: tables and JSON."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from worldscape.evaluate.episodes import SOURCES, EpisodeBatch, Judge
 from worldscape.evaluate.report import Table, print_report, report_on
 
 if TYPE_CHECKING:
+    from worldscape.data.rollout import Policy
     from worldscape.engine import WorldEngine
     from worldscape.evaluate.inverse_dynamics import InverseDynamicsConfig
     from worldscape.world import WorldModel
@@ -62,6 +63,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     retrieval = _add_evaluation(evaluations, "retrieval", run_retrieval, episodes=16, policy="explore", sources=WALKED)
     retrieval.add_argument("--steps", type=int, default=100, help="steps of each recorded walk")
     retrieval.add_argument("--every", type=int, default=4, help="steps between views that are scored")
+    trust = _add_evaluation(evaluations, "trust", run_trust, episodes=32, policy="explore", sources=WALKED)
+    trust.add_argument("--steps", type=int, default=128, help="length of each dream")
 
 
 def run_ablation(args: argparse.Namespace) -> None:
@@ -225,10 +228,9 @@ def run_memory(args: argparse.Namespace) -> None:
     unknown = [path for path in args.paths if path not in memory.PATHS]
     if unknown:
         raise ValueError(f"--paths {','.join(unknown)} unknown; choose from {', '.join(memory.PATHS)}")
-    model, walks = _checked_model(args), {}
-    for path in args.paths:
-        judge = Judge(args.source, memory.follow(memory.PATHS[path]), model.config.codec.size)
-        walks[path] = judge.episodes(args.episodes, len(memory.PATHS[path]), first_seed=args.first_seed)
+    model = _checked_model(args)
+    paths = {path: memory.PATHS[path] for path in args.paths}
+    walks = {path: _walk(args, model, memory.follow(actions), len(actions)) for path, actions in paths.items()}
     judged = memory.judge_memory(
         model, walks, args.policies, batch=args.batch, device=args.device, steps_per_frame=args.steps_per_frame
     )
@@ -243,10 +245,19 @@ def run_retrieval(args: argparse.Namespace) -> None:
 
     begin = time.perf_counter()
     model = _checked_model(args)
-    judge = Judge(args.source, args.policy, model.config.codec.size)
-    episodes = judge.episodes(args.episodes, args.steps, first_seed=args.first_seed)
+    episodes = _walk(args, model, args.policy, args.steps)
     judged = retrieval.judge_retrieval(model.config.memory, episodes, every=args.every)
     _finish("retrieval", args, begin, judged.metrics, judged.tables)
+
+
+def run_trust(args: argparse.Namespace) -> None:
+    """Whether drift, and what else memory says of a dreamed frame, goes with its error against the simulator."""
+    from worldscape.evaluate import trust
+
+    begin = time.perf_counter()
+    engine, episodes = _prepare(args, args.steps)
+    judged = trust.judge_trust(engine, episodes)
+    _finish("trust", args, begin, judged.metrics, judged.tables)
 
 
 def _add_evaluation(
@@ -283,8 +294,13 @@ def _prepare(args: argparse.Namespace, num_steps: int, open_engine: OpenEngine |
         )
     else:
         engine = open_engine(num_slots, args.device)
-    judge = Judge(args.source, args.policy, model.config.codec.size)
-    return engine, judge.episodes(args.episodes, num_steps, first_seed=args.first_seed)
+    return engine, _walk(args, model, args.policy, num_steps)
+
+
+def _walk(args: argparse.Namespace, model: WorldModel, policy: str | Policy, num_steps: int) -> EpisodeBatch:
+    """The episodes that the options ask for, walked by `policy` through the simulator in the model's picture size."""
+    judge = Judge(args.source, policy, model.config.codec.size)
+    return judge.episodes(args.episodes, num_steps, first_seed=args.first_seed)
 
 
 def _checked_model(args: argparse.Namespace) -> WorldModel:

@@ -13,10 +13,9 @@ import numpy as np
 from worldscape.conditioning.controls import DISCRETE_ACTIONS, ControlScale, discrete_controls
 from worldscape.data import explore as recorder
 from worldscape.data.episode import HELD_OUT_SEED
+from worldscape.data.rollout import Act, Policy
 from worldscape.evaluate.hand_truth import HandTruth, concatenate_truth, stack_truth
 from worldscape.progress import Progress
-
-Policy = Callable[[gym.Env, np.random.Generator], Callable[[np.ndarray, dict[str, Any]], Any]]
 
 HAND_MOVES = 1e-3
 """Metres that a keypoint moves in a step in which a hand counts as moving."""
@@ -198,7 +197,7 @@ def policies_of(source: str) -> dict[str, Policy]:
     return {**POLICIES, "restless": restless_hand}
 
 
-def restless(env: gym.Env, rng: np.random.Generator) -> Callable[[np.ndarray, dict[str, Any]], int]:
+def restless(env: gym.Env, rng: np.random.Generator) -> Act:
     """Exploration in which every other action is a random key, so that all nine actions occur often."""
     walk = recorder.explore(env, rng)
 
@@ -209,7 +208,7 @@ def restless(env: gym.Env, rng: np.random.Generator) -> Callable[[np.ndarray, di
     return act
 
 
-def restless_hand(env: gym.Env, rng: np.random.Generator) -> Callable[[np.ndarray, dict[str, Any]], np.ndarray]:
+def restless_hand(env: gym.Env, rng: np.random.Generator) -> Act:
     """Playing about in which every other action is random."""
     from worldscape.data.tabletop_policies import explore
 

@@ -16,6 +16,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from worldscape.codec import frame_to_rgbd
+from worldscape.conditioning.camera import pose_distance
 from worldscape.conditioning.reproject import decode_depth, encode_depth, reproject
 from worldscape.evaluate import metrics as scores
 from worldscape.evaluate.baselines import fill_holes
@@ -164,17 +165,9 @@ def draw_held_out(frames: np.ndarray, depth: np.ndarray, episodes: EpisodeBatch,
         colour = rearrange(colour.clamp(0, 1), "b v k h w -> (b v) k h w") * mask
         drawn.append(fill_holes(colour, mask, torch.full_like(colour[:, :, 0, 0], 0.5)))
     true = rgbd[:, :, :3] / 2 + 0.5
-    distance, nearest = find_nearest(poses[:, 1::2], poses[:, ::2])
+    distance, nearest = pose_distance(poses[:, 1::2], poses[:, ::2]).min(-1)
     chosen = true[:, ::2][torch.arange(len(true))[:, None], nearest]
     return Views(true[:, 1::2], torch.stack(drawn), chosen, distance > SAME_CAMERA)
-
-
-def find_nearest(wanted: Tensor, given: Tensor) -> tuple[Tensor, Tensor]:
-    """Poses [B, V, 4, 4] and [B, T, 4, 4] -> distance [B, V] in radians to the nearest of the given, and which that is,
-    long [B, V]; 2 m count as one radian."""
-    distance = torch.cdist(wanted[..., :3, 3], given[..., :3, 3]) / 2.0
-    turn = torch.acos(torch.einsum("bvi,bti->bvt", wanted[..., :3, 2], given[..., :3, 2]).clamp(-1, 1))
-    return (distance + turn).min(-1)
 
 
 def score_views(name: str, views: Views) -> dict[str, float]:

@@ -106,7 +106,7 @@ def score_object(readings: dict[str, HandReading], episodes: EpisodeBatch, horiz
 
 def find_events(moved: np.ndarray, lifted: np.ndarray) -> dict[str, np.ndarray]:
     """Flags of each step, bool [N, S] -> whether each of EVENTS happened, bool [N]."""
-    was_lifted = lifted.any(axis=1)
+    was_lifted: np.ndarray = np.any(lifted, axis=1)
     return {"moved": moved[:, -1], "lifted": was_lifted, "dropped": was_lifted & ~lifted[:, -1]}
 
 
@@ -114,12 +114,13 @@ def score_rewards(hands: DreamedHands, episodes: EpisodeBatch, num_steps: int) -
     """Learned reward and success of each episode's own task against the simulator's, over all steps."""
     truth, rows = hands_of(episodes), np.arange(len(episodes))
     reward, success = (part[rows, :, truth.task] for part in (hands.reward, hands.success))
-    reached = agreement((success > 0.5).any(axis=1), episodes.success[:, :num_steps].any(axis=1))
+    says, succeeds = np.asarray((success > 0.5).any(axis=1)), np.asarray(episodes.success[:, :num_steps].any(axis=1))
+    reached = agreement(says, succeeds)
     true = truth.reward[:, :num_steps]
     return {
         "reward_correlation": correlation(reward, true),
         "reward_error": float(np.abs(reward - true).mean()),
-        "success_share": float(episodes.success[:, :num_steps].any(axis=1).mean()),
+        "success_share": float(succeeds.mean()),
         **{f"success_{name}": value for name, value in reached.items()},
     }
 

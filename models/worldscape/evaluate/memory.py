@@ -6,10 +6,10 @@ before, too long ago for the local window.
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -18,10 +18,11 @@ from einops import rearrange
 
 from worldscape.config import MemoryConfig
 from worldscape.data.explore import FORWARD, MIRROR, TURN_LEFT, TURN_RIGHT, TURNS_AROUND
+from worldscape.data.rollout import Act, Policy
 from worldscape.engine import WorldEngine
 from worldscape.evaluate import metrics as scores
 from worldscape.evaluate.dream import Dream, dream_episodes
-from worldscape.evaluate.episodes import EpisodeBatch, Policy
+from worldscape.evaluate.episodes import EpisodeBatch
 from worldscape.evaluate.pictures import save_film, save_grid
 from worldscape.evaluate.report import Table
 from worldscape.world import WorldModel
@@ -58,7 +59,7 @@ class MemoryScores(NamedTuple):
 def follow(path: tuple[int, ...]) -> Policy:
     """A policy that takes the actions of a path, whatever it sees."""
 
-    def policy(env: gym.Env, rng: np.random.Generator) -> Callable[[np.ndarray, dict[str, Any]], int]:
+    def policy(env: gym.Env, rng: np.random.Generator) -> Act:
         left = iter(path)
         return lambda observation, info: next(left)
 

@@ -13,12 +13,12 @@ from einops import rearrange
 from torch import Tensor
 
 from worldscape.codec import frame_to_rgbd
+from worldscape.conditioning.camera import pose_distance
 from worldscape.conditioning.reproject import encode_depth, visible_from
 from worldscape.config import MemoryConfig
 from worldscape.evaluate.episodes import EpisodeBatch
 from worldscape.evaluate.report import Table
 from worldscape.memory.pages import BLANK, PageShape
-from worldscape.memory.policy import METRES_PER_RADIAN
 from worldscape.memory.world_memory import Frame, WorldMemory
 
 METHODS = ("memory", "oracle", "random", "recent", "pose")
@@ -73,7 +73,8 @@ def compare(
     pages, fields = memory.tables.shown(), memory.store.fields
     sees = visible_from(fields.rgbd[pages], fields.pose[pages], pages != BLANK, depth, pose, intrinsics)
     frames = fields.frame[pages]
-    view = View(rearrange(sees, "b n h w -> b n (h w)"), frames, _pose_distance(fields.pose[pages], pose))
+    distance = pose_distance(pose[:, None], fields.pose[pages])[:, 0]
+    view = View(rearrange(sees, "b n h w -> b n (h w)"), frames, distance)
     num_picks = chosen.shape[1]
     is_chosen = (pages[:, :, None] == chosen[:, None]).any(2) & (pages != BLANK)
     noise = torch.rand(frames.shape, generator=rng)
@@ -114,10 +115,3 @@ def summarise(shares: Mapping[str, Tensor]) -> Retrieval:
     found["num_views"] = float((~shares["oracle"].isnan()).sum())
     rows = [[method, means[method], means[method] / means["oracle"]] for method in METHODS]
     return Retrieval(found, [Table(title="retrieval", columns=["choice", "covered", "/ oracle"], rows=rows)])
-
-
-def _pose_distance(poses: Tensor, target: Tensor) -> Tensor:
-    """Cameras [B, N, 4, 4] and [B, 4, 4] -> distance [B, N] in position and view direction, in radians."""
-    moved = (poses[..., :3, 3] - target[:, None, :3, 3]).norm(dim=-1)
-    turned = torch.acos((poses[..., :3, 2] * target[:, None, :3, 2]).sum(-1).clamp(-1.0, 1.0))
-    return moved / METRES_PER_RADIAN + turned

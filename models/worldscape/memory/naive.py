@@ -6,25 +6,28 @@ Nothing is evicted: what sink, pool and local hold follows from the list, the po
 from typing import NamedTuple
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
-from worldscape.conditioning.camera import invert_pose
+from worldscape.conditioning.camera import METRES_PER_RADIAN, invert_pose
 from worldscape.conditioning.reproject import MIN_DEPTH, Anchor, reproject
 from worldscape.config import MemoryConfig
 from worldscape.memory.pages import Levels
-from worldscape.memory.policy import CELLS, CODING_NOISE, FULL_COST, METRES_PER_RADIAN, world_probes
+from worldscape.memory.policy import CELLS, CODING_NOISE, FULL_COST, REAL_CELLS, world_probes
 from worldscape.nn.blocks import KeysValues
 from worldscape.transformer import History
 
 
 class NaiveFrame(NamedTuple):
-    """A committed frame, without a batch axis, and how much of it memory explained then."""
+    """A committed frame, without a batch axis, how much of it memory explained then, and how real each cell is."""
 
     layers: list[KeysValues]
     rgbd: Tensor
     pose: Tensor
     probes: Tensor
     explained: float
+    real: list[float]
+    is_real: bool
 
 
 class NaiveMemory:
@@ -34,10 +37,14 @@ class NaiveMemory:
         self.config, self.levels = config, levels
         self.frames: list[NaiveFrame] = []
 
-    def append(self, layers: list[KeysValues], rgbd: Tensor, pose: Tensor, intrinsics: Tensor) -> None:
+    def append(
+        self, layers: list[KeysValues], rgbd: Tensor, pose: Tensor, intrinsics: Tensor, is_real: bool = False
+    ) -> None:
         """Commit a frame; shapes as in worldscape.memory.world_memory.Frame, with one slot."""
         explained = self._explained(rgbd, self.recall(pose, intrinsics)) if self.frames else 0.0
-        self.frames.append(NaiveFrame(layers, rgbd[0], pose[0], world_probes(rgbd, pose, intrinsics)[0], explained))
+        real = [1.0] * CELLS**2 if is_real else self.real_shares(pose, intrinsics)
+        probes = world_probes(rgbd, pose, intrinsics)[0]
+        self.frames.append(NaiveFrame(layers, rgbd[0], pose[0], probes, explained, real, is_real))
 
     def sink(self) -> list[int]:
         """The first frames."""
@@ -81,6 +88,28 @@ class NaiveMemory:
         rgbd = torch.stack([self.frames[number].rgbd for number in chosen])[None]
         poses = torch.stack([self.frames[number].pose for number in chosen])[None]
         return reproject(rgbd, poses, torch.ones(1, len(chosen), dtype=torch.bool), target, intrinsics)
+
+    def real_shares(self, target: Tensor, intrinsics: Tensor) -> list[float]:
+        """Share of each cell of the view that goes back to real frames."""
+        shown: dict[int, float] = {}
+        for number in self.anchors(target, intrinsics) if self.frames else []:
+            frame = self.frames[number]
+            fallen: dict[int, list[float]] = {}
+            for place, cell in enumerate(self._probe_cells(number, target, intrinsics)):
+                fallen.setdefault(cell, []).append(frame.real[self._own_cell(place, frame)])
+            for cell, shares in fallen.items():
+                shown.setdefault(cell, sum(shares) / len(shares))
+        shown.pop(CELLS**2, None)  # what is out of view
+        if not shown:
+            return [0.0] * CELLS**2
+        mask = rearrange(self.recall(target, intrinsics).mask, "1 1 (r y) (c x) -> (r c) (y x)", r=CELLS, c=CELLS)
+        average = sum(shown.values()) / len(shown)
+        return [float(pixels.mean()) * shown.get(cell, average) for cell, pixels in enumerate(mask)]
+
+    def is_real_shown(self, target: Tensor, intrinsics: Tensor) -> bool:
+        """Whether real frames themselves show a good part of the view."""
+        real = [number for number in self.anchors(target, intrinsics) if self.frames[number].is_real]
+        return len(set().union(*(self._cells(number, target, intrinsics) for number in real))) >= REAL_CELLS
 
     def read(self, retrieved: list[int]) -> History:
         """Sink, `retrieved` frames and local window, oldest first, without any gap but in the positions."""
@@ -135,10 +164,20 @@ class NaiveMemory:
         return sorted(picks)
 
     def _cells(self, number: int, target: Tensor, intrinsics: Tensor) -> set[int]:
+        return set(self._probe_cells(number, target, intrinsics)) - {CELLS**2}
+
+    def _own_cell(self, place: int, frame: NaiveFrame) -> int:
+        """The cell of its own picture that a probe lies in."""
+        along = len(frame.probes) ** 0.5
+        row, column = (int(index * CELLS / along) for index in divmod(place, int(along)))
+        return row * CELLS + column
+
+    def _probe_cells(self, number: int, target: Tensor, intrinsics: Tensor) -> list[int]:
+        """The cell of the view that each probe falls into, CELLS ** 2 for none."""
         to_view = invert_pose(target)[0]
         fx, fy, cx, cy = intrinsics[0]
         x, y, z = (self.frames[number].probes @ to_view[:3, :3].T + to_view[:3, 3]).unbind(-1)
         depth = z.clamp_min(MIN_DEPTH)
         column, row = ((x / depth * fx + cx) * CELLS).floor(), ((y / depth * fy + cy) * CELLS).floor()
         inside = (z > MIN_DEPTH) & (column >= 0) & (column < CELLS) & (row >= 0) & (row < CELLS)
-        return set((row * CELLS + column)[inside].int().tolist())
+        return torch.where(inside, row * CELLS + column, CELLS**2).int().tolist()

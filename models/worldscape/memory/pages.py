@@ -28,14 +28,16 @@ class PageShape(NamedTuple):
 
 class Page(NamedTuple):
     """N frames to write: keys_values [2 L, N, P, H, K] (all layers' keys, before temporal rotation, then all values),
-    rgbd [N, 4, h, w], pose [N, 4, 4] camera to world, probes [N, M, 3] (world points, metres), frame long [N] (number
-    of the frame in its dream).
+    rgbd [N, 4, h, w], pose [N, 4, 4] camera to world, probes [N, M, 3] (world points, metres), real [N, M] (share of
+    what the probes stand for that goes back to real frames; 1 in a real one), frame long [N] (number of the frame in
+    its dream).
     """
 
     keys_values: Tensor
     rgbd: Tensor
     pose: Tensor
     probes: Tensor
+    real: Tensor
     frame: Tensor
 
 
@@ -86,7 +88,7 @@ class PageStore:
 
     def write(self, pages: Tensor, new: Page) -> None:
         """Write N frames into the allocated `pages` [N]."""
-        for stored, value, axis in zip(self.fields, new, (1, 0, 0, 0, 0), strict=True):
+        for stored, value, axis in zip(self.fields, new, (1, 0, 0, 0, 0, 0), strict=True):
             stored.index_copy_(axis, pages, value.to(stored.dtype))
 
     def read_keys_values(self, pages: Tensor) -> Tensor:
@@ -159,5 +161,6 @@ def _num_probes(size: int) -> int:
 def _sizes(pages: int, shape: PageShape, like: Tensor) -> list[tuple[torch.Size, torch.dtype]]:
     """Size and dtype of each field of Page."""
     keys_values = (2 * shape.layers, pages, shape.tokens, shape.heads, shape.head_width)
-    sizes = (keys_values, (pages, 4, shape.size, shape.size), (pages, 4, 4), (pages, _num_probes(shape.size), 3))
+    probes = (pages, _num_probes(shape.size))
+    sizes = (keys_values, (pages, 4, shape.size, shape.size), (pages, 4, 4), (*probes, 3), probes)
     return [*((torch.Size(size), like.dtype) for size in sizes), (torch.Size((pages,)), torch.long)]

@@ -10,13 +10,13 @@ import torch
 from einops import repeat
 from torch import Tensor
 
-from worldscape.conditioning.camera import camera_rays, invert_pose
+from worldscape.conditioning.camera import camera_rays, invert_pose, pose_distance
 from worldscape.conditioning.reproject import MIN_DEPTH, Anchor, decode_depth
 from worldscape.memory.pages import BLANK, probe_places
 
 CELLS = 8  # cells a side of the new view that the picks shall cover
-METRES_PER_RADIAN = 2.0  # how far apart two cameras must be to differ as much as one radian of turn
 ANY, ONE_CELL = 0.0, 1.0  # least gain of a pick
+REAL_CELLS = CELLS**2 // 16  # cells of a view in which real frames must be seen for it to count as showing them
 CODING_NOISE = 0.1  # standard deviation of colours (range 2) below which a difference costs nothing to speak of
 FULL_COST = math.log1p(1 / CODING_NOISE**2)  # nats that an uncovered pixel costs
 OLDEST_LAST = torch.iinfo(torch.long).max
@@ -27,6 +27,13 @@ def shown_cells(probes: Tensor, target: Tensor, intrinsics: Tensor) -> Tensor:
 
     Returns float [B, N, CELLS ** 2] of 0 and 1. intrinsics [B, 4] normalised.
     """
+    index = cell_numbers(probes, target, intrinsics)
+    cells = probes.new_zeros(*index.shape[:2], CELLS**2 + 1)
+    return cells.scatter(2, index, 1.0)[..., :-1]
+
+
+def cell_numbers(probes: Tensor, target: Tensor, intrinsics: Tensor) -> Tensor:
+    """The cell that each probe falls into, row by row: long [B, N, M], CELLS ** 2 for what is out of view."""
     to_view = invert_pose(target)
     seen = probes @ to_view[:, None, :3, :3].transpose(-1, -2) + to_view[:, None, None, :3, 3]
     x, y, z = seen.unbind(-1)
@@ -35,9 +42,7 @@ def shown_cells(probes: Tensor, target: Tensor, intrinsics: Tensor) -> Tensor:
     column = ((x / depth * fx + cx) * CELLS).floor().long()
     row = ((y / depth * fy + cy) * CELLS).floor().long()
     inside = (z > MIN_DEPTH) & (column >= 0) & (column < CELLS) & (row >= 0) & (row < CELLS)
-    index = torch.where(inside, row * CELLS + column, CELLS**2)
-    cells = probes.new_zeros(*index.shape[:2], CELLS**2 + 1)
-    return cells.scatter(2, index, 1.0)[..., :-1]
+    return torch.where(inside, row * CELLS + column, CELLS**2)
 
 
 def choose_cover(shown: Tensor, pages: Tensor, frames: Tensor, num_picks: int, least: float) -> Tensor:
@@ -60,6 +65,29 @@ def choose_cover(shown: Tensor, pages: Tensor, frames: Tensor, num_picks: int, l
     return torch.where(is_worth, pages.gather(1, index), BLANK).gather(1, order)
 
 
+def inherited_real(numbers: Tensor, real: Tensor, mask: Tensor) -> Tensor:
+    """Share of each cell of a view that goes back to real frames, through the N pictures that it was rebuilt from.
+
+    numbers long [B, N, M] (cell_numbers; CELLS ** 2 for pictures that do not count), real [B, N, M] what the probes
+    themselves go back to, mask [B, 1, h, w] the pixels that were rebuilt -> [B, CELLS ** 2]. A cell is as real as the
+    first picture that shows it; rebuilt cells in which no probe lies are as real as the others on average.
+    """
+    none = real.new_zeros(*numbers.shape[:2], CELLS**2 + 1)
+    count = none.scatter_add(2, numbers, torch.ones_like(real))[..., :-1]
+    mean = none.scatter_add(2, numbers, real)[..., :-1] / count.clamp_min(1.0)
+    first = (count > 0).int().argmax(1, keepdim=True)
+    share, is_shown = mean.gather(1, first)[:, 0], count.amax(1) > 0
+    average = share.sum(1, keepdim=True) / is_shown.sum(1, keepdim=True).clamp_min(1)
+    rebuilt = torch.nn.functional.adaptive_avg_pool2d(mask, CELLS).flatten(1)
+    return rebuilt * torch.where(is_shown, share, average)
+
+
+def probe_cells(size: int, device: torch.device) -> Tensor:
+    """The cell of its own picture, of `size` pixels a side, that each probe lies in: long [M]."""
+    along = torch.arange(size, device=device)[probe_places(size)] * CELLS // size
+    return (along[:, None] * CELLS + along).flatten()
+
+
 def explained_share(rgbd: Tensor, anchor: Anchor, coverage: Tensor, residual_weight: float) -> Tensor:
     """Share of a frame's description that a reference to memory saves: [B], 1 = all of it.
 
@@ -80,10 +108,8 @@ def most_redundant(pages: Tensor, poses: Tensor, num_sink: int) -> Tensor:
 
     pages long [B, S + G], sink first, with poses [B, S + G, 4, 4]. Returns long [B] in [0, G); the sink stays.
     """
-    position, axis = poses[..., :3, 3], poses[..., :3, 2]
-    turn = torch.acos((axis @ axis.transpose(1, 2)).clamp(-1.0, 1.0))
-    distance = torch.cdist(position, position) / METRES_PER_RADIAN + turn
-    distance = distance + torch.diag(torch.full((pages.shape[1],), torch.inf, device=pages.device))
+    to_itself = torch.diag(torch.full((pages.shape[1],), torch.inf, device=pages.device))
+    distance = pose_distance(poses, poses) + to_itself
     return torch.where(pages == BLANK, -1.0, distance.amin(2))[:, num_sink:].argmin(1)
 
 

@@ -1,4 +1,8 @@
-"""Surroundings: a plan view of what memory knows around the walker, turned so that the commanded walk points up."""
+"""Surroundings: what memory knows around the walker, as the way to the nearest surface and as a plan view, turned so
+that the commanded walk points up.
+"""
+
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,25 +15,38 @@ BEHIND = 0.7  # metres of the view that lie behind the walker
 STANDING = 1e-6  # metres: a shorter walk has no direction
 
 
-def plan_view(points: Tensor, known: Tensor, position: Tensor, walk: Tensor, body: BodyConfig) -> Tensor:
-    """How many remembered points lie in each cell around the walker: [B, 2, CELLS, CELLS], log(1 + count).
+class Surfaces(NamedTuple):
+    """Remembered surfaces: points [B, N, 3] in world axes (y down), metres; known bool [B, N], False for padding."""
 
-    points [B, N, 3] in world axes (y down) with known bool [B, N]; position [B, 3] of the camera; walk [B, 3] is the
-    commanded displacement in world axes, of which the floor plan counts. Channel 0 holds points at body height,
-    channel 1 points below (floor). Row 0 lies farthest ahead. A walk of no length has an empty view.
-    """
-    offset = points - position[:, None]
-    length = walk[:, 0::2].norm(dim=-1, keepdim=True)
-    ahead = walk[:, 0::2] / length.clamp_min(STANDING)
-    x, down, z = offset.unbind(-1)
-    forward = x * ahead[:, :1] + z * ahead[:, 1:]
-    aside = z * ahead[:, :1] - x * ahead[:, 1:]
-    row = CELLS - 1 - ((forward + BEHIND) / CELL).floor().long()
-    column = (aside / CELL + CELLS / 2).floor().long()
-    is_inside = (row >= 0) & (row < CELLS) & (column >= 0) & (column < CELLS) & known & (length > STANDING)
-    is_floor = down >= body.below
-    cell = is_floor.long() * CELLS**2 + row * CELLS + column
-    cell = torch.where(is_inside & (is_floor | (down > -body.above)), cell, 2 * CELLS**2)
-    counts = points.new_zeros(len(points), 2 * CELLS**2 + 1)
-    counts.scatter_add_(1, cell, torch.ones_like(forward))
-    return counts[:, :-1].log1p().unflatten(1, (2, CELLS, CELLS))
+    points: Tensor
+    known: Tensor
+
+    def clearance(self, position: Tensor, body: BodyConfig) -> Tensor:
+        """Metres on the floor plan from `position` [B, 3] to the nearest surface at body height: [B], inf for none."""
+        offset = self.points - position[:, None]
+        is_in_way = (offset[..., 1] > -body.above) & (offset[..., 1] < body.below) & self.known
+        distance = offset[..., 0::2].square().sum(-1)
+        return torch.where(is_in_way, distance, torch.inf).amin(1).sqrt()
+
+    def plan_view(self, position: Tensor, walk: Tensor, body: BodyConfig) -> Tensor:
+        """How many points lie in each cell around the camera at `position` [B, 3]: log(1 + n), [B, 2, CELLS, CELLS].
+
+        walk [B, 3] is the commanded displacement in world axes, of which the floor plan counts. Channel 0 holds points
+        at body height, channel 1 points below (floor). Row 0 lies farthest ahead. A walk of no length has an empty
+        view.
+        """
+        offset = self.points - position[:, None]
+        length = walk[:, 0::2].norm(dim=-1, keepdim=True)
+        ahead = walk[:, 0::2] / length.clamp_min(STANDING)
+        x, down, z = offset.unbind(-1)
+        forward = x * ahead[:, :1] + z * ahead[:, 1:]
+        aside = z * ahead[:, :1] - x * ahead[:, 1:]
+        row = CELLS - 1 - ((forward + BEHIND) / CELL).floor().long()
+        column = (aside / CELL + CELLS / 2).floor().long()
+        is_inside = (row >= 0) & (row < CELLS) & (column >= 0) & (column < CELLS) & self.known & (length > STANDING)
+        is_floor = down >= body.below
+        cell = is_floor.long() * CELLS**2 + row * CELLS + column
+        cell = torch.where(is_inside & (is_floor | (down > -body.above)), cell, 2 * CELLS**2)
+        counts = self.points.new_zeros(len(walk), 2 * CELLS**2 + 1)
+        counts.scatter_add_(1, cell, torch.ones_like(forward))
+        return counts[:, :-1].log1p().unflatten(1, (2, CELLS, CELLS))

@@ -11,17 +11,22 @@ from worldscape.memory.pages import BLANK, Levels
 @dataclass(slots=True)
 class SlotTables:
     """Tensors with a leading B. pages long [B, S + G + W]: sink, pool and local (a ring), BLANK where nothing is;
-    latest long [B]: the page of the last frame, which sink or local holds as well; count long [B]: frames committed.
+    latest long [B]: the page of the last frame, which sink or local holds as well; count long [B]: frames committed,
+    of which the first num_real long [B] were real.
 
-    Of the last frame: novelty [B] (what it cost to describe, 0 to 1), anchors long [B, A] and retrieved long [B, R]
-    (numbers of the frames that memory showed of it, -1: none).
+    Of the last frame: novelty [B] (what it cost to describe, 0 to 1), real [B] (share of it that goes back to real
+    frames), since_real long [B] (steps since a real frame showed a good part of the view), anchors long [B, A] and
+    retrieved long [B, R] (numbers of the frames that memory showed of it, -1: none).
     """
 
     levels: Levels
     pages: Tensor
     latest: Tensor
     count: Tensor
+    num_real: Tensor
     novelty: Tensor
+    real: Tensor
+    since_real: Tensor
     anchors: Tensor
     retrieved: Tensor
 
@@ -35,7 +40,10 @@ class SlotTables:
             pages=none[:, None].repeat(1, sum(levels)),
             latest=none.clone(),
             count=none.clone(),
+            num_real=none.clone(),
             novelty=like.new_zeros(slots),
+            real=like.new_zeros(slots),
+            since_real=none.clone(),
             anchors=torch.full((slots, places[0]), -1, dtype=torch.long, device=like.device),
             retrieved=torch.full((slots, places[1]), -1, dtype=torch.long, device=like.device),
         )

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from worldscape.codec import empty_anchor
 from worldscape.conditioning.reproject import Anchor, reproject
-from worldscape.config import BodyConfig, MemoryConfig
+from worldscape.config import MemoryConfig
 from worldscape.memory import policy
 from worldscape.memory.pages import BLANK, Page, PageShape, PageStore, fit_levels, page_bytes
-from worldscape.memory.surroundings import plan_view
+from worldscape.memory.surroundings import Surfaces
 from worldscape.memory.tables import SlotTables
 from worldscape.nn.blocks import KeysValues
 from worldscape.transformer import History
@@ -29,32 +29,40 @@ Rebuild = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Anchor]
 
 class Recall(NamedTuple):
     """What memory shows of a view: pages long [B, A] that were reprojected, the anchor made of them, coverage [B]
-    (share of the pixels shown), and pages long [B, R] whose keys and values join the history; BLANK where none.
+    (share of the pixels shown), real [B, CELLS ** 2] (share of each cell that goes back to real frames, through however
+    many dreamed ones), is_real_shown bool [B] (a real frame itself shows a good part of the view), and pages long
+    [B, R] whose keys and values join the history; BLANK where none.
     """
 
     anchors: Tensor
     anchor: Anchor
     coverage: Tensor
+    real: Tensor
+    is_real_shown: Tensor
     retrieved: Tensor
 
 
 class Remembered(NamedTuple):
-    """Pictures in memory: rgbd [B, N, 4, h, w], poses [B, N, 4, 4] camera to world, valid bool [B, N]."""
+    """Pictures in memory: rgbd [B, N, 4, h, w], poses [B, N, 4, 4] camera to world, valid bool [B, N], frames long
+    [B, N] (numbers of the frames in their dream).
+    """
 
     rgbd: Tensor
     poses: Tensor
     valid: Tensor
+    frames: Tensor
 
 
 class Frame(NamedTuple):
     """A finished frame: keys and values [B, 1, P, H, K] per layer (none: geometry only), rgbd [B, 4, h, w], pose
-    [B, 4, 4] camera to world, intrinsics [B, 4] normalised.
+    [B, 4, 4] camera to world, intrinsics [B, 4] normalised. is_real: a recorded frame, not a dreamed one.
     """
 
     layers: list[KeysValues]
     rgbd: Tensor
     pose: Tensor
     intrinsics: Tensor
+    is_real: bool = False
 
 
 @dataclass(slots=True)
@@ -102,11 +110,18 @@ class WorldMemory:
         retrieved = self._retrieve(cells, pages, frames)
         if not use_anchor:
             anchor = empty_anchor(len(target), self.store.shape.size, self.store.fields.rgbd)
-            return Recall(torch.zeros_like(tables.anchors), anchor, anchor.mask[:, 0, 0, 0], retrieved)
+            none, unreal = anchor.mask[:, 0, 0, 0], torch.zeros_like(cells[:, 0])
+            return Recall(torch.zeros_like(tables.anchors), anchor, none, unreal, none.bool(), retrieved)
         anchors = policy.choose_cover(cells, pages, frames, tables.anchors.shape[1], policy.ANY)
         rgbd, poses = self.store.fields.rgbd[anchors], self.store.fields.pose[anchors]
         anchor = rebuild(rgbd, poses, anchors != BLANK, target, intrinsics)
-        return Recall(anchors, anchor, anchor.mask.mean((1, 2, 3)), retrieved)
+        is_anchor = (pages[:, :, None] == anchors[:, None]).any(2) & (pages != BLANK)
+        from_real = cells * (is_anchor & (frames < tables.num_real[:, None]))[..., None]
+        is_real_shown = from_real.amax(1).sum(1) >= policy.REAL_CELLS
+        numbers = policy.cell_numbers(self.store.fields.probes[anchors], target, intrinsics)
+        numbers = numbers.masked_fill((anchors == BLANK)[..., None], policy.CELLS**2)
+        real = policy.inherited_real(numbers, self.store.fields.real[anchors], anchor.mask)
+        return Recall(anchors, anchor, anchor.mask.mean((1, 2, 3)), real, is_real_shown, retrieved)
 
     def _retrieve(self, cells: Tensor, pages: Tensor, frames: Tensor) -> Tensor:
         """Pool pages that show most of the view; what the local window holds is read anyway."""
@@ -146,12 +161,14 @@ class WorldMemory:
         explained = policy.explained_share(frame.rgbd, recall.anchor, recall.coverage, weight)
         columns, writes = self._columns(explained, active)
         old = tables.pages.gather(1, columns)
+        shown = self.store.fields.frame[recall.anchors], self.store.fields.frame[recall.retrieved]
         self.store.release(torch.where(writes, old, BLANK))
         page = self.store.allocate(active)
-        self.store.write(page, self._page(frame))
+        self.store.write(page, self._page(frame, recall))
         tables.pages.scatter_(1, columns, torch.where(writes, page[:, None], old))
         self.store.retain(torch.where(writes, page[:, None], BLANK))
-        self._note(page, explained, recall, active)
+        self._note(page, explained, *shown, active)
+        self._note_lineage(frame, recall, active)
 
     def _columns(self, explained: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         """Columns of the tables that the new frame may take, and whether it does: long and bool [B, 1 or 2]."""
@@ -169,43 +186,47 @@ class WorldMemory:
         columns = torch.stack([place, pool_place + tables.levels.num_sink], 1)
         return columns, torch.stack([active, is_admitted], 1)
 
-    def _page(self, frame: Frame) -> Page:
+    def _page(self, frame: Frame, recall: Recall) -> Page:
         probes = policy.world_probes(frame.rgbd, frame.pose, frame.intrinsics)
         both = [layer.keys for layer in frame.layers] + [layer.values for layer in frame.layers]
         shape = (0, len(probes), *self.store.shape[1:4])
         keys_values = torch.stack(both)[:, :, 0] if both else probes.new_zeros(shape)
-        return Page(keys_values, frame.rgbd, frame.pose, probes, self.count)
+        real = recall.real[:, policy.probe_cells(self.store.shape.size, probes.device)]
+        real = torch.ones_like(real) if frame.is_real else real
+        return Page(keys_values, frame.rgbd, frame.pose, probes, real, self.count)
 
-    def _note(self, page: Tensor, explained: Tensor, recall: Recall, active: Tensor) -> None:
-        """What is known of the last frame, and that there is one more."""
-        tables, frames = self.tables, self.store.fields.frame
+    def _note(self, page: Tensor, explained: Tensor, anchors: Tensor, retrieved: Tensor, active: Tensor) -> None:
+        """What is known of the last frame, and that there is one more. anchors, retrieved: numbers of frames."""
+        tables = self.tables
         tables.latest = torch.where(active, page, tables.latest)
         tables.novelty = torch.where(active, 1.0 - explained, tables.novelty)
-        tables.anchors = torch.where(active[:, None], frames[recall.anchors], tables.anchors)
-        tables.retrieved = torch.where(active[:, None], frames[recall.retrieved], tables.retrieved)
+        tables.anchors = torch.where(active[:, None], anchors, tables.anchors)
+        tables.retrieved = torch.where(active[:, None], retrieved, tables.retrieved)
         tables.count = tables.count + active
+
+    def _note_lineage(self, frame: Frame, recall: Recall, active: Tensor) -> None:
+        """How far the last frame is from real ones."""
+        tables = self.tables
+        real = torch.ones_like(tables.real) if frame.is_real else recall.real.mean(1)
+        tables.real = torch.where(active, real, tables.real)
+        since_real = (tables.since_real + 1).masked_fill(recall.is_real_shown | frame.is_real, 0)
+        tables.since_real = torch.where(active, since_real, tables.since_real)
+        tables.num_real = tables.num_real + active * frame.is_real
 
     def remembered(self) -> Remembered:
         """All pictures that may be shown again, each once, as tensors of their own."""
         pages = self.tables.shown()
         earlier = (pages[:, :, None] == pages[:, None]).tril(-1).any(2)
         fields = self.store.fields
-        return Remembered(fields.rgbd[pages], fields.pose[pages], (pages != BLANK) & ~earlier)
+        valid = (pages != BLANK) & ~earlier
+        return Remembered(fields.rgbd[pages], fields.pose[pages], valid, fields.frame[pages])
 
-    def clearance(self, position: Tensor, body: BodyConfig) -> Tensor:
-        """Metres on the floor plan from `position` [B, 3] to the nearest remembered surface at body height: [B]."""
-        pages = self.tables.shown()
-        offset = self.store.fields.probes[pages] - position[:, None, None]
-        is_in_way = (offset[..., 1] > -body.above) & (offset[..., 1] < body.below) & (pages != BLANK)[..., None]
-        distance = offset[..., 0::2].square().sum(-1)
-        return torch.where(is_in_way, distance, torch.inf).amin((1, 2)).sqrt()
-
-    def surroundings(self, position: Tensor, walk: Tensor, body: BodyConfig) -> Tensor:
-        """Plan view of the remembered surfaces around `position` [B, 3], ahead along `walk` [B, 3]: [B, 2, G, G]."""
+    def surfaces(self) -> Surfaces:
+        """Sampled points of all pictures that may be shown again."""
         pages = self.tables.shown()
         probes = self.store.fields.probes[pages]
         known = repeat(pages != BLANK, "b n -> b (n m)", m=probes.shape[2])
-        return plan_view(rearrange(probes, "b n m xyz -> b (n m) xyz"), known, position, walk, body)
+        return Surfaces(rearrange(probes, "b n m xyz -> b (n m) xyz"), known)
 
     def clear(self, rows: Tensor) -> None:
         """Make slots `rows` (long [R], each once) hold nothing; pages that nobody else refers to become free."""

@@ -135,11 +135,18 @@ def train_stage(wanted: StageRun) -> int:
 
 
 def check_teacher(teacher: WorldModel, student: WorldModel, name: str) -> None:
-    """Raises ValueError unless the teacher is causal and its latents mean to the student what they mean to itself."""
+    """Raises ValueError unless the teacher is causal, reads as many retrieved frames as the student, and its latents
+    mean to the student what they mean to itself."""
     import torch
 
     if not teacher.config.transformer.is_causal:
         raise ValueError(f"--teacher {name} sees whole clips: distil from a causal one (train world --init {name})")
+    wanted, found = (model.config.memory.num_retrieved for model in (student, teacher))
+    if found != wanted:
+        raise ValueError(
+            f"--teacher {name} reads {found} retrieved frames and the student {wanted}: give --model "
+            f"memory.num_retrieved={found}, or train a teacher that reads {wanted}"
+        )
     ours, theirs = student.codec.encoder.state_dict(), teacher.codec.encoder.state_dict()
     if ours.keys() != theirs.keys() or not all(torch.equal(ours[key], theirs[key]) for key in ours):
         raise ValueError(f"--teacher {name} has another codec than the student: give the run that --init came from")

@@ -19,7 +19,7 @@ from worldscape.conditioning.reproject import Anchor, reproject
 from worldscape.config import WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, corrupt_sources, draw_sources, draw_targets, load_frames
 from worldscape.evaluate import metrics
-from worldscape.train.config import TrainConfig
+from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.world import WorldModel
 
 LATENT_NOISE = 0.2  # largest noise added to latents, so that the decoder forgives the generator
@@ -38,9 +38,7 @@ class CodecTrainConfig(TrainConfig):
 
 
 DEFAULTS: dict[str, TrainConfig] = {
-    "debug": CodecTrainConfig(
-        steps=20, batch_size=4, lr=1e-3, warmup=2, sample_every=20, checkpoint_every=10, log_every=5
-    ),
+    "debug": CodecTrainConfig(**DEBUG, batch_size=4),
     "nano": CodecTrainConfig(
         steps=6000,
         batch_size=32,

@@ -16,6 +16,15 @@ SCHEDULES = ("wsd", "cosine")
 OPTIMIZERS = ("adamw", "muon")
 PRECISIONS = ("fp32", "bf16")
 DEVICES = ("auto", "cpu", "cuda")
+DEBUG: dict[str, Any] = {
+    "steps": 20,
+    "lr": 1e-3,
+    "warmup": 2,
+    "sample_every": 20,
+    "checkpoint_every": 10,
+    "log_every": 5,
+}
+"""What the preset `debug` of every stage sets: a run of seconds, with all that a long one does."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

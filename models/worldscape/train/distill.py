@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,16 +23,17 @@ from torch import Tensor, nn
 
 from worldscape.checkpoint import load_world
 from worldscape.conditioning.reproject_fast import reproject_fast
-from worldscape.config import WorldConfig
+from worldscape.config import MemoryConfig, WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, load_frames
 from worldscape.engine import WorldEngine
 from worldscape.flow import add_noise
 from worldscape.slots import RecordedHands, View
-from worldscape.train.config import TrainConfig
+from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.heads import num_training
 from worldscape.train.matching import draw_shared_levels, flow_matching_loss, matching_gradient, matching_loss
 from worldscape.train.rollouts import draw_stretches
-from worldscape.train.scoring import estimate_end, join
+from worldscape.train.scoring import estimate_end, join, pick
+from worldscape.train.sight import sight
 from worldscape.train.world import NUM_SAMPLES, SAMPLE_STEPS, dream_pictures
 from worldscape.transformer import FrameInputs, WorldTransformer
 from worldscape.world import WorldModel
@@ -64,18 +66,7 @@ class DistillTrainConfig(TrainConfig):
 
 
 DEFAULTS: dict[str, TrainConfig] = {
-    "debug": DistillTrainConfig(
-        steps=20,
-        batch_size=2,
-        lr=1e-3,
-        warmup=2,
-        sample_every=20,
-        checkpoint_every=10,
-        log_every=5,
-        rollout=3,
-        window=2,
-        student_every=2,
-    ),
+    "debug": DistillTrainConfig(**DEBUG, batch_size=2, rollout=3, window=2, student_every=2),
     "nano": DistillTrainConfig(
         steps=1500,
         batch_size=8,
@@ -101,6 +92,15 @@ DEFAULTS: dict[str, TrainConfig] = {
         precision="bf16",
     ),
 }
+
+
+class Clip(NamedTuple):
+    """The end of a rollout as its last frame saw it: sink, retrieved frames, local window, target; and which of them
+    sees which, bool [B, T, T] (sight.py; None where nothing is ever retrieved).
+    """
+
+    frames: FrameInputs
+    sees: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -149,7 +149,8 @@ class DistillStage:
         is_turn, window = bool(batch["is_turn"]), self.config.window
         with torch.autocast(batch["rgbd"].device.type, enabled=False), torch.set_grad_enabled(is_turn):
             rolled = roll_out(model, batch, window)
-        made, clip = rolled.latent[:, -window:], rolled._replace(latent=rolled.latent.detach())
+        made = rolled.frames.latent[:, -window:]
+        clip = rolled._replace(frames=rolled.frames._replace(latent=rolled.frames.latent.detach()))
         critic = self._critic_loss(clip, generator)
         parts = {"critic": critic.detach(), "matching": made.new_zeros(()), "gap": made.new_zeros(())}
         if not is_turn:
@@ -158,23 +159,23 @@ class DistillStage:
         matching = matching_loss(made, gradient)
         return {"loss": critic + matching, **parts, "matching": matching.detach(), "gap": gradient.abs().mean()}
 
-    def _critic_loss(self, clip: FrameInputs, generator: torch.Generator) -> Tensor:
+    def _critic_loss(self, clip: Clip, generator: torch.Generator) -> Tensor:
         made, noised, level = self._noised(clip, generator)
-        estimate = estimate_end(self.critic, clip, noised, level)
+        estimate = estimate_end(self.critic, clip.frames, noised, level, clip.sees)
         return flow_matching_loss(estimate, made, level[:, None].expand(made.shape[:2]))
 
     @torch.no_grad()
-    def _gradient(self, clip: FrameInputs, generator: torch.Generator) -> Tensor:
+    def _gradient(self, clip: Clip, generator: torch.Generator) -> Tensor:
         """In full precision: the two estimates are close, and their difference is all that counts."""
         made, noised, level = self._noised(clip, generator)
         with torch.autocast(made.device.type, enabled=False):
-            real = estimate_end(self.teacher.to(made.device), clip, noised, level)
-            fake = estimate_end(self.critic, clip, noised, level)
+            real = estimate_end(self.teacher.to(made.device), clip.frames, noised, level, clip.sees)
+            fake = estimate_end(self.critic, clip.frames, noised, level, clip.sees)
         return matching_gradient(made, real, fake)
 
-    def _noised(self, clip: FrameInputs, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    def _noised(self, clip: Clip, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """The clip's window [B, W, P, C], the same with noise, and the level of each clip [B]."""
-        made = clip.latent[:, -self.config.window :]
+        made = clip.frames.latent[:, -self.config.window :]
         level = draw_shared_levels(len(made), self.config.level_shift, generator)
         noise = torch.randn(made.shape, generator=generator, device=made.device)
         return made, add_noise(made, noise, level[:, None].expand(made.shape[:2])), level
@@ -186,11 +187,10 @@ class DistillStage:
         return {"dream": dream_pictures(model, self.store, frames)}
 
 
-def roll_out(model: WorldModel, batch: dict[str, Tensor], window: int) -> FrameInputs:
+def roll_out(model: WorldModel, batch: dict[str, Tensor], window: int) -> Clip:
     """Dream a batch of openings (DistillStage.batch) in an engine of their own -> clips as the generator saw them.
 
-    Clips hold the first num_sink frames and the last ones, num_context + 1 in all or as many as there are. Where
-    gradients are on, the latents of the last `window` frames carry one model call's worth each.
+    Where gradients are on, the latents of the last `window` frames carry one model call's worth each.
     """
     controls, num_calls = batch["controls"].unbind(1), int(batch["num_calls"])
     engine = _engine(model, batch)
@@ -208,8 +208,19 @@ def roll_out(model: WorldModel, batch: dict[str, Tensor], window: int) -> FrameI
             moved = state.hands.placed(*hands[place], batch["poses"][:, place]) if hands else None
             latent, view = engine.advance(state, control, active, num_calls, moved)
         frames.append(_finished(engine, latent, view))
-    num_sink, length = engine.config.memory.num_sink, engine.config.memory.num_context + 1
-    return join(frames if len(frames) <= length else frames[:num_sink] + frames[num_sink - length :])
+    return compose(frames, state.memory.tables.retrieved, engine.config.memory)
+
+
+def compose(frames: list[FrameInputs], retrieved: Tensor, memory: MemoryConfig) -> Clip:
+    """The clip whose target is the last of these frames, all there are of B rollouts: the first num_sink, those that
+    the target read as retrieved, long [B, R] (numbers, -1: none), and the last local_window + 1, or as many as there
+    are. Retrieved frames come from before the window, so what is noised there is not seen clean.
+    """
+    sink, tail = frames[: memory.num_sink], frames[memory.num_sink :][-memory.local_window - 1 :]
+    if retrieved.shape[1] == 0:
+        return Clip(join([*sink, *tail]), None)
+    chosen = pick(join(frames), retrieved.clamp_min(0))
+    return Clip(join([*sink, chosen, *tail]), sight(retrieved >= 0, len(sink), len(tail)))
 
 
 def _hand_frames(batch: dict[str, Tensor]) -> list[RecordedHands]:
@@ -247,12 +258,12 @@ def build_stage(
 ) -> DistillStage:
     """The stage for a dataset; the weights of `teacher` are frozen, and the critic begins as their copy.
 
-    Raises ValueError when the window is longer than the clips that the generator can look at.
+    Raises ValueError when the window is longer than the clips' tails.
     """
     assert isinstance(train_config, DistillTrainConfig)
-    longest = model_config.memory.num_context + 1 - model_config.memory.num_sink
+    longest = model_config.memory.local_window + 1
     if train_config.window > longest:
-        raise ValueError(f"window is {train_config.window}; this model looks at {longest} frames after its sink")
+        raise ValueError(f"window is {train_config.window}; local window and target are {longest} frames")
     frozen = copy.deepcopy(load_world(teacher).transformer)
     return DistillStage(
         store=load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands),

@@ -19,7 +19,7 @@ from worldscape.conditioning.hands import HandScale
 from worldscape.config import WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, load_frames
 from worldscape.train.codec import picture_rows
-from worldscape.train.config import TrainConfig
+from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.hand_heads import hand_labels, hand_losses
 from worldscape.train.rollouts import Moment, RolloutPlan, take_rollouts
 from worldscape.train.world import NUM_SAMPLES
@@ -40,18 +40,7 @@ class HeadsTrainConfig(TrainConfig):
 
 
 DEFAULTS: dict[str, TrainConfig] = {
-    "debug": HeadsTrainConfig(
-        steps=20,
-        batch_size=16,
-        lr=1e-3,
-        warmup=2,
-        sample_every=20,
-        checkpoint_every=10,
-        log_every=5,
-        dreams=4,
-        dream_frames=8,
-        pictures=4,
-    ),
+    "debug": HeadsTrainConfig(**DEBUG, batch_size=16, dreams=4, dream_frames=8, pictures=4),
     "nano": HeadsTrainConfig(
         steps=2500, batch_size=128, lr=1e-3, warmup=100, ema=0.998, precision="bf16", threads=2, sample_every=1000
     ),
@@ -142,8 +131,10 @@ def what_heads_see(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
     that follows."""
     engine, state = moment.engine, moment.engine.state
     following = torch.from_numpy(store.controls[moment.index + 1]).to(engine.device)
-    target = apply_control(state.camera, following, engine.config.controls.max_pitch)
-    return {"latent": state.latent, "features": state.features, "near": engine.surroundings(state, target)}
+    here = state.camera[:, :3]
+    there = apply_control(state.camera, following, engine.config.controls.max_pitch)[:, :3]
+    near = state.memory.surfaces().plan_view(here, there - here, engine.config.body)
+    return {"latent": state.latent, "features": state.features, "near": near}
 
 
 def is_walk(store: FrameStore, index: np.ndarray) -> np.ndarray:

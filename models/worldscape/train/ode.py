@@ -25,7 +25,7 @@ from worldscape.flow import sampling_levels
 from worldscape.noise import slot_noise
 from worldscape.progress import Progress
 from worldscape.train.cache import cached
-from worldscape.train.config import TrainConfig
+from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.matching import follow_flow
 from worldscape.train.scoring import clean_inputs, cut, estimate_next, read_history
 from worldscape.train.world import WorldStage, WorldTrainConfig, mean_where
@@ -61,19 +61,7 @@ class OdeTrainConfig(WorldTrainConfig):
 
 
 DEFAULTS: dict[str, TrainConfig] = {
-    "debug": OdeTrainConfig(
-        steps=20,
-        batch_size=4,
-        lr=1e-3,
-        warmup=2,
-        sample_every=20,
-        checkpoint_every=10,
-        log_every=5,
-        dream_frames=16,
-        flows=8,
-        teacher_calls=4,
-        student_calls=2,
-    ),
+    "debug": OdeTrainConfig(**DEBUG, batch_size=4, dream_frames=16, flows=8, teacher_calls=4, student_calls=2),
     "nano": OdeTrainConfig(
         steps=1500, batch_size=64, lr=5e-4, warmup=50, ema=0.995, optimizer="muon", precision="bf16", threads=2
     ),
@@ -118,7 +106,7 @@ class OdeStage:
         """Squared distance from the student's answer to the end of the flow; no gradient through history."""
         clip = clean_inputs(batch, model.config.context_level)
         with torch.no_grad():
-            history = read_history(model.transformer, cut(clip, slice(0, -1)))
+            history = read_history(model.transformer, cut(clip, slice(0, -1)), batch.get("sees"))
         last = cut(clip, slice(-1, None))
         answer = estimate_next(model.transformer, last, batch["state"], batch["level"], history)[:, 0]
         error = (answer - batch["end"]).square().mean(2)
@@ -161,11 +149,12 @@ def _follow_all(teacher: WorldModel, clips: WorldStage, config: OdeTrainConfig) 
 def _follow(teacher: WorldModel, clip: dict[str, Tensor], rows: Tensor, config: OdeTrainConfig) -> Tensor:
     """Flows of the last frames of clips [B, T]; flow number `rows` [B] begins at noise that is its own."""
     device = next(teacher.parameters()).device
-    frames = clean_inputs({name: part.to(device) for name, part in clip.items()}, teacher.config.context_level)
+    clip = {name: part.to(device) for name, part in clip.items()}
+    frames = clean_inputs(clip, teacher.config.context_level)
     last, shape = cut(frames, slice(-1, None)), clip["latent"].shape[2:]
     noise = slot_noise(rows + (config.seed << 32), torch.zeros_like(rows), shape.numel())
     with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
-        history = read_history(teacher.transformer, cut(frames, slice(0, -1)))
+        history = read_history(teacher.transformer, cut(frames, slice(0, -1)), clip.get("sees"))
         states = follow_flow(
             lambda latent, level: estimate_next(
                 teacher.transformer, last, latent, torch.full_like(last.level, level), history

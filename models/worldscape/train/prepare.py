@@ -35,15 +35,17 @@ LARGEST_DISTURBANCE = 0.25  # of latents before decoding, as a generator's error
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PreparedFrames:
     """E dreams of F frames each. latent and guess [E, F, P, C], coverage [E, F, P] (float16), frames long [E, F]:
-    positions in the FrameStore. The first frame of each dream opens it: memory shows nothing of it.
-    hands uint8 [M, 4, h, w]: pose video of the frames with hands, hand_index long [E, F]: place in it, NO_HAND without;
-    both None where the recordings have none.
+    positions in the FrameStore; retrieved long [E, F, R]: places in the dream of the earlier frames whose keys and
+    values MACO chose for this one, oldest first, then -1. The first frame of each dream opens it: memory shows nothing
+    of it. hands uint8 [M, 4, h, w]: pose video of the frames with hands, hand_index long [E, F]: place in it, NO_HAND
+    without; both None where the recordings have none.
     """
 
     latent: Tensor
     guess: Tensor
     coverage: Tensor
     frames: Tensor
+    retrieved: Tensor
     hands: Tensor | None = None
     hand_index: Tensor | None = None
 
@@ -72,7 +74,8 @@ def prepare(
         [model.codec],
         lambda: _replay_all(model, memory, store, length, seed),
     )
-    return PreparedFrames(**tensors)
+    nothing = tensors["frames"].new_empty(*tensors["frames"].shape, 0)  # not kept where nothing can be retrieved
+    return PreparedFrames(**{"retrieved": nothing, **tensors})
 
 
 def _replay_all(
@@ -117,7 +120,7 @@ def draw_tracks(store: FrameStore, tracks: HandTracks, frames: Tensor) -> dict[s
 def _replay(
     model: WorldModel, policy: MemoryConfig, store: FrameStore, frames: Tensor, generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """One batch of dreams, frames long [E, F] -> latent, guess, coverage."""
+    """One batch of dreams, frames long [E, F] -> latent, guess, coverage, and retrieved where anything can be."""
     device = next(model.parameters()).device
     shape = PageShape(layers=0, tokens=0, heads=0, head_width=0, size=model.config.codec.size)
     memory = WorldMemory.empty(policy, len(frames), shape, torch.zeros((), device=device))
@@ -125,6 +128,7 @@ def _replay(
     active = torch.ones(len(frames), dtype=torch.bool, device=device)
     strength = LARGEST_DISTURBANCE * torch.rand(len(frames), 1, 1, generator=generator).to(device)
     steps: dict[str, list[Tensor]] = {"latent": [], "guess": [], "coverage": []}
+    retrieved: list[Tensor] = []
     for step in range(frames.shape[1]):
         index = frames[:, step].numpy()
         rgbd, pose = store.rgbd(index).to(device), torch.from_numpy(store.pose[index]).to(device)
@@ -141,4 +145,7 @@ def _replay(
         coverage = token_coverage(anchor.mask, model.config.codec.grid)
         for name, value in (("latent", latent), ("guess", guess.latent), ("coverage", coverage)):
             steps[name].append(value.to("cpu", torch.float16))
+        retrieved.append(memory.tables.retrieved.cpu())
+    if retrieved[0].shape[1] > 0:
+        steps["retrieved"] = retrieved
     return {name: torch.stack(values, 1) for name, values in steps.items()}

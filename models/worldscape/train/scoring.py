@@ -1,14 +1,17 @@
 """What a generator makes of frames whose past is known: one new frame after clean history, or the end of a whole clip.
 
 Both see what the engine would show them: clean frames at the level at which the engine commits, and times that start
-at 0.
+at 0. `sees` bool [B, T, T] says which frame of the whole clip sees which (sight.py); None: each sees all before it.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from worldscape.train.sight import present
 from worldscape.transformer import FrameInputs, History, PlacedHistory, WorldTransformer
 
 
@@ -20,25 +23,35 @@ def clean_inputs(clip: dict[str, Tensor], context_level: float) -> FrameInputs:
 
 def cut(frames: FrameInputs, times: slice) -> FrameInputs:
     """Some of the T frames."""
-    latent, level, rays, anchor, coverage = (part[:, times] for part in frames[:5])
-    return FrameInputs(latent, level, rays, anchor, coverage, None if frames.hands is None else frames.hands[:, times])
+    return _each(frames, lambda part: part[:, times])
+
+
+def pick(frames: FrameInputs, places: Tensor) -> FrameInputs:
+    """Frames at places long [B, R] of each row."""
+    rows = torch.arange(len(places), device=places.device)[:, None]
+    return _each(frames, lambda part: part[rows, places])
 
 
 def join(frames: list[FrameInputs]) -> FrameInputs:
     """Frames one after another; all with a pose video, or none."""
-    latent, level, rays, anchor, coverage = (
-        torch.cat(parts, 1) for parts in zip(*(f[:5] for f in frames), strict=True)
-    )
+    columns = zip(*(frame[:5] for frame in frames), strict=True)
+    latent, level, rays, anchor, coverage = (torch.cat(parts, 1) for parts in columns)
     hands = [frame.hands for frame in frames if frame.hands is not None]
     return FrameInputs(latent, level, rays, anchor, coverage, torch.cat(hands, 1) if hands else None)
 
 
-def read_history(transformer: WorldTransformer, frames: FrameInputs) -> PlacedHistory:
-    """Finished frames [B, T, ...] as the history of the one that follows."""
+def _each(frames: FrameInputs, change: Callable[[Tensor], Tensor]) -> FrameInputs:
+    latent, level, rays, anchor, coverage = (change(part) for part in frames[:5])
+    return FrameInputs(latent, level, rays, anchor, coverage, None if frames.hands is None else change(frames.hands))
+
+
+def read_history(transformer: WorldTransformer, frames: FrameInputs, sees: Tensor | None = None) -> PlacedHistory:
+    """Finished frames [B, T - 1, ...] as the history of the one that follows and ends the clip."""
     positions = _positions(frames)
-    layers = transformer(frames, positions).layers
+    valid = torch.ones_like(positions, dtype=torch.bool) if sees is None else present(sees)[:, :-1]
+    layers = transformer(frames, positions, sees=None if sees is None else sees[:, :-1, :-1]).layers
     keys, values = torch.stack([new.keys for new in layers]), torch.stack([new.values for new in layers])
-    return transformer.place(History(keys, values, positions, torch.ones_like(positions, dtype=torch.bool)))
+    return transformer.place(History(keys, values, positions, valid))
 
 
 def estimate_next(
@@ -49,7 +62,9 @@ def estimate_next(
     return transformer(frame._replace(latent=latent, level=level), positions, history).latent.float()
 
 
-def estimate_end(transformer: WorldTransformer, clip: FrameInputs, noised: Tensor, level: Tensor) -> Tensor:
+def estimate_end(
+    transformer: WorldTransformer, clip: FrameInputs, noised: Tensor, level: Tensor, sees: Tensor | None = None
+) -> Tensor:
     """The clean latents behind a clip's last W frames `noised` [B, W, P, C], all at level [B], float32.
 
     The frames before them are history, as clean as the clip has them.
@@ -57,7 +72,7 @@ def estimate_end(transformer: WorldTransformer, clip: FrameInputs, noised: Tenso
     window = noised.shape[1]
     levels = torch.cat([clip.level[:, :-window], level[:, None].expand(-1, window)], 1)
     frames = clip._replace(latent=torch.cat([clip.latent[:, :-window], noised], 1), level=levels)
-    return transformer(frames, _positions(frames)).latent[:, -window:].float()
+    return transformer(frames, _positions(frames), sees=sees).latent[:, -window:].float()
 
 
 def _positions(frames: FrameInputs) -> Tensor:

@@ -21,13 +21,13 @@ from worldscape.checkpoint import load_aggregator
 from worldscape.codec import normalise_tokens
 from worldscape.conditioning.reproject import decode_depth, reproject
 from worldscape.config import WorldConfig
-from worldscape.data.clips import Datasets, FrameStore
+from worldscape.data.clips import Datasets
 from worldscape.evaluate.metrics import error_to_psnr
 from worldscape.splats.aggregator import Aggregated, Aggregator, Context, block_median
 from worldscape.splats.config import PRESETS
 from worldscape.splats.render import Rendering, render
 from worldscape.train.codec import decode_blind, picture_rows
-from worldscape.train.config import TrainConfig, require
+from worldscape.train.config import DEBUG, TrainConfig, require
 from worldscape.train.spatial_losses import DEPTH_KINDS, depth_loss, render_loss
 from worldscape.train.world import Refined, WorldStage, WorldTrainConfig
 from worldscape.train.world import build_stage as build_world_stage
@@ -64,19 +64,7 @@ class SpatialTrainConfig(WorldTrainConfig):
 
 
 DEFAULTS: dict[str, TrainConfig] = {
-    "debug": SpatialTrainConfig(
-        steps=20,
-        batch_size=4,
-        lr=1e-3,
-        warmup=2,
-        sample_every=20,
-        checkpoint_every=10,
-        log_every=5,
-        dream_frames=16,
-        ramp=2,
-        spatial_rows=2,
-        num_held_out=1,
-    ),
+    "debug": SpatialTrainConfig(**DEBUG, batch_size=4, dream_frames=16, ramp=2, spatial_rows=2, num_held_out=1),
     "nano": SpatialTrainConfig(
         steps=2000, batch_size=32, lr=3e-4, warmup=100, ema=0.998, optimizer="muon", precision="bf16", threads=2
     ),
@@ -87,7 +75,7 @@ DEFAULTS: dict[str, TrainConfig] = {
 
 
 class Space(NamedTuple):
-    """A batch's clips in space: denoised frames rgbd [R, T, 4, h, w], Gaussians of the context frames, and these drawn
+    """A batch's clips in space: denoised frames rgbd [R, F, 4, h, w], Gaussians of the context frames, and these drawn
     from V views (held-out ones first)."""
 
     rgbd: Tensor
@@ -104,11 +92,6 @@ class SpatialStage:
     aggregator: Aggregator
     name: str = "spatial"
 
-    @property
-    def store(self) -> FrameStore:
-        """The recorded frames."""
-        return self.clips.store
-
     def trainable(self, model: WorldModel) -> nn.Module:
         """The transformer and the model's aggregator, which is put in place where there is none."""
         if model.aggregator is None:
@@ -118,20 +101,23 @@ class SpatialStage:
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """The world stage's clips, and of the first R = spatial_rows the pictures, depth and cameras.
 
+        own long [F]: places of the clips' frames that are not retrieved, which alone are looked at in space; of these,
         views long [V]: frames to draw, num_held_out held-out ones first; context long [N]: those the aggregator sees;
         ramp: share of alpha and beta that this step takes.
         """
         rng = np.random.default_rng([self.config.seed, step, rank, 8])
-        batch = self.clips.batch(step, rank, world_size)
-        frames = batch["frames"][: self.config.spatial_rows].numpy()
+        store, batch = self.clips.store, self.clips.batch(step, rank, world_size)
+        own = np.delete(np.arange(batch["frames"].shape[1]), self.clips.retrieved)
+        frames = batch["frames"][: self.config.spatial_rows, own].numpy()
         order = rng.permutation(frames.shape[1])
         held_out, context = np.split(order, [self.config.num_held_out])
         return batch | {
-            "pictures": self.store.rgbd(frames),
-            "depth": torch.from_numpy(self.store.depth[frames]).float(),
-            "poses": torch.from_numpy(self.store.pose[frames]),
-            "intrinsics": torch.from_numpy(self.store.intrinsics[frames[:, 0]]),
+            "pictures": store.rgbd(frames),
+            "depth": torch.from_numpy(store.depth[frames]).float(),
+            "poses": torch.from_numpy(store.pose[frames]),
+            "intrinsics": torch.from_numpy(store.intrinsics[frames[:, 0]]),
             "has_picture": torch.from_numpy(rng.random(len(frames)) >= self.config.picture_dropout),
+            "own": torch.from_numpy(own),
             "views": torch.from_numpy(np.concatenate([held_out, context[: self.config.num_shown]])),
             "context": torch.from_numpy(np.sort(context)),
             "ramp": torch.tensor(min(1.0, (step + 1) / max(self.config.ramp, 1))),
@@ -158,13 +144,13 @@ class SpatialStage:
     def build_space(self, model: WorldModel, batch: dict[str, Tensor], refined: Refined) -> Space:
         """Denoised frames, Gaussians and views of the first clips of a batch."""
         assert model.aggregator is not None
-        rows, context = len(batch["pictures"]), batch["context"]
-        latent = normalise_tokens(refined.prediction.latent[:rows].float())
+        rows, own, context = len(batch["pictures"]), batch["own"], batch["context"]
+        latent = normalise_tokens(refined.prediction.latent[:rows, own].float())
         rgbd = decode_blind(model, rearrange(latent, "r t p c -> (r t) p c")).clamp(-1.0, 1.0)
         rgbd = rearrange(rgbd, "(r t) k h w -> r t k h w", r=rows)
         found = model.aggregator(
             Context(
-                features=refined.prediction.features[:rows, context].float(),
+                features=refined.prediction.features[:rows, own[context]].float(),
                 rgbd=rgbd[:, context],
                 has_picture=batch["has_picture"],
                 poses=batch["poses"][:, context],
@@ -178,7 +164,7 @@ class SpatialStage:
     def measure_depth(self, batch: dict[str, Tensor], refined: Refined, space: Space) -> Tensor:
         """L_depth of the denoised frames (noisy ones counting less) and of the Gaussians of the context frames."""
         kind, target = self.config.depth_kind, batch["depth"]
-        weight = 1.0 - self.config.level_weight * refined.level[: len(target)]
+        weight = 1.0 - self.config.level_weight * refined.level[: len(target), batch["own"]]
         of_frames = (weight * depth_loss(decode_depth(space.rgbd[:, :, 3]), target, kind=kind)).mean()
         coarse = block_median(target[:, batch["context"]], target.shape[-1] // space.found.depth.shape[-1])
         return of_frames + depth_loss(space.found.depth, coarse, kind=kind).mean()
@@ -240,8 +226,8 @@ def build_stage(
     Raises ValueError for recorded depth that is NaN and for clips that leave the aggregator nothing to look at.
     """
     assert init is not None and isinstance(train_config, SpatialTrainConfig)
-    num_frames = model_config.memory.num_context + 1
-    rule = f"below the {num_frames} frames of a clip"
+    num_frames = model_config.memory.num_sink + model_config.memory.local_window + 1
+    rule = f"below the {num_frames} frames of a clip that are not retrieved"
     require(train_config.num_held_out < num_frames, "num_held_out", train_config.num_held_out, rule)
     clips = build_world_stage(model_config, train_config, dataset, init)
     if np.isnan(clips.store.depth).any():

@@ -1,9 +1,9 @@
 """Stage `teacher`: the same transformer without the causal mask refines a whole clip at once, given its first frames.
 
-Of each clip some frames are clean (the sink at least, so every clip is conditioned on its start, and a long dream can
-go on from its own last frames) and all others stand at one level, as they do while a sampler refines the clip. Memory
-shows no frame after the first noised one: its picture there would already hold the frames that are to be refined.
-`train world --init RUN` makes the causal student out of it.
+Of each clip some frames are clean (sink and retrieved ones at least, so every clip is conditioned on its start, and a
+long dream can go on from its own last frames) and all others stand at one level, as they do while a sampler refines the
+clip. Memory shows no frame after the first noised one: its picture there would already hold the frames that are to be
+refined. `train world --init RUN` makes the causal student out of it.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ class ClipLevels(NamedTuple):
     is_shown: Tensor
 
 
-def draw_clip_levels(clips: int, times: int, num_sink: int, generator: torch.Generator) -> ClipLevels:
-    """Openings of num_sink to times - 1 clean frames; the others at one level, in a fifth of the clips at 1."""
+def draw_clip_levels(clips: int, times: int, least: int, generator: torch.Generator) -> ClipLevels:
+    """Openings of `least` to times - 1 clean frames; the others at one level, in a fifth of the clips at 1."""
     options = {"generator": generator, "device": generator.device}
-    opening = torch.randint(num_sink, times, (clips, 1), **options)
+    opening = torch.randint(least, times, (clips, 1), **options)
     level = shift_level(torch.rand(clips, 1, **options), LEVEL_SHIFT)
     level = torch.where(torch.rand(clips, 1, **options) < 0.2, torch.ones_like(level), level)
     order = torch.arange(times, device=generator.device)
@@ -65,10 +65,10 @@ class TeacherStage:
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """The world stage's loss at the levels of whole clips."""
-        clean, num_sink = batch["latent"], model.config.memory.num_sink
+        clean = batch["latent"]
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
         clips, times = clean.shape[:2]
-        drawn = draw_clip_levels(clips, times, num_sink, generator)
+        drawn = draw_clip_levels(clips, times, self.clips.retrieved.stop, generator)
         shown = batch["has_anchor"][:, None] & drawn.is_shown
         refined = self.clips.refine_at(model, batch | {"has_anchor": shown}, noise, drawn.level)
         return self.clips.flow_loss(batch, refined)
@@ -87,7 +87,7 @@ def sample_clip(model: WorldModel, clip: dict[str, Tensor], noise: Tensor, level
     frames = hide_later(clean_inputs(clip, model.config.context_level), noise.shape[1])
     return follow_flow(
         lambda latent, level: estimate_end(
-            model.transformer, frames, latent, torch.full_like(frames.level[:, 0], level)
+            model.transformer, frames, latent, torch.full_like(frames.level[:, 0], level), clip.get("sees")
         ),
         noise,
         levels,

@@ -1,7 +1,8 @@
 """Stage `world`: the generator learns to dream the next frame from history, camera motion and memory.
 
-Clips are composed as the engine composes context: the dream's first frame (sink), then consecutive frames (local
-window, target). Every frame has its own noise level (diffusion forcing), history mostly low ones.
+Clips are composed as the engine composes context: the dream's first frame (sink), what memory retrieved for the target
+(where memory.num_retrieved asks for it), then consecutive frames (local window, target). Every frame has its own noise
+level (diffusion forcing), history mostly low ones, retrieved frames always.
 """
 
 from __future__ import annotations
@@ -20,9 +21,10 @@ from worldscape.data.clips import Datasets, FrameStore, load_frames
 from worldscape.engine import WorldEngine
 from worldscape.flow import add_noise, draw_levels
 from worldscape.train.codec import picture_rows
-from worldscape.train.config import TrainConfig
+from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.prepare import PreparedFrames, prepare
 from worldscape.train.rollouts import follow, hands_in, start_at
+from worldscape.train.sight import present, sight
 from worldscape.transformer import FrameInputs, Prediction, frame_rays
 from worldscape.world import WorldModel
 
@@ -48,9 +50,7 @@ class WorldTrainConfig(TrainConfig):
 
 
 DEFAULTS: dict[str, TrainConfig] = {
-    "debug": WorldTrainConfig(
-        steps=20, batch_size=4, lr=1e-3, warmup=2, sample_every=20, checkpoint_every=10, log_every=5, dream_frames=16
-    ),
+    "debug": WorldTrainConfig(**DEBUG, batch_size=4, dream_frames=16),
     "nano": WorldTrainConfig(
         steps=9000, batch_size=32, lr=1e-3, warmup=200, ema=0.999, optimizer="muon", precision="bf16", threads=2
     ),
@@ -85,24 +85,33 @@ class WorldStage:
     odds: np.ndarray
     name: str = "world"
 
+    @property
+    def retrieved(self) -> slice:
+        """Places of the retrieved frames in a clip."""
+        num_sink = self.model_config.memory.num_sink
+        return slice(num_sink, num_sink + self.prepared.retrieved.shape[2])
+
     def trainable(self, model: WorldModel) -> nn.Module:
         """The transformer."""
         return model.transformer
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
-        """Clips of T = sink + window + 1 frames: latent and guess [B, T, P, C], coverage [B, T, P], rays,
-        frames long [B, T] (positions in the store), has_anchor bool [B] (False: memory is withheld); and where the
-        recordings have hands, their pose video: hands [B, T, 4, h, w]."""
+        """Clips of T = sink + retrieved + window + 1 frames: latent and guess [B, T, P, C], coverage [B, T, P], rays,
+        frames long [B, T] (positions in the store), has_anchor bool [B] (False: memory is withheld); where frames are
+        retrieved at all, sees bool [B, T, T] (sight.py); and where the recordings have hands, their pose video: hands
+        [B, T, 4, h, w]."""
         rng = np.random.default_rng([self.config.seed, step, rank, 4])
         clips = self.draw_clips(rng, self.config.batch_size)
         has_anchor = torch.from_numpy(rng.random(self.config.batch_size) >= self.config.anchor_dropout)
         return self.gather(*clips) | {"has_anchor": has_anchor}
 
     def gather(self, dreams: np.ndarray, places: np.ndarray) -> dict[str, Tensor]:
-        """Clips by their dreams [B] and the places of their frames in them [B, T]: a batch without has_anchor."""
+        """Clips by their dreams [B] and the places of their frames in them [B, T], -1 for an absent frame (the first
+        of the dream stands there, and nobody sees it): a batch without has_anchor."""
+        is_held, places = torch.from_numpy(places[:, self.retrieved] >= 0), np.maximum(places, 0)
         clip = (torch.from_numpy(dreams)[:, None], torch.from_numpy(places))
         hands = self.prepared.pose_video(clip)
-        return {
+        batch = {
             "latent": self.prepared.latent[clip].float(),
             "guess": self.prepared.guess[clip].float(),
             "coverage": self.prepared.coverage[clip].float(),
@@ -110,15 +119,22 @@ class WorldStage:
             "rays": self._rays(dreams, places),
             **({} if hands is None else {"hands": hands}),
         }
+        if is_held.shape[1] == 0:
+            return batch
+        memory, is_causal = self.model_config.memory, self.model_config.transformer.is_causal
+        return batch | {"sees": sight(is_held, memory.num_sink, memory.local_window + 1, is_causal)}
 
     def draw_clips(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
-        """Dreams [B] and the places of the clips' frames in them [B, T]: the first num_sink, then consecutive ones."""
+        """Dreams [B] and the places of the clips' frames in them [B, T]: the first num_sink, those retrieved for the
+        target (-1: none), then consecutive ones."""
         memory = self.model_config.memory
         drawn = np.searchsorted(self.odds, rng.random(size), side="right")
         dreams, first = np.divmod(drawn, clip_places(self.prepared, memory))
         first = memory.num_sink + np.where(rng.random(size) < OPENING_SHARE, 0, first)
         sink = np.broadcast_to(np.arange(memory.num_sink), (size, memory.num_sink))
-        return dreams, np.concatenate([sink, first[:, None] + np.arange(memory.local_window + 1)], 1)
+        tail = first[:, None] + np.arange(memory.local_window + 1)
+        retrieved = self.prepared.retrieved.numpy()[dreams, tail[:, -1]]
+        return dreams, np.concatenate([sink, retrieved, tail], 1)
 
     def _rays(self, dreams: np.ndarray, places: np.ndarray) -> Tensor:
         frames = self.prepared.frames.numpy()
@@ -138,7 +154,8 @@ class WorldStage:
         """Add noise to a batch's latents, frame by frame, and let the generator remove it."""
         clean = batch["latent"]
         noise = torch.randn(clean.shape, generator=generator, device=clean.device)
-        level = draw_levels(clean.shape[:2], self.config.context_share, self.config.context_level, generator)
+        config = self.config
+        level = draw_levels(clean.shape[:2], config.context_share, config.context_level, generator, self.retrieved)
         return self.refine_at(model, batch, noise, level)
 
     def refine_at(self, model: WorldModel, batch: dict[str, Tensor], noise: Tensor, level: Tensor) -> Refined:
@@ -153,12 +170,16 @@ class WorldStage:
             hands=batch.get("hands"),
         )
         positions = torch.arange(clean.shape[1], device=clean.device).expand(len(clean), -1)
-        return Refined(level, inputs.coverage, model.transformer(inputs, positions))
+        return Refined(level, inputs.coverage, model.transformer(inputs, positions, sees=batch.get("sees")))
 
     def flow_loss(self, batch: dict[str, Tensor], refined: Refined) -> dict[str, Tensor]:
-        """L_fm and what is logged beside it."""
-        clean, level, coverage = batch["latent"], refined.level, refined.coverage
-        error = (refined.prediction.latent.float() - clean).pow(2).mean(3)
+        """L_fm and what is logged beside it, of the frames that are there."""
+        found = refined.prediction.latent.float()
+        parts = [batch["latent"], batch["guess"], found, refined.level, refined.coverage]
+        if "sees" in batch:
+            parts = [part[present(batch["sees"])] for part in parts]
+        clean, guess, found, level, coverage = parts
+        error = (found - clean).pow(2).mean(-1)
         weight = 1.0 + self.config.novelty_weight * (1.0 - coverage)
         weight = weight / weight.mean() * (1.0 - self.config.level_weight * level)[..., None]
         is_noise = (level == 1.0)[..., None].expand_as(error)
@@ -166,7 +187,7 @@ class WorldStage:
             "loss": (error * weight).mean(),
             "from_noise": mean_where(error, is_noise).detach(),
             "novel": mean_where(error, is_noise & (coverage < 0.1)).detach(),
-            "guess": (batch["guess"] - clean).pow(2).mean().detach(),
+            "guess": (guess - clean).pow(2).mean().detach(),
         }
 
     def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
@@ -220,7 +241,7 @@ def build_stage(
     prepared = prepare(
         load_world(init), model_config.memory, store, dataset, train_config.dream_frames, train_config.seed
     )
-    needed = model_config.memory.num_context + 1
+    needed = model_config.memory.num_sink + model_config.memory.local_window + 1
     if prepared.frames.shape[1] < needed + 1:
         raise ValueError(f"{dataset} has episodes of {prepared.frames.shape[1]} frames; clips need {needed + 1}.")
     odds = clip_odds(prepared, model_config.memory, train_config.novelty_share)
