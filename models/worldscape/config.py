@@ -207,12 +207,14 @@ PRESETS: dict[str, WorldConfig] = {
         preset="nano",
         codec=CodecConfig(latent_channels=64),
         transformer=TransformerConfig(hands=True),
+        memory=MemoryConfig(num_retrieved=2),
         steps_per_frame=1,
     ),
     "small": WorldConfig(
         preset="small",
         codec=CodecConfig(size=128, widths=(64, 96, 160, 256), latent_channels=32),
         transformer=TransformerConfig(width=384, num_layers=10, num_heads=12, mlp_width=1536, hands=True),
+        memory=MemoryConfig(num_retrieved=2),
         heads=HeadsConfig(width=256),
     ),
 }
