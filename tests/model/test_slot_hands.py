@@ -1,6 +1,7 @@
 """Hands of the engine's slots: they go where they are told, come along with the eyes, and belong to their slot."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -63,12 +64,16 @@ def same(one, other, rows=slice(None)) -> bool:
     return all(torch.equal(a[rows], b[rows]) for a, b in parts)
 
 
-def test_a_fast_dream_of_hands_is_the_plain_dream_to_rounding(model):
+@pytest.mark.parametrize("num_retrieved", [0, 2])
+def test_a_fast_dream_of_hands_is_the_plain_dream_to_rounding(model, num_retrieved):
     """Slot 2 has no hand in its start; slot 1 stands still once."""
+    memory = replace(model.config.memory, num_retrieved=num_retrieved)
     start = starts(3, states(3))
     assert start.hands is not None
     start.hands.present[2] = False
-    engines = [WorldEngine(model, 3, steps_per_frame=2, use_fast=fast, hands="both") for fast in (True, False)]
+    engines = [
+        WorldEngine(model, 3, steps_per_frame=2, use_fast=fast, hands="both", memory=memory) for fast in (True, False)
+    ]
     for engine in engines:
         engine.open(start, torch.arange(3))
     for step, action in enumerate(actions(3, 7)):
