@@ -36,6 +36,7 @@ class Setting:
     threads: int
     starts: str = "train"
     steps_per_frame: int | None = None
+    env: str = "WorldScape-Nav-v0"
 
     @property
     def keywords(self) -> dict[str, Any]:
@@ -70,7 +71,7 @@ def measure(setting: Setting) -> dict[str, float]:
     first_frame = time.perf_counter()
     found = {"import_seconds": imported - begin, "load_seconds": loaded - imported}
     found["first_frame_seconds"] = first_frame - imported
-    timing = time_steps(env, setting.steps, setting.num_envs)
+    timing = time_steps(env, setting.steps, setting.num_envs, draw=choose_draw(setting, env))
     found |= summarise(timing, setting.num_envs)
     found["memory_mb_loaded"] = bytes_loaded / 2**20
     found["memory_mb_per_env"] = (resident_bytes() - bytes_loaded) / 2**20 / setting.num_envs
@@ -86,20 +87,39 @@ def make_env(setting: Setting, **keywords: Any) -> Any:
     import gymnasium as gym
 
     if setting.num_envs == 1:
-        return gym.make("WorldScape-Nav-v0", **setting.keywords, **keywords)
+        return gym.make(setting.env, **setting.keywords, **keywords)
     return gym.make_vec(
-        "WorldScape-Nav-v0", num_envs=setting.num_envs, autoreset_mode="DISABLED", **setting.keywords, **keywords
+        setting.env, num_envs=setting.num_envs, autoreset_mode="DISABLED", **setting.keywords, **keywords
     )
 
 
-def time_steps(env: Any, num_steps: int, num_envs: int, after: Callable[[int], None] | None = None) -> Timing:
+Draw = Callable[[np.random.Generator, int], np.ndarray]
+"""Random generator, number of environments -> an action for each."""
+
+
+def draw_keys(rng: np.random.Generator, num_envs: int) -> np.ndarray:
+    """Any of the nine keys."""
+    return rng.integers(9, size=num_envs)
+
+
+def choose_draw(setting: Setting, env: Any) -> Draw:
+    """Random actions for an environment: keys, or numbers in [-1, 1]."""
+    space = env.action_space if setting.num_envs == 1 else env.single_action_space
+    if not space.shape:
+        return draw_keys
+    return lambda rng, num_envs: rng.uniform(-1.0, 1.0, (num_envs, *space.shape)).astype(np.float32)
+
+
+def time_steps(
+    env: Any, num_steps: int, num_envs: int, after: Callable[[int], None] | None = None, draw: Draw = draw_keys
+) -> Timing:
     """Step random actions in a reset env, WARM_UP_STEPS untimed first; `after(step)` runs between timed steps."""
     rng = np.random.default_rng(0)
     steps, resets, model_calls = [], [], 0
     for step in range(-WARM_UP_STEPS, num_steps):
-        action = rng.integers(9, size=num_envs)
+        action = draw(rng, num_envs)
         begin = time.perf_counter()
-        _, _, terminated, truncated, info = env.step(int(action[0]) if num_envs == 1 else action)
+        _, _, terminated, truncated, info = env.step(action[0] if num_envs == 1 else action)
         seconds = time.perf_counter() - begin
         if step >= 0:
             steps.append(seconds)
@@ -141,7 +161,7 @@ def measure_long_dream(setting: Setting) -> dict[str, float]:
         if step in (EARLY_STEP, setting.horizon - 1):
             memory[step] = resident_bytes()
 
-    timing = time_steps(env, setting.horizon, setting.num_envs, note_memory)
+    timing = time_steps(env, setting.horizon, setting.num_envs, note_memory, choose_draw(setting, env))
     env.close()
     growth = memory[setting.horizon - 1] - memory[EARLY_STEP]
     return {
@@ -177,6 +197,7 @@ def measure_apart(setting: Setting) -> dict[str, float]:
 def read_settings(arguments: list[str] | None = None) -> list[Setting]:
     """Command line -> one Setting per number of environments; the long dream belongs to the first."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--env", default="WorldScape-Nav-v0", help="id of a dreamed environment")
     parser.add_argument("--num-envs", default="1,4,16", help="comma-separated numbers of environments")
     parser.add_argument("--weights", default="nano", help="shipped name, or a directory of weights")
     parser.add_argument("--device", default="cpu")
@@ -192,7 +213,8 @@ def read_settings(arguments: list[str] | None = None) -> list[Setting]:
     if options.steps < 1 or options.threads < 0 or (options.horizon and options.horizon < 2 * EARLY_STEP):
         parser.error(f"--steps and --threads cannot be negative, and --horizon is 0 or at least {2 * EARLY_STEP}")
     shared = {
-        name: vars(options)[name] for name in ("weights", "device", "steps", "threads", "starts", "steps_per_frame")
+        name: vars(options)[name]
+        for name in ("weights", "device", "steps", "threads", "starts", "steps_per_frame", "env")
     }
     horizons = [options.horizon] + [0] * (len(counts) - 1)
     return [Setting(num_envs=n, horizon=horizon, **shared) for n, horizon in zip(counts, horizons, strict=True)]

@@ -23,7 +23,7 @@ LAYERS = (
     {"codec", "transformer", "heads", "memory", "splats"},
     {"world"},
     {"checkpoint", "fast"},
-    {"slots", "checks", "snapshot"},
+    {"slots", "slot_hands", "checks", "snapshot"},
     {"engine"},
     {"data"},
     {"train", "evaluate"},

@@ -1,7 +1,7 @@
 """WorldScape's Gymnasium face: importing it registers the environment ids and does not import torch.
 
-`WorldScape-Nav-v0` walks through a learned world, `WorldScape-Rooms-v0` through the simulator it was learned from;
-`WorldScape-Tabletop-v0` simulates a hand over a table.
+`WorldScape-Nav-v0` walks through a learned world, `WorldScape-Hand-v0` moves hands in one, `WorldScape-Universal-v0`
+does both; `WorldScape-Rooms-v0` and `WorldScape-Tabletop-v0` are the simulators that they are learned from.
 """
 
 import gymnasium as gym
@@ -20,5 +20,12 @@ _register(
     vector_entry_point="ws_gym.vector_env:WorldScapeVectorEnv",
     max_episode_steps=300,
 )
+for _name, _steps in (("Hand", 150), ("Universal", 300)):
+    _register(
+        f"WorldScape-{_name}-v0",
+        f"ws_gym.hand_env:WorldScape{_name}Env",
+        vector_entry_point=f"ws_gym.hand_env:WorldScape{_name}VectorEnv",
+        max_episode_steps=_steps,
+    )
 _register("WorldScape-Rooms-v0", "worldscape.data.rooms:RoomsEnv", max_episode_steps=300)
 _register("WorldScape-Tabletop-v0", "worldscape.data.tabletop:TabletopEnv", max_episode_steps=150)

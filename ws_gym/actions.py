@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 from gymnasium import spaces
+from torch import Tensor
 
 from worldscape.conditioning.controls import ControlScale, discrete_controls
 
@@ -43,19 +44,29 @@ class ActionMode(ABC):
 
         Raises ValueError for a wrong type, a wrong shape, NaN or a value outside the space in an active row.
         """
-        actions = _as_numbers(actions, self.space)
-        if actions.ndim == 0 or len(actions) != len(active):
-            raise ValueError(f"actions have shape {actions.shape}; give one action for each of {len(active)} slots.")
-        if actions.shape[1:] != self.space.shape:
-            raise ValueError(f"an action has shape {actions.shape[1:]}; one of {self.space} has {self.space.shape}.")
+        actions = self._of_slots(actions, active)
         controls = np.zeros((len(active), self.table.shape[1]), np.float32)
         if active.any():
             controls[active] = self._convert(self._validated(actions[active]))
         return controls
 
+    def to_hands(self, actions: Any, active: np.ndarray, command: Tensor) -> Tensor | None:
+        """Actions [B, ...] -> hand actions [B, 2, 13] on the device of `command` [B, 2, 16], where the hands were told
+        to be; None for modes without hands. Raises as to_controls."""
+        return None
+
     @abstractmethod
     def keys_to_action(self) -> dict[tuple[int, ...], Any]:
         """Pressed keys (unicode code points or SDL key codes, sorted) -> action, for `gymnasium.utils.play`."""
+
+    def _of_slots(self, actions: Any, active: np.ndarray) -> np.ndarray:
+        """Numbers, one action of the space's shape for each slot. Raises ValueError for anything else."""
+        actions = _as_numbers(actions, self.space)
+        if actions.ndim == 0 or len(actions) != len(active):
+            raise ValueError(f"actions have shape {actions.shape}; give one action for each of {len(active)} slots.")
+        if actions.shape[1:] != self.space.shape:
+            raise ValueError(f"an action has shape {actions.shape[1:]}; one of {self.space} has {self.space.shape}.")
+        return actions
 
     @abstractmethod
     def _validated(self, actions: np.ndarray) -> np.ndarray: ...
@@ -87,7 +98,7 @@ class DiscreteActions(ActionMode):
 class _AxisActions(ActionMode):
     """Shared by the modes with one number per axis (walk, strafe, turn, look), + being the axis' first key."""
 
-    def _combine(self, axes: np.ndarray) -> np.ndarray:
+    def combine(self, axes: np.ndarray) -> np.ndarray:
         """Axis values [N, 4] in [-1, 1] -> controls [N, 6], walking at most one step's length."""
         steps = self.table[[first for first, _ in AXES.values()]]
         # A plain sum, not a matrix product, whose rounding may depend on the number of rows.
@@ -129,7 +140,7 @@ class CombinedKeys(_AxisActions):
         return _whole_numbers(actions, np.full(actions.shape, 3), self.space)
 
     def _convert(self, actions: np.ndarray) -> np.ndarray:
-        return self._combine(np.where(actions == 2, -1, actions))
+        return self.combine(np.where(actions == 2, -1, actions))
 
 
 class ContinuousCamera(_AxisActions):
@@ -149,7 +160,7 @@ class ContinuousCamera(_AxisActions):
         return np.clip(actions, -1.0, 1.0)
 
     def _convert(self, actions: np.ndarray) -> np.ndarray:
-        return self._combine(actions)
+        return self.combine(actions)
 
 
 ACTION_MODES: dict[str, type[ActionMode]] = {

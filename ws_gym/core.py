@@ -14,7 +14,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from einops import rearrange
 from gymnasium import spaces
 from gymnasium.error import ClosedEnvironmentError, Error, ResetNeeded
 from torch import Tensor
@@ -26,19 +25,17 @@ from worldscape.snapshot import Snapshot
 from worldscape.splats.gaussians import Gaussians
 from worldscape.splats.reconstruct import aggregate
 from worldscape.splats.unproject import unproject
-from ws_gym.actions import make_action_mode
 from ws_gym.batch import Batch
+from ws_gym.hand_actions import choose_action_mode
+from ws_gym.infos import describe_hands, describe_motion, resize_depth, resize_frames
 from ws_gym.maps import Place
 from ws_gym.options import WorldOptions
 from ws_gym.places import TRAIL_STEPS, describe_place
-from ws_gym.starts import START_OPTIONS, open_starts, override_starts, start_number
+from ws_gym.starts import START_OPTIONS, fit_hands, open_starts, override_starts, start_number
 from ws_gym.tasks import TaskResult, make_task
 from ws_gym.threads import alone
 
 IMPORTED_IN = os.getpid()
-
-BLOCKED_SHARE = 0.5
-"""A step is a collision when less than this share of the commanded distance was realised."""
 
 
 class WorldCore:
@@ -55,7 +52,7 @@ class WorldCore:
         self.task = make_task(options.task, options.task_options)
         self._options = options
         self.engine: WorldEngine | None = _open_engine(options, num_slots)
-        self.actions = make_action_mode(options.actions, self.engine.config.controls)
+        self.actions = choose_action_mode(options, self.engine.config)
         side = self.engine.config.codec.size
         self.frame_size = (side, side)
         self.size = options.picture_size or self.frame_size
@@ -83,7 +80,7 @@ class WorldCore:
         numbers = np.flatnonzero(rows).tolist()
         chosen = [rngs[number] for number in numbers]
         source = override_starts(options, self.frame_size) or self.starts
-        start = source.draw(chosen, start_number(options))
+        start = fit_hands(source.draw(chosen, start_number(options)), self._options.hands)
         seeds = torch.tensor([int(rng.integers(2**62)) for rng in chosen])
         frame = engine.open(start, seeds, torch.tensor(numbers))
         mask = torch.as_tensor(rows, device=self.device)
@@ -105,8 +102,9 @@ class WorldCore:
             rows = np.flatnonzero(self.needs_reset & active).tolist()
             raise ResetNeeded(f"slots {rows} have no running episode; reset them before stepping.")
         controls = torch.from_numpy(self.actions.to_controls(actions, active)).to(self.device)
+        hands = self.actions.to_hands(actions, active, engine.state.hand_command)
         mask = torch.as_tensor(active, device=self.device)
-        frame = engine.step(controls, mask)
+        frame = engine.step(controls, mask, hands=hands)
         self._elapsed = self._elapsed + mask
         self._leave_trail(frame, mask)
         result = self._checked(self.task.step(frame, self._elapsed, mask))
@@ -268,8 +266,10 @@ class WorldCore:
         return result
 
     def _batch(self, frame: EngineFrame, result: TaskResult, controls: Tensor, truncated: Tensor) -> Batch:
-        info = _describe_motion(frame, controls)
-        info["depth"] = _resize_depth(frame.depth, self.size)
+        info = describe_motion(frame, controls)
+        if frame.hands is not None:
+            info |= describe_hands(frame.hands, frame.pose, self._running_engine().state.intrinsics, self.size)
+        info["depth"] = resize_depth(frame.depth, self.size)
         info["success"] = result.success
         info["model_calls"] = torch.full_like(self._elapsed, frame.model_calls)
         tables = self._running_engine().state.memory.tables
@@ -278,7 +278,7 @@ class WorldCore:
         if taken:
             raise ValueError(f"the task's info terms {taken} are names that the environment uses itself; rename them.")
         return Batch(
-            observation=_resize_frames(frame.frame, self.size),
+            observation=resize_frames(frame.frame, self.size),
             reward=result.reward.float(),
             terminated=result.terminated,
             truncated=truncated,
@@ -301,36 +301,14 @@ def _leave_the_parents_threads() -> None:
 def _open_engine(options: WorldOptions, num_slots: int) -> WorldEngine:
     try:
         model = load_world(os.fspath(options.weights), options.torch_device)
-        return WorldEngine(model, num_slots, device=options.torch_device, steps_per_frame=options.steps_per_frame)
+        return WorldEngine(
+            model,
+            num_slots,
+            device=options.torch_device,
+            steps_per_frame=options.steps_per_frame,
+            hands=options.hands,
+        )
     except RuntimeError as error:
         if "forked subprocess" in str(error):
             raise Error(FORKED) from error
         raise
-
-
-def _describe_motion(frame: EngineFrame, controls: Tensor) -> dict[str, Any]:
-    commanded, realised = controls[:, :3].norm(dim=-1), frame.realised[:, :3].norm(dim=-1)
-    return {
-        "pose": frame.pose,
-        "camera": frame.camera,
-        "control": controls,
-        "realised": frame.realised,
-        "collision": realised < BLOCKED_SHARE * commanded,
-        "coverage": frame.coverage,
-    }
-
-
-def _resize_frames(frames: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 [B, H, W, 3] -> uint8 [B, h, w, 3]."""
-    if tuple(frames.shape[1:3]) == size:
-        return frames
-    pixels = rearrange(frames, "b h w c -> b c h w").float()
-    pixels = torch.nn.functional.interpolate(pixels, size, mode="bilinear", antialias=True)
-    return rearrange(pixels.round().clamp(0, 255).to(torch.uint8), "b c h w -> b h w c").contiguous()
-
-
-def _resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
-    """Metres [B, H, W] -> metres [B, h, w]: nearest, because a mean of two depths is on neither surface."""
-    if tuple(depth.shape[1:3]) == size:
-        return depth
-    return torch.nn.functional.interpolate(depth[:, None], size, mode="nearest-exact")[:, 0]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -145,7 +145,11 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         "render_fps": RENDER_FPS,
     }
 
+    defaults: ClassVar[dict[str, Any]] = {}
+    """Options of this environment that are not `WorldOptions`' own defaults."""
+
     def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
+        options = {**self.defaults, **options}
         self.render_mode = check_render_mode(render_mode, (None, "rgb_array", "human"))
         self._viewer = Viewer("WorldScape", RENDER_FPS) if render_mode == "human" else None
         self._options = options

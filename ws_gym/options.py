@@ -13,6 +13,10 @@ from ws_gym.actions import check_action_mode
 
 MIN_SIZE = 16
 
+HANDS_CHOICES = ("right", "left", "both")
+HAND_MODES = ("hands", "universal")
+HAND_KINDS = ("delta", "keypoints", "egodex")
+
 RENDER_SIZE = 256
 """Pixels on the longer side of what `render()` returns: 64 pixels are enough to learn from, not to look at."""
 
@@ -26,6 +30,8 @@ class WorldOptions:
     size: int | tuple[int, int] | None = None
     steps_per_frame: int | None = None
     actions: str = "discrete"
+    hands: str | None = None
+    hand_actions: str = "delta"
     task: Any = "goal_object"
     task_options: Mapping[str, Any] | None = None
     starts: Any = "train"
@@ -34,7 +40,12 @@ class WorldOptions:
     drift_patience: int = 16
 
     def __post_init__(self) -> None:
-        check_action_mode(self.actions)
+        if self.hands is None:
+            check_action_mode(self.actions)
+        else:
+            _check_choice("hands", self.hands, HANDS_CHOICES)
+            _check_choice("actions", self.actions, HAND_MODES)
+        _check_choice("hand_actions", self.hand_actions, HAND_KINDS)
         _check_count("steps_per_frame", self.steps_per_frame)
         _check_count("max_episode_steps", self.max_episode_steps)
         _check_share("max_drift", self.max_drift)
@@ -61,8 +72,13 @@ class WorldOptions:
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(keywords) - set(known))
         if unknown:
-            raise TypeError(f"unexpected keyword argument {unknown[0]!r}; WorldScape-Nav takes {', '.join(known)}.")
+            raise TypeError(f"unexpected keyword argument {unknown[0]!r}; WorldScape takes {', '.join(known)}.")
         return cls(**keywords)
+
+
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r} is unknown; with hands choose one of {', '.join(choices)}.")
 
 
 def _check_count(name: str, value: Any, *, is_optional: bool = True) -> None:

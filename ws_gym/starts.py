@@ -19,14 +19,17 @@ import torch
 from einops import rearrange
 
 from worldscape.checkpoint import DEBUG, SHIPPED
+from worldscape.conditioning.hands import HANDS
 from worldscape.data.episode import EpisodeReader
-from worldscape.data.starts import Starts, load_starts
+from worldscape.data.starts import WINDOWED, Starts, load_starts
 from worldscape.engine import Start
+from worldscape.slot_hands import limit_to
+from worldscape.slots import RecordedHands
 from ws_gym.drawn_rooms import draw_room
 from ws_gym.pictures import load_last_frame, load_picture, resize
 
 START_OPTIONS = frozenset({"image", "video", "start"})
-SPLITS = ("train", "heldout")
+SPLITS = ("train", "heldout", "hands-train", "hands-heldout")
 DRAWN = "drawn"
 NUM_DRAWN = 1_000_000
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
@@ -90,7 +93,7 @@ class DatasetStarts(StartSource):
         frame = number - int(self.ends[index] - self.reader.lengths[index] - 1)
         episode = self.reader.episode(index)
         cut = {"frames": episode.frames[frame, None], "seeds": np.int64(-1)}
-        for name in ("depth", "pose"):
+        for name in WINDOWED:
             if getattr(episode, name) is not None:
                 cut[name] = getattr(episode, name)[frame, None]
         if episode.intrinsics is not None:
@@ -164,7 +167,26 @@ def to_start(starts: Starts, size: tuple[int, int]) -> Start:
         depth=None if depth is None else torch.from_numpy(_pick_pixels(depth, size).astype(np.float32)),
         pose=None if starts.pose is None else torch.from_numpy(starts.pose.astype(np.float32)),
         intrinsics=None if intrinsics is None else torch.from_numpy(intrinsics.astype(np.float32)),
+        hands=_recorded_hands(starts),
     )
+
+
+def fit_hands(start: Start, hands: str | None) -> Start:
+    """The start with the hands of an option `hands=` and no others; one that its frames lack begins as the mirror image
+    of the other. Frames without any leave it to the engine."""
+    if start.hands is None or hands is None:
+        return replace(start, hands=None)
+    (state, command, present), rows = start.hands, HANDS[hands]
+    (state, wanted), (command, _) = limit_to(rows, state, present), limit_to(rows, command, present)
+    return replace(start, hands=RecordedHands(state, command, wanted))
+
+
+def _recorded_hands(starts: Starts) -> RecordedHands | None:
+    if starts.hand_state is None or starts.hand_present is None or starts.pose is None:
+        return None
+    command = starts.hand_state if starts.hand_command is None else starts.hand_command
+    state, command = (torch.from_numpy(part.astype(np.float32)) for part in (starts.hand_state, command))
+    return RecordedHands(state, command, torch.from_numpy(starts.hand_present.astype(bool)))
 
 
 def _last_frames(starts: Starts) -> Starts:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -79,6 +79,9 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
 
+    defaults: ClassVar[dict[str, Any]] = {}
+    """Options of this environment that are not `WorldOptions`' own defaults."""
+
     def __init__(
         self,
         num_envs: int = 1,
@@ -97,7 +100,7 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.output = output
         self.render_mode = check_render_mode(render_mode, (None, "rgb_array"))
-        self._core = WorldCore(WorldOptions.from_keywords(options), num_envs)
+        self._core = WorldCore(WorldOptions.from_keywords({**self.defaults, **options}), num_envs)
         self.single_observation_space = self._core.observation_space
         self.single_action_space = self._core.actions.space
         self.observation_space = batch_space(self.single_observation_space, num_envs)

@@ -1,9 +1,11 @@
-"""What may go into the engine: rows, starts and controls, each checked once, where it enters."""
+"""What may go into the engine: rows, starts, controls and hands, each checked once, where it enters."""
 
 import torch
 from torch import Tensor
 
-from worldscape.slots import Start
+from worldscape.conditioning.hands import HAND_STATE_WIDTH, HANDS
+from worldscape.config import TransformerConfig
+from worldscape.slots import RecordedHands, Start
 
 
 def checked_rows(rows: Tensor | None, num_slots: int, device: torch.device) -> Tensor:
@@ -18,8 +20,9 @@ def checked_rows(rows: Tensor | None, num_slots: int, device: torch.device) -> T
     return rows.to(device, torch.long)
 
 
-def check_start(start: Start, size: int, num_seeds: int, num_rows: int) -> None:
-    """Raises ValueError for frames that are not `size` pixels a side, for shapes that disagree and for NaN."""
+def check_start(start: Start, size: int, num_seeds: int, num_rows: int, hands: str | None) -> None:
+    """Raises ValueError for frames that are not `size` pixels a side, for shapes that disagree and for NaN, and for
+    hands where the engine's option `hands` says that it has none."""
     frames = start.frames
     if frames.ndim != 5 or frames.shape[1] < 1 or frames.shape[2:] != (size, size, 3):
         raise ValueError(f"start frames have shape {tuple(frames.shape)}; give uint8 [R, F, {size}, {size}, 3].")
@@ -36,6 +39,17 @@ def check_start(start: Start, size: int, num_seeds: int, num_rows: int) -> None:
     ):
         if tensor is not None and (tensor.shape != shape or not torch.isfinite(tensor).all()):
             raise ValueError(f"start {name} has shape {tuple(tensor.shape)}; give finite numbers {tuple(shape)}.")
+    if start.hands is not None:
+        _check_recorded(start.hands, frames.shape[:2], hands)
+
+
+def _check_recorded(recorded: RecordedHands, shape: torch.Size, hands: str | None) -> None:
+    if hands is None:
+        raise ValueError("the start has hands and this engine has none: make it with hands=.")
+    wanted = ((*shape, 2, HAND_STATE_WIDTH), (*shape, 2, HAND_STATE_WIDTH), (*shape, 2))
+    given = tuple(tuple(part.shape) for part in recorded)
+    if given != wanted or not (torch.isfinite(recorded.state).all() and torch.isfinite(recorded.command).all()):
+        raise ValueError(f"start hands have shapes {given}; give finite states and commands, and present: {wanted}.")
 
 
 def check_controls(controls: Tensor, active: Tensor, is_open: Tensor) -> None:
@@ -50,3 +64,22 @@ def check_controls(controls: Tensor, active: Tensor, is_open: Tensor) -> None:
             raise ValueError("controls hold NaN or infinity; give finite metres and radians.")
         if (active & ~is_open).any():
             raise ValueError("a slot was stepped that holds no world; call open() first.")
+
+
+def check_hands(commanded: Tensor, width: int, is_open: Tensor, hands: str | None) -> None:
+    """Raises ValueError unless these are finite actions or states [B, 2, width], and the engine has hands at all."""
+    num_slots = len(is_open)
+    if hands is None:
+        raise ValueError("hands were commanded in an engine that has none: make it with hands=.")
+    if commanded.shape != (num_slots, 2, width):
+        raise ValueError(f"hands have shape {tuple(commanded.shape)}; give [{num_slots}, 2, {width}].")
+    if is_open.device.type == "cpu" and not torch.isfinite(commanded).all():
+        raise ValueError("hands hold NaN or infinity; give finite numbers.")
+
+
+def check_hands_option(hands: str, config: TransformerConfig) -> None:
+    """Raises ValueError for a name that is none of `hands.HANDS`, and for weights that know no hands."""
+    if hands not in HANDS:
+        raise ValueError(f"hands is {hands!r}; choose one of {', '.join(HANDS)}, or None.")
+    if not config.hands:
+        raise ValueError("these weights know no hands: use others, or train some (--model transformer.hands=true).")

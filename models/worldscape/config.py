@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from worldscape.conditioning.controls import ControlScale
+from worldscape.conditioning.hands import HandScale
 
 POLICIES = ("maco", "sink+local", "local", "full")
 
@@ -53,6 +54,7 @@ class TransformerConfig:
     """The generator: a Wan-style transformer over the tokens of a few frames.
 
     anchor: whether memory reprojected into the new view is an input (else Pluecker rays and history alone).
+    hands: whether a pose video of hands is an input; False in weights from before there were any.
     is_causal: a frame sees itself and earlier ones; without it, a teacher, all frames of a clip see each other.
     """
 
@@ -61,6 +63,7 @@ class TransformerConfig:
     num_heads: int = 8
     mlp_width: int = 1024
     anchor: bool = True
+    hands: bool = False
     is_causal: bool = True
     attention: str = "sdpa"
     rope_base: float = 100.0
@@ -163,6 +166,7 @@ class WorldConfig:
     memory: MemoryConfig = field(default_factory=MemoryConfig)
     heads: HeadsConfig = field(default_factory=HeadsConfig)
     controls: ControlScale = field(default_factory=ControlScale)
+    hands: HandScale = field(default_factory=HandScale)
     body: BodyConfig = field(default_factory=BodyConfig)
     steps_per_frame: int = 2
     context_level: float = 0.0
@@ -194,7 +198,7 @@ PRESETS: dict[str, WorldConfig] = {
     "debug": WorldConfig(
         preset="debug",
         codec=CodecConfig(widths=(8, 8, 12, 16), latent_channels=8),
-        transformer=TransformerConfig(width=24, num_layers=2, num_heads=2, mlp_width=48),
+        transformer=TransformerConfig(width=24, num_layers=2, num_heads=2, mlp_width=48, hands=True),
         memory=MemoryConfig(local_window=3, num_keyframes=6, num_anchors=2),
         heads=HeadsConfig(width=16),
         steps_per_frame=1,
@@ -202,13 +206,14 @@ PRESETS: dict[str, WorldConfig] = {
     "nano": WorldConfig(
         preset="nano",
         codec=CodecConfig(latent_channels=64),
+        transformer=TransformerConfig(hands=True),
         memory=MemoryConfig(num_retrieved=2),
         steps_per_frame=1,
     ),
     "small": WorldConfig(
         preset="small",
         codec=CodecConfig(size=128, widths=(64, 96, 160, 256), latent_channels=32),
-        transformer=TransformerConfig(width=384, num_layers=10, num_heads=12, mlp_width=1536),
+        transformer=TransformerConfig(width=384, num_layers=10, num_heads=12, mlp_width=1536, hands=True),
         memory=MemoryConfig(num_retrieved=2),
         heads=HeadsConfig(width=256),
     ),

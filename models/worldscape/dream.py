@@ -25,7 +25,7 @@ from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import Frame, Recall, WorldMemory
 from worldscape.noise import slot_noise
 from worldscape.progress import Progress
-from worldscape.train.rollouts import start_at
+from worldscape.train.rollouts import follow, hands_in, start_at
 from worldscape.train.sight import sight
 from worldscape.train.teacher import sample_clip
 from worldscape.transformer import frame_rays
@@ -50,7 +50,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> None:
     """Dream one walk and write the video. Raises ValueError for an episode that is not there."""
     model = load_world(args.weights)
-    store = load_frames(args.data, model.config.codec.size)
+    store = load_frames(args.data, model.config.codec.size, hands=model.config.transformer.hands)
     if not -store.num_episodes <= args.episode < store.num_episodes or args.frames < 2 or args.calls < 1:
         raise ValueError(
             f"--episode {args.episode} must be one of {store.num_episodes}, --frames {args.frames} at least 2 and "
@@ -66,11 +66,11 @@ def run(args: argparse.Namespace) -> None:
 
 def dream_steps(model: WorldModel, store: FrameStore, walk: np.ndarray, calls: int, seed: int) -> np.ndarray:
     """Step a student along the recorded frames `walk` [F] from the first of them -> uint8 [F, h, w, 3]."""
-    engine = WorldEngine(model, 1, steps_per_frame=calls)
+    engine = WorldEngine(model, 1, steps_per_frame=calls, hands=hands_in(store))
     frames = [engine.open(start_at(store, walk[:1]), torch.tensor([seed])).frame]
     with Progress("frames dreamed", total=len(walk) - 1) as progress:
-        for index in walk[1:]:
-            frames.append(engine.step(torch.from_numpy(store.realised[[index]]), is_realised=True).frame)
+        for index in range(1, len(walk)):
+            frames.append(follow(engine, store, walk[[index]]).frame)
             progress.update()
     return torch.cat(frames).numpy()
 
@@ -94,7 +94,7 @@ class ClipDreamer:
         size = model.config.codec.size
         shape = PageShape(layers=0, tokens=0, heads=0, head_width=0, size=size)
         self.model, self.store, self.walk = model, store, walk
-        self.intrinsics = torch.from_numpy(store.intrinsics)[None]
+        self.intrinsics = torch.from_numpy(store.intrinsics[walk[:1]])
         self.poses = torch.from_numpy(store.pose[walk])
         self.memory = WorldMemory.empty(model.config.memory, 1, shape, torch.zeros(()))
         self.frames: list[Finished] = []

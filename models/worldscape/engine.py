@@ -13,7 +13,7 @@ from einops import rearrange
 from torch import Tensor
 
 from worldscape.checkpoint import weights_id
-from worldscape.checks import check_controls, check_start, checked_rows
+from worldscape.checks import check_controls, check_hands, check_hands_option, check_start, checked_rows
 from worldscape.codec import frame_to_rgbd, normalise_tokens, rgbd_to_frame
 from worldscape.conditioning.camera import (
     angle_difference,
@@ -24,16 +24,30 @@ from worldscape.conditioning.camera import (
     square_intrinsics,
     state_from_pose,
 )
+from worldscape.conditioning.hand_model import NUM_KEYPOINTS
+from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HAND_STATE_WIDTH, HANDS
 from worldscape.conditioning.reproject import decode_depth, encode_depth, reproject
 from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.config import MemoryConfig
 from worldscape.fast import FastTransformer
 from worldscape.fast_codec import FastCodec
 from worldscape.flow import euler_step, sampling_levels
+from worldscape.heads import HAND_TASKS
 from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import Frame, Recall, WorldMemory
 from worldscape.noise import slot_noise
-from worldscape.slots import Dreamed, EngineFrame, NewFrame, SlotState, Start, View
+from worldscape.slot_hands import SlotHands, draw_hands, resting_hands
+from worldscape.slots import (
+    Dreamed,
+    EngineFrame,
+    HandFrame,
+    NewFrame,
+    RecordedHands,
+    ShownHands,
+    SlotState,
+    Start,
+    View,
+)
 from worldscape.snapshot import Snapshot
 from worldscape.transformer import PlacedHistory, Prediction, frame_rays
 from worldscape.world import WorldModel
@@ -50,10 +64,12 @@ class WorldEngine:
         device: torch device.
         steps_per_frame: denoising model calls a frame; None takes the config's.
         use_fast: run the inference-only rewrites (fast.py, fast_codec.py, reproject_fast.py); same results to rounding.
+        hands: "left", "right" or "both" for slots that have hands; None for slots that walk only, which costs less.
         memory: policy and sizes of the slots' memory, for ablations; None takes the model's.
         memory_budget: bytes that the pages of all slots never exceed; a small one makes the pool smaller.
 
-    Raises ValueError for fewer than 1 slot, for a budget in which sink and local window do not fit, and for a teacher.
+    Raises ValueError for fewer than 1 slot, for a budget in which sink and local window do not fit, for a teacher, and
+    for hands with weights that know none.
     """
 
     def __init__(
@@ -64,6 +80,7 @@ class WorldEngine:
         device: str | torch.device = "cpu",
         steps_per_frame: int | None = None,
         use_fast: bool = True,
+        hands: str | None = None,
         memory: MemoryConfig | None = None,
         memory_budget: int | None = None,
     ):
@@ -71,6 +88,9 @@ class WorldEngine:
             raise ValueError(f"num_slots is {num_slots}; an engine has at least 1 slot.")
         if not model.config.transformer.is_causal:
             raise ValueError("these weights are a teacher's, which sees a whole clip at once: step a causal student.")
+        if hands is not None:
+            check_hands_option(hands, model.config.transformer)
+        self.hands = hands
         calls = model.config.steps_per_frame if steps_per_frame is None else steps_per_frame
         self.config = model.config if memory is None else replace(model.config, memory=memory)
         self.num_slots = num_slots
@@ -90,7 +110,7 @@ class WorldEngine:
         Returns all slots. Raises ValueError when shapes disagree.
         """
         rows = checked_rows(rows, self.num_slots, self.device)
-        check_start(start, self.config.codec.size, len(seeds), len(rows))
+        check_start(start, self.config.codec.size, len(seeds), len(rows), self.hands)
         start = self._complete(start)
         self.state.memory.clear(rows)
         fresh = self._fresh(len(rows), self.state.memory.empty_rows(len(rows)))
@@ -100,24 +120,40 @@ class WorldEngine:
         fresh.intrinsics = start.intrinsics
         for index in range(start.frames.shape[1]):
             rgbd = frame_to_rgbd(start.frames[:, index], encode_depth(start.depth[:, index]))
-            self.commit_real(fresh, rgbd, start.pose[:, index])
+            self.commit_real(fresh, rgbd, start.pose[:, index], None if start.hands is None else start.hands.at(index))
         self.state.memory.adopt(fresh.memory, rows)
         self.state.write_rows(rows, fresh.tensors())
         return self._present(start.frames.shape[1])
 
     @torch.inference_mode()
-    def step(self, controls: Tensor, active: Tensor | None = None, *, is_realised: bool = False) -> EngineFrame:
+    def step(
+        self,
+        controls: Tensor,
+        active: Tensor | None = None,
+        *,
+        hands: Tensor | None = None,
+        is_realised: bool = False,
+    ) -> EngineFrame:
         """Advance every active slot by one frame; controls float [B, 6] in metres and radians, active bool [B].
 
-        is_realised: the controls are motion that took place (recorded, say), so nothing is asked of the motion head.
-        Raises ValueError for a wrong shape, a non-finite control, or an active slot that was never opened.
+        hands: actions float [B, 2, 13] in [-1, 1] of the left and the right hand (`HandScale`), clipped; None keeps
+        them still. is_realised: the controls are motion that took place (recorded, say) and `hands` the states
+        [B, 2, 16] in world axes that the hands reached, so nothing is asked of the heads.
+        Raises ValueError for a wrong shape, a non-finite control, an active slot that was never opened, and hands that
+        the engine does not have.
         """
         state = self.state
         active = torch.ones_like(state.is_open) if active is None else active.to(self.device)
         check_controls(controls, active, state.is_open)
         controls = controls.to(self.device, torch.float32)
+        if hands is not None:
+            check_hands(hands, HAND_STATE_WIDTH if is_realised else HAND_ACTION_WIDTH, state.is_open, self.hands)
+            hands = hands.to(self.device, torch.float32)
         realised = controls if is_realised else self.realise(state, controls)
-        self.advance(state, realised, active)
+        moved = None
+        if hands is not None:
+            moved = self.place_hands(state, realised, hands) if is_realised else self.realise_hands(state, hands)
+        self.advance(state, realised, active, hands=moved)
         return self._present(len(self.levels))
 
     def close(self) -> None:
@@ -176,15 +212,36 @@ class WorldEngine:
         is_free = ((after >= body.radius) | (after >= before)) & (logit > self.config.heads.blocked_logit)
         return torch.cat([controls[:, :3] * is_free[:, None], controls[:, 3:]], 1)
 
-    def advance(self, state: SlotState, realised: Tensor, active: Tensor, num_calls: int | None = None) -> Dreamed:
+    def realise_hands(self, state: SlotState, actions: Tensor) -> SlotHands:
+        """Where the hands get to with actions [B, 2, 13]: the kinematic hand, held back by what the wrist head sees."""
+        scale, wrist = self.config.hands, self.model.heads.wrist
+        assert wrist is not None
+        goal = state.hands.told(actions.clamp(-1.0, 1.0), scale)
+        return state.hands.moved(goal, wrist(state.features, state.latent, state.hand_state, goal), scale)
+
+    def place_hands(self, state: SlotState, realised: Tensor, reached: Tensor) -> SlotHands:
+        """The hands at states [B, 2, 16] in world axes that they reached while the camera moved by `realised`."""
+        camera = apply_control(state.camera, realised, self.config.controls.max_pitch)
+        return state.hands.placed(reached, reached, state.hand_present, pose_from_state(camera))
+
+    def advance(
+        self,
+        state: SlotState,
+        realised: Tensor,
+        active: Tensor,
+        num_calls: int | None = None,
+        hands: SlotHands | None = None,
+    ) -> Dreamed:
         """Dream the frame that motion `realised` [B, 6] leads to and append it to the active slots.
+
+        hands: where they are then; None: where they were, as seen from the eyes.
 
         num_calls: finish early, after so many model calls. Where gradients are on, the last of them carries any, and
         what it is told of the view; what is committed does not, so none flows through memory or history.
         """
         camera = apply_control(state.camera, realised, self.config.controls.max_pitch)
         realised = torch.cat([realised[:, :3], angle_difference(camera, state.camera)], 1)
-        view = self.look(state, camera, pose_from_state(state.camera))
+        view = self.look(state, camera, pose_from_state(state.camera), hands)
         history = self.read(state, view)
         latent = self.denoise(state, view, history, num_calls)
         with torch.no_grad():
@@ -193,17 +250,27 @@ class WorldEngine:
             self.commit(state, NewFrame(camera, realised, rgbd, finished), view, history, active)
         return Dreamed(latent, view)
 
-    def look(self, state: SlotState, camera: Tensor, previous: Tensor) -> View:
-        """Rays and anchor of the view from `camera` [B, 6]; `previous` is the camera-to-world pose [B, 4, 4] before."""
+    def look(self, state: SlotState, camera: Tensor, previous: Tensor, hands: SlotHands | None = None) -> View:
+        """Rays and anchor of the view from `camera` [B, 6]; `previous` is the camera-to-world pose [B, 4, 4] before.
+
+        hands: those in the view; None takes the slots' own.
+        """
         pose = pose_from_state(camera)
         recall = state.memory.recall(
             pose, state.intrinsics, use_anchor=self.config.transformer.anchor, rebuild=self.rebuild
         )
-        return self._view(pose, previous, recall, state.intrinsics)
+        shown = None
+        if self.hands is not None:
+            hands = state.hands if hands is None else hands
+            keypoints, side = hands.keypoints(pose), self.config.codec.size
+            rows = HANDS[self.hands]
+            picture = draw_hands(keypoints, hands.present, pose, state.intrinsics, side, rows)
+            shown = ShownHands(hands, keypoints, picture)
+        return self._view(pose, previous, recall, state.intrinsics, shown)
 
     def read(self, state: SlotState, view: View) -> PlacedHistory:
         """History as this step's model calls read it."""
-        return self.generator.place(state.memory.read(view.recall.retrieved))
+        return self.generator.place(state.memory.read(view.recall.retrieved), view.told.present)
 
     def denoise(self, state: SlotState, view: View, history: PlacedHistory, num_calls: int | None = None) -> Tensor:
         """Refine this step's noise into the new frame's latent [B, P, C]; reads history, writes nothing.
@@ -226,39 +293,60 @@ class WorldEngine:
         prediction = self.generator.refine(new.latent[:, None], level, view.told, positions, history)
         frame = Frame(prediction.layers, new.rgbd, view.pose, state.intrinsics, new.is_real)
         state.memory.append(frame, view.recall, active)
-        self._finish(state, new, prediction, view.recall.coverage, active)
+        self._finish(state, new, prediction, view, active)
 
-    def commit_real(self, state: SlotState, rgbd: Tensor, pose: Tensor) -> View:
-        """Take real frames, RGB-D [B, 4, h, w] seen from poses [B, 4, 4], into history; returns what memory showed."""
+    def commit_real(self, state: SlotState, rgbd: Tensor, pose: Tensor, hands: RecordedHands | None = None) -> View:
+        """Take real frames, RGB-D [B, 4, h, w] seen from poses [B, 4, 4], into history; returns what memory showed.
+
+        hands: those in the frames, [B, 2, ...]; None in an engine with hands: they rest in front of the eyes.
+        """
         camera, active = state_from_pose(pose), torch.ones_like(state.is_open)
         is_first = state.memory.count == 0
         previous = torch.where(is_first[:, None, None], pose, pose_from_state(state.camera))
-        view = self.look(state, camera, previous)
+        seen = None
+        if self.hands is not None:
+            resting = resting_hands(len(pose), HANDS[self.hands], pose)
+            seen = resting if hands is None else resting.placed(*hands, pose)
+        view = self.look(state, camera, previous, seen)
         latent = self.codec.encode(rgbd).float()
         new = NewFrame(camera, torch.zeros_like(camera), rgbd, latent, is_real=True)
         self.commit(state, new, view, self.read(state, view), active)
         state.steps.zero_()
         return view
 
-    def _finish(
-        self, state: SlotState, new: NewFrame, prediction: Prediction, coverage: Tensor, active: Tensor
-    ) -> None:
+    def _finish(self, state: SlotState, new: NewFrame, prediction: Prediction, view: View, active: Tensor) -> None:
         """Write the new frame's results into the active slots."""
         features = prediction.features[:, 0].float()
         events = torch.stack(self.model.heads.events(features, new.latent), 1).sigmoid()
-        steps = state.steps + 1
         seen = {"camera": new.camera, "realised": new.realised, "rgbd": new.rgbd, "latent": new.latent}
-        told = {"features": features, "coverage": coverage, "events": events, "steps": steps}
-        for name, value in {**seen, **told}.items():
+        told = {"features": features, "coverage": view.recall.coverage, "events": events, "steps": state.steps + 1}
+        hands = {} if view.hands is None else self._judge_hands(view.hands, features, new.latent)
+        for name, value in {**seen, **told, **hands}.items():
             old = getattr(state, name)
             setattr(state, name, torch.where(active.reshape(-1, *[1] * (value.ndim - 1)), value.to(old.dtype), old))
 
-    def _view(self, pose: Tensor, previous: Tensor, recall: Recall, intrinsics: Tensor) -> View:
+    def _judge_hands(self, shown: ShownHands, features: Tensor, latent: Tensor) -> dict[str, Tensor]:
+        """What is new of the slots' hands, by the names of their fields."""
+        hands, tasks = shown.hands, self.model.heads.tasks
+        assert tasks is not None
+        return {
+            "hand_state": hands.state,
+            "hand_command": hands.command,
+            "hand_present": hands.present,
+            "hand_base": hands.base,
+            "keypoints": shown.keypoints,
+            "tasks": torch.stack(tasks(features, latent), 1).sigmoid(),
+        }
+
+    def _view(
+        self, pose: Tensor, previous: Tensor, recall: Recall, intrinsics: Tensor, hands: ShownHands | None
+    ) -> View:
         rays = frame_rays(pose, invert_pose(level_pose(previous)), intrinsics, self.config.codec.grid)
         guess = self.codec.encode_anchor(recall.anchor)
         coverage = token_coverage(recall.anchor.mask, self.config.codec.grid)
-        told = self.generator.embed_view(rays[:, None], guess.latent[:, None].float(), coverage[:, None])
-        return View(pose, rays, coverage, told, recall, guess)
+        drawn = None if hands is None else hands.picture[:, None]
+        told = self.generator.embed_view(rays[:, None], guess.latent[:, None].float(), coverage[:, None], drawn)
+        return View(pose, rays, coverage, told, recall, guess, hands)
 
     def _present(self, model_calls: int) -> EngineFrame:
         """The slots' current frames as fresh tensors."""
@@ -276,6 +364,19 @@ class WorldEngine:
             latent=state.latent.clone(),
             steps=state.steps.clone(),
             model_calls=model_calls,
+            hands=None if self.hands is None else self._present_hands(),
+        )
+
+    def _present_hands(self) -> HandFrame:
+        state = self.state
+        reward, success = state.tasks.clone().unbind(1)
+        return HandFrame(
+            keypoints=state.keypoints.clone(),
+            state=state.hand_state.clone(),
+            command=state.hand_command.clone(),
+            present=state.hand_present.clone(),
+            reward=reward,
+            success=success,
         )
 
     @cached_property
@@ -286,6 +387,7 @@ class WorldEngine:
             "config": self.config.to_dict(),
             "levels": self.state.memory.tables.levels._asdict(),
             "generator": type(self.generator).__name__,
+            "hands": self.hands,
         }
 
     def _memory(self, slots: int, budget: int | None) -> WorldMemory:
@@ -296,6 +398,7 @@ class WorldEngine:
     def _fresh(self, slots: int, memory: WorldMemory) -> SlotState:
         """Slots that hold nothing."""
         like, codec, transformer = torch.zeros((), device=self.device), self.config.codec, self.config.transformer
+        hands = SlotHands.absent(slots, like)
         return SlotState(
             memory=memory,
             camera=like.new_zeros(slots, 6),
@@ -309,10 +412,16 @@ class WorldEngine:
             coverage=like.new_zeros(slots),
             realised=like.new_zeros(slots, 6),
             events=like.new_zeros(slots, 2),
+            hand_state=hands.state,
+            hand_command=hands.command,
+            hand_present=hands.present,
+            hand_base=hands.base,
+            keypoints=like.new_zeros(slots, 2, NUM_KEYPOINTS, 3),
+            tasks=like.new_zeros(slots, 2, len(HAND_TASKS)),
         )
 
     def _complete(self, start: Start) -> Start:
-        """The start with every field filled in, on the device."""
+        """The start with every field but hands filled in, on the device."""
         frames = start.frames.to(self.device)
         num_rows, num_frames = frames.shape[:2]
         pose = torch.eye(4).repeat(num_rows, num_frames, 1, 1) if start.pose is None else start.pose
@@ -320,7 +429,9 @@ class WorldEngine:
         intrinsics = start.intrinsics
         if intrinsics is None:
             intrinsics = torch.from_numpy(square_intrinsics(self.config.field_of_view)).repeat(num_rows, 1)
-        return Start(frames, *(part.to(self.device, torch.float32) for part in (depth, pose, intrinsics)))
+        depth, pose, intrinsics = (part.to(self.device, torch.float32) for part in (depth, pose, intrinsics))
+        hands = None if start.hands is None else RecordedHands(*(part.to(self.device) for part in start.hands))
+        return Start(frames, depth, pose, intrinsics, hands)
 
     def _guess_depth(self, frames: Tensor) -> Tensor:
         rgb = rearrange(frames, "r f h w c -> (r f) c h w").float() / 127.5 - 1.0

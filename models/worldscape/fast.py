@@ -21,7 +21,10 @@ from worldscape.transformer import (
     Prediction,
     WorldTransformer,
     level_features,
+    no_hands_known,
+    pack_hands,
     pack_rays,
+    shows_hand,
 )
 
 
@@ -91,29 +94,48 @@ class FastTransformer:
         first, _, second = plain.embed_rays
         self.embed_rays = Linear.of(first), Linear.of(second)
         self.embed_anchor, self.embed_latent = Linear.of(plain.embed_anchor), Linear.of(plain.embed_latent)
+        self.embed_hands, self.no_hand = None, torch.zeros_like(self.embed_rays[1].bias)
+        if self.config.hands:
+            widen, _, narrow = plain.embed_hands
+            self.embed_hands, self.no_hand = (Linear.of(widen), Linear.of(narrow)), plain.no_hand.detach().clone()
+        self.embed_rays_alone = self.embed_rays[1]._replace(bias=self.embed_rays[1].bias + self.no_hand)
         self.to_latent = Linear.of(plain.to_latent)
         self.space = turns(space_angles(self.grid, self.config.head_width, self.config.rope_base, device))
 
-    def embed_view(self, rays: Tensor, anchor: Tensor, coverage: Tensor) -> EmbeddedView:
+    def embed_view(self, rays: Tensor, anchor: Tensor, coverage: Tensor, hands: Tensor | None = None) -> EmbeddedView:
         """As WorldTransformer.embed_view."""
         first, second = self.embed_rays
-        tokens = second(F.silu(first(pack_rays(rays, self.grid).flatten(0, 2))))
+        inner = F.silu(first(pack_rays(rays, self.grid).flatten(0, 2)))
+        tokens = self.embed_rays_alone(inner) if hands is None else second(inner)
         if self.config.anchor:
             tokens = tokens + self.embed_anchor(torch.cat([anchor, coverage[..., None]], -1).flatten(0, 2))
-        return EmbeddedView(tokens.unflatten(0, anchor.shape[:3]), anchor)
+        view = EmbeddedView(tokens.unflatten(0, anchor.shape[:3]), anchor)
+        return view if hands is None else self._with_hands(view, hands)
 
-    def place(self, history: History) -> PlacedHistory:
+    def _with_hands(self, view: EmbeddedView, hands: Tensor) -> EmbeddedView:
+        if self.embed_hands is None:
+            raise no_hands_known()
+        present, (widen, narrow) = shows_hand(hands), self.embed_hands
+        drawn = narrow(F.silu(widen(pack_hands(hands, self.grid).flatten(0, 2))))
+        tokens = view.tokens + torch.where(present[..., None, None], 0.0, self.no_hand)
+        return EmbeddedView(tokens, view.anchor, drawn.view_as(tokens), present)
+
+    def place(self, history: History, present: Tensor | None = None) -> PlacedHistory:
         """Rotate stored keys to their relative times, and leave room for the new frame behind them: once a step.
 
-        Keys and values are [L, B, (S + 1) * P, H, K], `valid` is a mask that broadcasts to [B, 1, P, (S + 1) * P].
+        present: the new frame's EmbeddedView.present; with it there is room for the pose video's tokens too, N = 2 * P
+        instead of P. Keys and values are [L, B, S * P + N, H, K], `valid` is a mask that broadcasts to
+        [B, 1, N, S * P + N].
         """
         layers, slots, past, tokens, heads, width = history.keys.shape
-        shape = (layers, slots, past + 1, tokens, heads, width)
+        shape = (layers, slots, past + (1 if present is None else 2), tokens, heads, width)
         keys, values = history.keys.new_empty(shape), history.values.new_empty(shape)
         turn = turns(time_angles(history.positions, width, self.config.rope_base))
         torch.mul(as_complex(history.keys), turn, out=as_complex(keys[:, :, :past]))
         values[:, :, :past] = history.values
-        return PlacedHistory(keys.flatten(2, 3), values.flatten(2, 3), self._mask(history.valid))
+        valid = F.pad(history.valid, (0, 1), value=True)
+        valid = valid if present is None else torch.cat([valid, present], 1)
+        return PlacedHistory(keys.flatten(2, 3), values.flatten(2, 3), self._mask(valid))
 
     def refine(
         self, latent: Tensor, level: float, view: EmbeddedView, positions: Tensor, history: PlacedHistory
@@ -122,18 +144,25 @@ class FastTransformer:
         known, (slots, _, tokens, _) = self.levels[level], latent.shape
         time = turns(time_angles(positions, self.config.head_width, self.config.rope_base))[:, 0]
         turn = (self.space * time)[:, :, None]
-        new_keys, new_values = history.keys[:, :, -tokens:], history.values[:, :, -tokens:]
         x = self.embed_latent(latent.flatten(0, 2)) + view.tokens.flatten(0, 2)
+        num_new = tokens
+        if view.hands is not None:
+            turn, num_new = torch.cat([turn, turn], 1), 2 * tokens
+            x = torch.cat([x.view(slots, tokens, -1), view.hands[:, 0]], 1).flatten(0, 1)
+        new_keys, new_values = history.keys[:, :, -num_new:], history.values[:, :, -num_new:]
         places = zip(history.keys, history.values, new_keys, new_values, strict=True)
         for layer, modulation, place in zip(self.layers, known.blocks, places, strict=True):
             x = self._block(layer, modulation, x, turn, place, history.valid)
-        stored = torch.view_as_real(as_complex(new_keys) * time.conj()).flatten(-2)
+        if view.hands is not None:
+            x = x.view(slots, num_new, -1)[:, :tokens].flatten(0, 1)
+        stored = torch.view_as_real(as_complex(new_keys[:, :, :tokens]) * time.conj()).flatten(-2)
+        new_values = new_values[:, :, :tokens]
         layers = [KeysValues(k, v) for k, v in zip(stored[:, :, None], new_values[:, :, None], strict=True)]
         clean = self._read_clean(x, known, view.anchor.flatten(0, 2)).view_as(latent)
         return Prediction(clean, x.view(slots, 1, tokens, -1), layers)
 
     def _block(self, layer: Layer, level: Modulation, x: Tensor, turn: Tensor, place, mask: Tensor) -> Tensor:
-        """x [B * P, D]; turn [B, P, 1, 1, K / 2]; place: all keys and values, and the new frame's part of each."""
+        """x [B * N, D]; turn [B, N, 1, 1, K / 2]; place: all keys and values, and the new frame's part of each."""
         keys, values, new_keys, new_values = place
         slots, tokens, heads, width = new_keys.shape
         inner = F.layer_norm(x, x.shape[1:], level.scale1, level.shift1, 1e-6)
@@ -154,7 +183,7 @@ class FastTransformer:
         return torch.addcmul(change, torch.sigmoid(trust + 1.0), anchor) if self.config.anchor else change
 
     def _mask(self, valid: Tensor) -> Tensor:
-        seen = F.pad(valid, (0, 1), value=True).repeat_interleave(self.grid**2, 1)[:, None, None]
+        seen = valid.repeat_interleave(self.grid**2, 1)[:, None, None]
         if self.config.attention == "reference":
             return seen
         return torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, -torch.inf)

@@ -1,7 +1,8 @@
 """Heads: what the world lets happen, read off the generator's features: motion, reward, termination; and first depth.
 
-`MotionHead` says before a frame is dreamed whether the commanded walk is free; `EventHead` says afterwards whether the
-new frame earns the reward and ends the episode; `DepthHead` guesses depth for a picture that comes without.
+`MotionHead` says before a frame is dreamed whether the commanded walk is free, `WristHead` how far things hold a hand
+back; `EventHead` says afterwards whether the new frame earns the reward and ends the episode, `TaskHead` what it is
+worth to each task of a hand; `DepthHead` guesses depth for a picture that comes without.
 """
 
 from typing import NamedTuple
@@ -10,9 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldscape.conditioning.hands import HAND_STATE_WIDTH
 from worldscape.config import HeadsConfig
 from worldscape.memory.surroundings import CELLS as PLAN_CELLS
 
+HAND_TASKS = ("reach", "push", "pick_place")
+"""What hands are rewarded for, in the order of the recorded `task_id`."""
+
+LARGEST_LAG = 2.0  # steps' worth of moving or turning by which a wrist may miss its goal
 RARE = -3.0  # logit of an event before anything is learned
 DROPOUT = 0.2  # of what the motion head has made of features and of surroundings
 LIKELY = 2.0  # logit of a free walk before anything is learned
@@ -77,6 +83,46 @@ class EventHead(nn.Module):
         return Events(*self.head(torch.cat([features, latent], -1)).unbind(-1))
 
 
+class WristHead(nn.Module):
+    """Features and latent of the current frame, where hands are and where they are told to go -> what contact does."""
+
+    def __init__(self, width: int, features: int, channels: int):
+        super().__init__()
+        self.told = nn.Linear(2 * HAND_STATE_WIDTH + 1, width)
+        self.head = TokenHead(features + channels + width, width, 6)
+        nn.init.zeros_(self.head.pooled[-1].weight)  # pyright: ignore[reportArgumentType]
+        nn.init.zeros_(self.head.pooled[-1].bias)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, features: Tensor, latent: Tensor, state: Tensor, goal: Tensor) -> Tensor:
+        """features [B, P, D], latent [B, P, C], state and goal [B, 2, 16] of both hands (state_to_vector) -> how far
+        the wrists will be from their goals [B, 2, 6]: move and turn along workspace axes, in steps of a HandScale."""
+        is_right = torch.arange(2, device=goal.device, dtype=goal.dtype)[:, None].expand(*goal.shape[:2], 1)
+        told = self.told(torch.cat([goal, (goal - state) * 10.0, is_right], -1))  # metres: a step is about 0.03
+        seen = torch.cat([features, latent], -1)[:, None].expand(-1, 2, -1, -1)
+        tokens = torch.cat([seen, told[:, :, None].expand(-1, -1, seen.shape[2], -1)], -1)
+        lag = self.head(tokens.flatten(0, 1)).unflatten(0, goal.shape[:2])
+        return LARGEST_LAG * torch.tanh(lag / LARGEST_LAG)
+
+
+class TaskValues(NamedTuple):
+    """Of a frame, for each of HAND_TASKS, [B, 3] each: logits of the dense reward in [0, 1], and of success."""
+
+    reward: Tensor
+    success: Tensor
+
+
+class TaskHead(nn.Module):
+    """Features and latent of the new frame -> what it is worth to each of HAND_TASKS."""
+
+    def __init__(self, width: int, features: int, channels: int):
+        super().__init__()
+        self.head = TokenHead(features + channels, width, 2 * len(HAND_TASKS))
+        nn.init.constant_(self.head.pooled[-1].bias, RARE)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, features: Tensor, latent: Tensor) -> TaskValues:
+        return TaskValues(*self.head(torch.cat([features, latent], -1)).chunk(2, -1))
+
+
 class DepthHead(nn.Module):
     """RGB [B, 3, h, w] in [-1, 1] -> inverse depth [B, h, w] in [-1, 1]; a small U-Net."""
 
@@ -105,10 +151,15 @@ class DepthHead(nn.Module):
 
 
 class Heads(nn.Module):
-    """All heads of a world model; `features` is the generator's width, `channels` the latent's."""
+    """All heads of a world model; `features` is the generator's width, `channels` the latent's.
 
-    def __init__(self, config: HeadsConfig, features: int, channels: int):
+    `wrist` and `tasks` are there where the generator knows hands.
+    """
+
+    def __init__(self, config: HeadsConfig, features: int, channels: int, *, hands: bool):
         super().__init__()
         self.motion = MotionHead(config.width, features, channels)
         self.events = EventHead(config.width, features, channels)
+        self.wrist = WristHead(config.width, features, channels) if hands else None
+        self.tasks = TaskHead(config.width, features, channels) if hands else None
         self.depth = DepthHead(max(config.width // 2, 16))

@@ -8,7 +8,22 @@ from torch import Tensor
 from worldscape.codec import Encoded
 from worldscape.conditioning.reproject import Anchor
 from worldscape.memory.world_memory import Recall, WorldMemory
+from worldscape.slot_hands import SlotHands
 from worldscape.transformer import EmbeddedView
+
+
+class RecordedHands(NamedTuple):
+    """Hands in real frames, left then right: state and command float32 [..., 2, 16] in world axes
+    (`hands.state_to_vector`), present bool [..., 2].
+    """
+
+    state: Tensor
+    command: Tensor
+    present: Tensor
+
+    def at(self, frame: int) -> "RecordedHands":
+        """Those of one frame of [R, F, 2, ...]."""
+        return RecordedHands(*(part[:, frame] for part in self))
 
 
 @dataclass(slots=True)
@@ -17,13 +32,29 @@ class Start:
 
     frames uint8 [R, F, h, w, 3]; depth float32 [R, F, h, w] metres, or None to let the depth head guess; pose float32
     [R, F, 4, 4] camera to world, or None (only with F = 1) for a level camera at the origin; intrinsics float32 [R, 4]
-    normalised, or None for the config's field of view.
+    normalised, or None for the config's field of view; hands, for an engine with hands (None: they rest in front of the
+    eyes), [R, F, 2, ...].
     """
 
     frames: Tensor
     depth: Tensor | None = None
     pose: Tensor | None = None
     intrinsics: Tensor | None = None
+    hands: RecordedHands | None = None
+
+
+class HandFrame(NamedTuple):
+    """Hands as the slots show them, left then right: keypoints [B, 2, 21, 3] metres in world axes, state and command
+    [B, 2, 16] in the axes of their workspace, present bool [B, 2]; and what the frame is worth to each of
+    `heads.HAND_TASKS`, [B, 3] in [0, 1]: reward, probability of success.
+    """
+
+    keypoints: Tensor
+    state: Tensor
+    command: Tensor
+    present: Tensor
+    reward: Tensor
+    success: Tensor
 
 
 @dataclass(slots=True)
@@ -32,7 +63,8 @@ class EngineFrame:
 
     frame uint8 [B, h, w, 3]; depth float32 [B, h, w] metres; pose [B, 4, 4]; camera [B, 6]; realised [B, 6] control
     that took place; reward, end [B] probabilities; coverage [B] share of pixels anchored in memory; latent
-    [B, P, C]; steps long [B] since opening; model_calls: transformer forwards made by this call.
+    [B, P, C]; steps long [B] since opening; model_calls: transformer forwards made by this call; hands: of an engine
+    that has them.
     """
 
     frame: Tensor
@@ -46,6 +78,7 @@ class EngineFrame:
     latent: Tensor
     steps: Tensor
     model_calls: int
+    hands: HandFrame | None = None
 
 
 @dataclass(slots=True)
@@ -64,6 +97,17 @@ class SlotState:
     coverage: Tensor
     realised: Tensor
     events: Tensor = field(repr=False)
+    hand_state: Tensor = field(repr=False)
+    hand_command: Tensor = field(repr=False)
+    hand_present: Tensor = field(repr=False)
+    hand_base: Tensor = field(repr=False)
+    keypoints: Tensor = field(repr=False)
+    tasks: Tensor = field(repr=False)
+
+    @property
+    def hands(self) -> SlotHands:
+        """Both hands of the slots; absent in an engine that has none."""
+        return SlotHands(self.hand_state, self.hand_command, self.hand_present, self.hand_base)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name; those of memory apart."""
@@ -75,9 +119,17 @@ class SlotState:
             stored.index_copy_(0, rows, new[name])
 
 
+class ShownHands(NamedTuple):
+    """Hands in a view: their keypoints [B, 2, 21, 3] in world axes, and the pose video's picture [B, 4, h, w]."""
+
+    hands: SlotHands
+    keypoints: Tensor
+    picture: Tensor
+
+
 class View(NamedTuple):
     """A view about to be dreamed from `pose` [B, 4, 4]: its rays [B, 6, R, R] and the share of each token that memory
-    shows [B, P], both as the generator is `told` of them, what memory shows, and its latent.
+    shows [B, P], both as the generator is `told` of them, what memory shows, and its latent; hands, if there are any.
     """
 
     pose: Tensor
@@ -86,6 +138,7 @@ class View(NamedTuple):
     told: EmbeddedView
     recall: Recall
     guess: Encoded
+    hands: ShownHands | None = None
 
     @property
     def anchor(self) -> Anchor:

@@ -1,4 +1,4 @@
-"""The generator: a causal transformer that refines a frame's latent given history, camera motion and memory.
+"""The generator: a causal transformer that refines a frame's latent given history, camera motion, hands and memory.
 
 It predicts the clean latent. A frame sees itself and earlier frames, never later ones; history comes as keys and
 values, stored before temporal rotation. Whether a call refines or commits is only a matter of what the caller keeps.
@@ -12,11 +12,13 @@ from einops import rearrange, repeat
 from torch import Tensor, nn
 
 from worldscape.conditioning.camera import plucker_map
+from worldscape.conditioning.pose_video import POSE_CHANNELS
 from worldscape.config import CodecConfig, MemoryConfig, TransformerConfig
 from worldscape.nn.blocks import Block, KeysValues, Layout
 from worldscape.nn.rope import Rotation, rotate, space_angles, time_angles
 
 RAYS_PER_TOKEN = 2  # Pluecker rays along each side of a token
+HAND_WEIGHTS = ("embed_hands.", "no_hand")  # what weights from before hands lack; without a hand it starts unnoticed
 
 
 class FrameInputs(NamedTuple):
@@ -24,7 +26,8 @@ class FrameInputs(NamedTuple):
 
     latent [B, T, P, C] noisy; level [B, T] in [0, 1], 1 = pure noise; rays [B, T, 6, R, R] Pluecker map relative to the
     previous frame (R = 2 * grid); anchor [B, T, P, C] latent that memory suggests; coverage [B, T, P] share of each
-    token's pixels that memory shows.
+    token's pixels that memory shows; hands [B, T, 4, h, w] pose video with nearness (`PoseVideo.picture`), black where
+    no hand is, or None where none is in any frame.
     """
 
     latent: Tensor
@@ -32,6 +35,7 @@ class FrameInputs(NamedTuple):
     rays: Tensor
     anchor: Tensor
     coverage: Tensor
+    hands: Tensor | None = None
 
 
 class History(NamedTuple):
@@ -56,11 +60,14 @@ class PlacedHistory(NamedTuple):
 class EmbeddedView(NamedTuple):
     """What is told of T new frames before they are refined: once a step, for all model calls of that step.
 
-    tokens [B, T, P, D] camera motion and memory as the generator reads them; anchor [B, T, P, C].
+    tokens [B, T, P, D] camera motion and memory as the generator reads them; anchor [B, T, P, C]; hands [B, T, P, D]
+    the tokens of the pose video, and present bool [B, T] whether it shows any; both None where it never does.
     """
 
     tokens: Tensor
     anchor: Tensor
+    hands: Tensor | None = None
+    present: Tensor | None = None
 
 
 class Prediction(NamedTuple):
@@ -72,7 +79,12 @@ class Prediction(NamedTuple):
 
 
 class WorldTransformer(nn.Module):
-    """Noisy frame tokens + camera rays + memory -> clean frame tokens."""
+    """Noisy frame tokens + camera rays + memory -> clean frame tokens.
+
+    The pose video's tokens stand beside those of their frame, as a frame of their own at the same time: the picture
+    reads them, history does not keep them (the finished picture shows the hand). A frame without a hand has a learned
+    vector added to its tokens instead, which costs nothing.
+    """
 
     def __init__(self, config: TransformerConfig, codec: CodecConfig, memory: MemoryConfig):
         super().__init__()
@@ -85,6 +97,10 @@ class WorldTransformer(nn.Module):
         self.embed_rays = nn.Sequential(
             nn.Linear(6 * RAYS_PER_TOKEN**2, width), nn.SiLU(), zero_linear(nn.Linear(width, width))
         )
+        if config.hands:
+            patch = POSE_CHANNELS * (codec.size // codec.grid) ** 2
+            self.embed_hands = nn.Sequential(nn.Linear(patch, width), nn.SiLU(), nn.Linear(width, width))
+            self.no_hand = nn.Parameter(torch.zeros(width))
         self.embed_level = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.level_modulation = nn.Sequential(nn.SiLU(), nn.Linear(width, 6 * width))
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
@@ -92,8 +108,11 @@ class WorldTransformer(nn.Module):
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.to_latent = zero_linear(nn.Linear(width, channels + 1))
 
-    def place(self, history: History) -> PlacedHistory:
-        """Rotate stored keys to their relative times: once a step, for all model calls of that step."""
+    def place(self, history: History, present: Tensor | None = None) -> PlacedHistory:
+        """Rotate stored keys to their relative times: once a step, for all model calls of that step.
+
+        present (EmbeddedView's) is for FastTransformer, which leaves room for the tokens of hands.
+        """
         angles = time_angles(history.positions, self.config.head_width, self.config.rope_base)
         return PlacedHistory(rotate(history.keys, Rotation.of(angles)), history.values, history.valid)
 
@@ -108,21 +127,31 @@ class WorldTransformer(nn.Module):
 
         sees: which new frame sees which, bool [B, T, T]; None: each sees itself and earlier ones (a teacher's: all).
         """
-        view = self.embed_view(frames.rays, frames.anchor, frames.coverage)
-        return self._refine(frames.latent, frames.level, view, self._layout(positions, history, sees), history)
+        view = self.embed_view(frames.rays, frames.anchor, frames.coverage, frames.hands)
+        layout = self._layout(positions, history, sees, view.present)
+        return self._refine(frames.latent, frames.level, view, layout, history)
 
-    def embed_view(self, rays: Tensor, anchor: Tensor, coverage: Tensor) -> EmbeddedView:
-        """rays, anchor and coverage as in FrameInputs -> what each model call on these frames is told of them."""
+    def embed_view(self, rays: Tensor, anchor: Tensor, coverage: Tensor, hands: Tensor | None = None) -> EmbeddedView:
+        """The same as in FrameInputs -> what each model call on these frames is told of them.
+
+        Raises ValueError for hands when the weights know none.
+        """
         tokens = self.embed_rays(pack_rays(rays, self.grid))
         if self.config.anchor:
             tokens = tokens + self.embed_anchor(torch.cat([anchor, coverage[..., None]], -1))
-        return EmbeddedView(tokens, anchor)
+        if hands is None:
+            return EmbeddedView(tokens + self.no_hand if self.config.hands else tokens, anchor)
+        if not self.config.hands:
+            raise no_hands_known()
+        present = shows_hand(hands)
+        tokens = tokens + torch.where(present[..., None, None], 0.0, self.no_hand)
+        return EmbeddedView(tokens, anchor, self.embed_hands(pack_hands(hands, self.grid)), present)
 
     def refine(
         self, latent: Tensor, level: float, view: EmbeddedView, positions: Tensor, history: PlacedHistory
     ) -> Prediction:
         """As forward, for frames that are all at one noise level and whose view is embedded already."""
-        layout = self._layout(positions, history, None)
+        layout = self._layout(positions, history, None, view.present)
         return self._refine(latent, torch.full_like(latent[:, :, 0, 0], level), view, layout, history)
 
     def _refine(
@@ -130,20 +159,27 @@ class WorldTransformer(nn.Module):
     ) -> Prediction:
         level = self.embed_level(level_features(level, self.config.width))
         modulation = rearrange(self.level_modulation(level), "b t (n d) -> b t n d", n=6)
-        x = self.embed_latent(latent) + view.tokens
+        x, tokens = self.embed_latent(latent) + view.tokens, latent.shape[2]
+        if view.hands is not None:
+            x = torch.cat([x, view.hands], 2)
         layers = []
         for index, block in enumerate(self.blocks):
             past = None if history is None else KeysValues(history.keys[index], history.values[index])
             x, new = block(x, modulation, past, layout)
-            layers.append(new)
+            layers.append(KeysValues(*(part[:, :, :tokens] for part in new)))
+        x = x[:, :, :tokens]
         return Prediction(self._read_clean(x, level, view.anchor), x, layers)
 
-    def _layout(self, positions: Tensor, history: PlacedHistory | None, sees: Tensor | None) -> Layout:
+    def _layout(
+        self, positions: Tensor, history: PlacedHistory | None, sees: Tensor | None, present: Tensor | None
+    ) -> Layout:
         config = self.config
         space = space_angles(self.grid, config.head_width, config.rope_base, positions.device)
+        if present is not None:
+            space = torch.cat([space, space])
         time = time_angles(positions, config.head_width, config.rope_base)
         sees = self._earlier(positions) if sees is None else sees
-        mask = self._mask(sees, history)
+        mask = self._mask(sees, history, present)
         return Layout(Rotation.of(space), Rotation.of(time), Rotation.of(space + time), mask)
 
     def _earlier(self, positions: Tensor) -> Tensor:
@@ -152,13 +188,20 @@ class WorldTransformer(nn.Module):
         earlier = (order[:, None] >= order[None])[None]
         return earlier if self.config.is_causal else torch.ones_like(earlier)
 
-    def _mask(self, sees: Tensor, history: PlacedHistory | None) -> Tensor | None:
-        """New frames see valid history and what `sees` says of each other; True means it may look."""
-        num_new = sees.shape[1]
+    def _mask(self, sees: Tensor, history: PlacedHistory | None, present: Tensor | None) -> Tensor | None:
+        """New frames see valid history, what `sees` says of each other, and their own hands where bool [B, T] says that
+        there are any; True means it may look."""
+        if history is None and present is None and sees.shape[1] == 1:
+            return None
+        tokens, kinds = self.grid**2, sees[..., None]
+        if present is not None:
+            own = torch.diag_embed(present)[..., None]
+            kinds = torch.cat([kinds.expand_as(own), own], -1)
+        new = repeat(kinds, "b t s kind -> b 1 (t n p) (s kind q)", n=kinds.shape[-1], p=tokens, q=tokens)
         if history is None:
-            return None if num_new == 1 else expand_mask(sees, self.grid**2)
-        past = repeat(history.valid, "b s -> b t s", t=num_new)
-        return expand_mask(torch.cat([past, sees.expand(len(past), -1, -1)], -1), self.grid**2)
+            return new
+        past = repeat(history.valid, "b s -> b 1 n (s q)", n=new.shape[2], q=tokens)
+        return torch.cat([past, new.expand(len(past), -1, -1, -1)], -1)
 
     def _read_clean(self, x: Tensor, level: Tensor, anchor: Tensor) -> Tensor:
         """The last layer: what memory suggests, as far as it is trusted, plus what is new."""
@@ -183,9 +226,19 @@ def pack_rays(rays: Tensor, grid: int) -> Tensor:
     return rearrange(rays, "b t c (h i) (w j) -> b t (h w) (c i j)", h=grid, w=grid)
 
 
-def expand_mask(frames: Tensor, tokens: int) -> Tensor:
-    """Which frame sees which, bool [B, T, S] -> which token sees which [B, 1, T * P, S * P]."""
-    return repeat(frames, "b t s -> b 1 (t p) (s q)", p=tokens, q=tokens)
+def pack_hands(hands: Tensor, grid: int) -> Tensor:
+    """Pose video [B, T, 4, h, w] -> pixels of each token [B, T, P, 4 * (h / grid)^2]."""
+    return rearrange(hands, "b t c (h i) (w j) -> b t (h w) (c i j)", h=grid, w=grid)
+
+
+def shows_hand(hands: Tensor) -> Tensor:
+    """Whether frames of a pose video [B, T, 4, h, w] show a hand: bool [B, T]."""
+    return hands.flatten(2).any(2)
+
+
+def no_hands_known() -> ValueError:
+    """What to raise where weights that know no hands are told of some."""
+    return ValueError("these weights were made without hands: use others, or train with --model transformer.hands=true")
 
 
 def level_features(level: Tensor, width: int) -> Tensor:

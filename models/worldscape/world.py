@@ -23,7 +23,8 @@ class WorldModel(nn.Module):
         self.config = config
         self.codec = Codec(config.codec)
         self.transformer = WorldTransformer(config.transformer, config.codec, config.memory)
-        self.heads = Heads(config.heads, config.transformer.width, config.codec.latent_channels)
+        width, channels = config.transformer.width, config.codec.latent_channels
+        self.heads = Heads(config.heads, width, channels, hands=config.transformer.hands)
         self.aggregator: Aggregator | None = None
 
 

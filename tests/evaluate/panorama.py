@@ -85,7 +85,7 @@ class PerfectEngine:
         self.textures = [draw_texture(seed) for seed in seeds.tolist()]
         return self._frame(np.zeros((self.num_slots, 6), np.float32))
 
-    def step(self, controls: torch.Tensor, active: torch.Tensor | None = None, *, is_realised: bool = False):
+    def step(self, controls: torch.Tensor, active: torch.Tensor | None = None, *, hands=None, is_realised=False):
         moved = [move(state, control) for state, control in zip(self.states, controls.numpy(), strict=True)]
         self.states = np.stack([state for state, _ in moved])
         return self._frame(np.stack([realised for _, realised in moved]))
@@ -112,14 +112,14 @@ class PerfectEngine:
 class CopyEngine(PerfectEngine):
     """Shows its start frame forever."""
 
-    def step(self, controls: torch.Tensor, active: torch.Tensor | None = None, *, is_realised: bool = False):
+    def step(self, controls: torch.Tensor, active: torch.Tensor | None = None, *, hands=None, is_realised=False):
         return self._frame(np.zeros((self.num_slots, 6), np.float32))
 
 
 class FoggyEngine(PerfectEngine):
     """A dream that fades: every step blends further towards grey."""
 
-    def step(self, controls: torch.Tensor, active: torch.Tensor | None = None, *, is_realised: bool = False):
+    def step(self, controls: torch.Tensor, active: torch.Tensor | None = None, *, hands=None, is_realised=False):
         made = super().step(controls, active)
         clear = max(0.0, 1 - self.num_frames / self.num_slots / 60)
         made.frame = (made.frame * clear + 128 * (1 - clear)).to(torch.uint8)

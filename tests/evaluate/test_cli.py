@@ -9,11 +9,11 @@ from worldscape.cli import main
 from worldscape.evaluate.report import FIELDS, last_report
 
 pytest.importorskip("worldscape.data.rooms_gl", exc_type=ImportError)
-SMALL = ["--weights", "debug", "--source", "rooms", "--episodes", "2", "--batch", "2"]
+SMALL = ["--weights", "debug", "--episodes", "2", "--batch", "2"]
 
 
-def run(capsys, *arguments: str):
-    assert main(["eval", arguments[0], *SMALL, *arguments[1:]]) == 0
+def run(capsys, *arguments: str, source: str = "rooms"):
+    assert main(["eval", arguments[0], *SMALL, "--source", source, *arguments[1:]]) == 0
     out = capsys.readouterr().out
     assert list(json.loads(out.splitlines()[-1])) == list(FIELDS)
     report = last_report(out)
@@ -69,10 +69,36 @@ def test_retrieval(capsys):
     assert 0 < report.metrics["covered_memory"] <= 1 and report.metrics["num_views"] > 0
 
 
+def test_fidelity_of_the_tabletop(capsys):
+    report = run(capsys, "fidelity", "--horizons", "1,4", "--policy", "mixed", source="tabletop")
+    assert 3 < report.metrics["psnr_model_h4"] < 40 and math.isfinite(report.metrics["action_gain_db"])
+
+
+def test_actions_of_hands(capsys, tmp_path):
+    options = ["--steps", "8", "--segment", "4", "--updates", "2", "--training-episodes", "1", "--out", str(tmp_path)]
+    report = run(capsys, "actions", *options, source="tabletop")
+    assert report.metrics["num_pairs"] == 16 and report.metrics["hand_motion_error_dream"] > 0
+    assert {path.name for path in tmp_path.iterdir()} == {"hand_reader.safetensors"}
+
+
+def test_drift_of_the_tabletop(capsys):
+    report = run(capsys, "drift", "--steps", "24", "--window", "12", source="tabletop")
+    assert 0 <= report.metrics["within"] <= 1 and report.metrics["change_simulator"] > 0
+
+
+def test_hands(capsys, tmp_path):
+    options = ["--horizons", "2,6", "--updates", "2", "--training-episodes", "1", "--out", str(tmp_path)]
+    report = run(capsys, "hands", *options, source="tabletop")
+    assert report.metrics["keypoint_error_commanded_h2"] < 12 and report.metrics["reward_error"] < 1
+    assert {path.name for path in tmp_path.iterdir()} == {"hands.png", "hands.mp4", "hand_reader.safetensors"}
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["fidelity", "--horizons", "4,1"], "increasing"),
+        (["fidelity", "--policy", "teleport"], "unknown policy"),
+        (["hands", "--horizons", "4,1"], "increasing"),
         (["fidelity", "--first-seed", "7"], "training layout"),
         (["fidelity", "--weights", "no-such-weights"], "no-such-weights"),
         (["actions", "--segment", "0"], "--segment"),

@@ -124,8 +124,8 @@ class TestStep:
         engine = engine_of(env)
         step = engine.step
 
-        def blocked(controls, active=None):
-            frame = step(controls, active)
+        def blocked(controls, active=None, hands=None):
+            frame = step(controls, active, hands=hands)
             return replace(frame, realised=torch.zeros_like(frame.realised))
 
         monkeypatch.setattr(engine, "step", blocked)
@@ -298,7 +298,7 @@ class TestBadInput:
             make_env(**options)
 
     def test_unknown_options_are_refused(self):
-        with pytest.raises(TypeError, match="argument 'wieghts'; WorldScape-Nav takes weights, device"):
+        with pytest.raises(TypeError, match="argument 'wieghts'; WorldScape takes weights, device"):
             make_env(wieghts="debug")
 
     def test_a_missing_cuda_device_is_named(self, monkeypatch):

@@ -14,6 +14,7 @@ from worldscape.memory.world_memory import Frame, WorldMemory
 from worldscape.nn.attention import attend
 from worldscape.nn.blocks import KeysValues
 from worldscape.nn.rope import Rotation, rotate, space_angles, time_angles
+from worldscape.train.scoring import join
 from worldscape.transformer import FrameInputs, History, WorldTransformer
 
 CODEC = CodecConfig(size=32, widths=(8, 8, 8, 8), latent_channels=6)
@@ -44,7 +45,8 @@ def frames(batch: int, num: int, seed: int = 0) -> FrameInputs:
 
 
 def cut(inputs: FrameInputs, rows: slice, times: slice) -> FrameInputs:
-    return FrameInputs(*(part[rows, times] for part in inputs))
+    latent, level, rays, anchor, coverage = (part[rows, times] for part in inputs[:5])
+    return FrameInputs(latent, level, rays, anchor, coverage)
 
 
 def remembering(slots: int) -> WorldMemory:
@@ -69,7 +71,7 @@ def positions(batch: int, num: int) -> torch.Tensor:
 
 def test_a_later_frame_never_changes_an_earlier_one():
     model, first, second = build(), frames(2, 4), frames(2, 4, seed=1)
-    mixed = FrameInputs(*(torch.cat([a[:, :3], b[:, 3:]], 1) for a, b in zip(first, second, strict=True)))
+    mixed = join([cut(first, slice(None), slice(0, 3)), cut(second, slice(None), slice(3, 4))])
     one, other = model(first, positions(2, 4)).latent, model(mixed, positions(2, 4)).latent
     assert torch.equal(one[:, :3], other[:, :3])
     assert not torch.allclose(one[:, 3], other[:, 3])
@@ -77,7 +79,7 @@ def test_a_later_frame_never_changes_an_earlier_one():
 
 def test_an_earlier_frame_does_change_a_later_one():
     model, first, second = build(), frames(1, 3), frames(1, 3, seed=1)
-    mixed = FrameInputs(*(torch.cat([b[:, :1], a[:, 1:]], 1) for a, b in zip(first, second, strict=True)))
+    mixed = join([cut(second, slice(None), slice(0, 1)), cut(first, slice(None), slice(1, 3))])
     assert not torch.allclose(model(first, positions(1, 3)).latent[:, 2], model(mixed, positions(1, 3)).latent[:, 2])
 
 

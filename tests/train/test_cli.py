@@ -91,12 +91,12 @@ def test_a_teacher_that_reads_another_history_is_refused():
 
 
 def test_the_shipped_weights_go_on_with_another_number_of_retrieved_keys():
-    """Parameters are the same, so training continues from them."""
+    """Parameters are the same, and those of hands come in addition, so training continues from them."""
     config = choose_model("nano", ["memory.num_retrieved=3"])
     model, _ = build_model(config, "world", "nano", seed=3)
     assert model.config.memory.num_retrieved == 3 and preset("nano").memory.num_retrieved == 2
-    shipped = load_world("nano").state_dict()
-    assert all(torch.equal(tensor, shipped[name]) for name, tensor in model.state_dict().items())
+    shipped, found = load_world("nano").state_dict(), model.state_dict()
+    assert all(torch.equal(tensor, found[name]) for name, tensor in shipped.items())
 
 
 def test_a_model_with_more_channels_starts_from_what_fits(capsys):

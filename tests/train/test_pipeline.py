@@ -17,7 +17,7 @@ QUIET = {"steps": 2, "sample_every": 0, "tensorboard": False, "device": "cpu", "
 
 
 def test_each_stage_builds_on_the_one_before_and_students_learn_from_the_world(tmp_path):
-    runs = plan_runs("debug", "rooms", tmp_path, Plan(stages={"distill": {"steps": 3}}))
+    runs = plan_runs("debug", ("rooms",), tmp_path, Plan(stages={"distill": {"steps": 3}}))
     assert [run.stage for run in runs] == list(ORDER)
     assert [run.init for run in runs] == [None, *(str(tmp_path / name) for name in ORDER[:-1])]
     assert {run.stage: run.teacher for run in runs if run.teacher} == dict.fromkeys(
@@ -60,7 +60,7 @@ def test_config_files_that_are_not_understood_are_named(tmp_path, text, message)
 
 
 def test_a_stage_counts_as_finished_with_all_its_steps(tmp_path):
-    (run,) = plan_runs("debug", "rooms", tmp_path, Plan(order=("codec",), stages={"codec": {"steps": 4}}))
+    (run,) = plan_runs("debug", ("rooms",), tmp_path, Plan(order=("codec",), stages={"codec": {"steps": 4}}))
     run.out.mkdir()
     found = []
     for status, step in (("minutes", 3), ("finished", 3), ("finished", 4)):

@@ -27,7 +27,7 @@ def store(controls: list, realised: list, sizes: tuple[int, ...]) -> FrameStore:
         reward=nothing,
         success=nothing,
         terminated=nothing,
-        intrinsics=np.zeros(4),
+        intrinsics=np.zeros((total, 4)),
         starts=np.concatenate([[0], np.cumsum(sizes)]),
     )
 

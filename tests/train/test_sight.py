@@ -42,7 +42,7 @@ def test_what_stands_in_the_place_of_an_absent_frame_changes_nothing(attention, 
     model, inputs = build(attention=attention, is_causal=is_causal), frames(3, TIMES)
     sees = sight(IS_HELD, 1, 4, is_causal)
     is_there = present(sees)
-    other = FrameInputs(*(torch.where(expand_to(is_there, part), part, 3.0 * part) for part in inputs))
+    other = FrameInputs(*(torch.where(expand_to(is_there, part), part, 3.0 * part) for part in inputs[:5]))
     one, two = (model(clip, positions(3, TIMES), sees=sees).latent for clip in (inputs, other))
     assert torch.equal(one[is_there], two[is_there]) and not torch.allclose(one, two)
     seen = inputs._replace(latent=inputs.latent.clone())

@@ -1,4 +1,4 @@
-"""Tasks: what is rewarded in a dream, one per file. `TASKS` names those that `task=` knows."""
+"""Tasks: what is rewarded in a dream. `TASKS` and `HAND_TASKS` name those that `task=` knows."""
 
 from __future__ import annotations
 
@@ -12,8 +12,22 @@ from ws_gym.tasks.coverage import Coverage
 from ws_gym.tasks.goal_image import GoalImage
 from ws_gym.tasks.goal_object import GoalObject
 from ws_gym.tasks.goal_pose import GoalPose
+from ws_gym.tasks.hands import PickPlace, Push, Reach
 
-__all__ = ["TASKS", "Coverage", "GoalImage", "GoalObject", "GoalPose", "Task", "TaskResult", "make_task"]
+__all__ = [
+    "HAND_TASKS",
+    "TASKS",
+    "Coverage",
+    "GoalImage",
+    "GoalObject",
+    "GoalPose",
+    "PickPlace",
+    "Push",
+    "Reach",
+    "Task",
+    "TaskResult",
+    "make_task",
+]
 
 TASKS: dict[str, type[Task]] = {
     "goal_object": GoalObject,
@@ -22,17 +36,20 @@ TASKS: dict[str, type[Task]] = {
     "coverage": Coverage,
 }
 
+HAND_TASKS: dict[str, type[Task]] = {"reach": Reach, "push": Push, "pick_place": PickPlace}
+"""Tasks that need hands."""
+
 
 def make_task(task: Any, options: Mapping[str, Any] | None = None) -> Task:
     """A task of one's own from a name, a Task, a Task class or a reward function.
 
     `options` are the keyword arguments of a named task or class. Raises ValueError for what is unknown.
     """
-    options = dict(options or {})
+    options, known = dict(options or {}), {**TASKS, **HAND_TASKS}
     if isinstance(task, str):
-        if task not in TASKS:
-            raise ValueError(f"task={task!r} is unknown; choose one of {sorted(TASKS)} or pass a ws_gym.tasks.Task.")
-        return _build(TASKS[task], options)
+        if task not in known:
+            raise ValueError(f"task={task!r} is unknown; choose one of {sorted(known)} or pass a ws_gym.tasks.Task.")
+        return _build(known[task], options)
     if isinstance(task, type) and issubclass(task, Task):
         return _build(task, options)
     if options:
@@ -43,7 +60,7 @@ def make_task(task: Any, options: Mapping[str, Any] | None = None) -> Task:
         return copy.deepcopy(task)
     if callable(task):
         return FunctionTask(task)  # pyright: ignore[reportArgumentType]
-    raise ValueError(f"task={task!r} is no task; give a name of {sorted(TASKS)}, a ws_gym.tasks.Task or a function.")
+    raise ValueError(f"task={task!r} is no task; give a name of {sorted(known)}, a ws_gym.tasks.Task or a function.")
 
 
 def _build(task_class: type[Task], options: dict[str, Any]) -> Task:

@@ -124,6 +124,7 @@ class _Tables(NamedTuple):
 
 
 @lru_cache(maxsize=16)
+@torch.inference_mode(False)  # they outlive the caller's mode, and gradients flow past them elsewhere
 def _tables(skeleton: HandSkeleton, device: torch.device, dtype: torch.dtype) -> _Tables:
     coupling = torch.zeros(NUM_FINGERS, 4, len(FINGER_STATE))
     for finger, joint, number, radians in skeleton.coupling:

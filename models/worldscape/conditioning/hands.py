@@ -31,6 +31,9 @@ HAND_STATE_WIDTH = 16
 HANDS = {"left": (0,), "right": (1,), "both": (0, 1)}
 """Which rows of an array with a dimension of hands an option `hands=` names."""
 
+LEASH = 0.02
+"""Metres that a command may be ahead of the wrist that contact holds back; it waits there."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HandScale:
@@ -111,6 +114,12 @@ def limit_hand(state: HandState, scale: HandScale) -> HandState:
         rotation=torch.where(angle[..., None] > scale.max_tilt, inside, state.rotation),
         fingers=state.fingers.clamp(0.0, 1.0),
     )
+
+
+def leash(commanded: Tensor, wrist: Tensor) -> Tensor:
+    """Commanded and true wrist positions [..., 3] (metres) -> commands that are ahead by `LEASH` at most."""
+    ahead = commanded - wrist
+    return wrist + ahead * (LEASH / ahead.norm(dim=-1, keepdim=True).clamp_min(LEASH))
 
 
 def action_between(state: HandState, goal: HandState, scale: HandScale) -> Tensor:

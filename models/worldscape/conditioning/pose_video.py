@@ -1,4 +1,4 @@
-"""Pose video: hand keypoints drawn as WorldScape conditions on them, a finger-coloured skeleton on black.
+"""Pose video: hand keypoints drawn as WorldScape conditions on them, a finger-coloured skeleton on black, with depth.
 
 Bones are capsules with soft edges, the nearer one in front at each pixel; a bone fades towards a joint that is hidden.
 Shapes are static and there is no loop over slots, so the drawing can be compiled and captured.
@@ -16,6 +16,8 @@ RADIUS = 0.007  # metres, half the thickness of a drawn bone
 SMALLEST_RADIUS = 0.55  # pixels, so that far hands stay visible
 NEAR = 0.02  # metres in front of the eyes from which on a joint can be drawn
 HIDDEN = 0.35  # opacity of a hidden joint
+CLOSE = 0.2  # metres from the eyes at which nearness is 1
+POSE_CHANNELS = 4
 
 _RIGHT_COLOURS = ((1.0, 0.2, 0.2), (1.0, 0.75, 0.1), (0.25, 0.95, 0.25), (0.2, 0.6, 1.0), (0.85, 0.35, 1.0))
 _LEFT_TINT = 0.6
@@ -23,10 +25,18 @@ _LEFT_TINT = 0.6
 
 
 class PoseVideo(NamedTuple):
-    """image [B, 3, h, w] in [0, 1], black where no hand is; present bool [B, hands]."""
+    """image [B, 3, h, w] in [0, 1], black where no hand is; nearness [B, 1, h, w] in [0, 1], `CLOSE` over the depth of
+    what is drawn, as opaque as that is; present bool [B, hands].
+    """
 
     image: Tensor
+    nearness: Tensor
     present: Tensor
+
+    @property
+    def picture(self) -> Tensor:
+        """What the generator is told: image and nearness [B, 4, h, w]."""
+        return torch.cat([self.image, self.nearness], 1)
 
 
 class _Capsules(NamedTuple):
@@ -59,7 +69,10 @@ def draw_pose_video(
     keypoints = torch.where(present[..., None, None], keypoints, torch.zeros_like(keypoints))
     capsules = _project(keypoints, visible.to(keypoints.dtype), present, pose, intrinsics, size)
     colours = bone_colours(keypoints.shape[1]).to(keypoints)
-    return PoseVideo(_composite(capsules, colours, size), present)
+    weight, depth = _composite(capsules, size)
+    image = torch.einsum("bnhw,nc->bchw", weight, colours)
+    nearness = (weight * (CLOSE / depth.clamp_min(CLOSE))).sum(1, keepdim=True)
+    return PoseVideo(image, nearness, present)
 
 
 def bone_colours(num_hands: int) -> Tensor:
@@ -87,15 +100,16 @@ def _project(
     return _Capsules(start, end, depths, radii, opacities, rearrange(drawn, "b h n -> b (h n)"))
 
 
-def _composite(capsules: _Capsules, colours: Tensor, size: tuple[int, int]) -> Tensor:
-    """Capsules of N bones, colours [N, 3] -> pictures [B, 3, h, w], the nearest bone in front at each pixel."""
+def _composite(capsules: _Capsules, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """-> share of each pixel that shows each of N bones, the nearest in front, and the bones' depths, [B, N, h, w]."""
     alpha, depth = _cover(capsules, size)
-    order = depth.argsort(dim=1, stable=True)  # fingers meet at the wrist at equal depth
-    alpha = alpha.gather(1, order)
-    behind = torch.cumprod(1.0 - alpha, dim=1)
-    weight = alpha * torch.cat([torch.ones_like(behind[:, :1]), behind[:, :-1]], 1)
-    weight = torch.zeros_like(weight).scatter(1, order, weight)
-    return torch.einsum("bnhw,nc->bchw", weight, colours)
+    # Bones last and in one piece: sorting them is most of the drawing's time, and a third faster like this.
+    alpha, far = (rearrange(value, "b n h w -> b h w n").contiguous() for value in (alpha, depth))
+    order = far.argsort(dim=-1, stable=True)  # fingers meet at the wrist at equal depth
+    alpha = alpha.gather(-1, order)
+    behind = torch.cumprod(1.0 - alpha, dim=-1)
+    weight = alpha * torch.cat([torch.ones_like(behind[..., :1]), behind[..., :-1]], -1)
+    return rearrange(torch.zeros_like(weight).scatter(-1, order, weight), "b h w n -> b n h w"), depth
 
 
 def _cover(capsules: _Capsules, size: tuple[int, int]) -> tuple[Tensor, Tensor]:

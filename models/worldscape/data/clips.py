@@ -1,7 +1,9 @@
 """Recorded frames in memory, and the draws that training makes from them: pure functions of (seed, step, rank)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -11,15 +13,19 @@ from torch import Tensor
 from worldscape.codec import frame_to_rgbd
 from worldscape.conditioning.reproject import encode_depth
 from worldscape.data.episode import HELD_OUT_SEED, Episode, EpisodeReader
+from worldscape.data.hand_tracks import HandTracks, read_tracks
+
+Datasets: TypeAlias = str | Path | Sequence[str | Path]
+"""One dataset, or several to be trained on together."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameStore:
-    """All episodes of a dataset, one after another; episode e holds the frames starts[e] : starts[e + 1].
+    """All episodes of one or more datasets, one after another; episode e holds the frames starts[e] : starts[e + 1].
 
     frames uint8 [N, h, w, 3], depth float16 [N, h, w] metres, pose float32 [N, 4, 4], camera float32 [N, 6],
     controls and realised float32 [N, 6] (what led *to* the frame; zero in an episode's first), reward, success and
-    terminated [N] (likewise), intrinsics float32 [4].
+    terminated [N] (likewise), intrinsics float32 [N, 4]; hands, where a dataset has any.
     """
 
     frames: np.ndarray
@@ -33,6 +39,7 @@ class FrameStore:
     terminated: np.ndarray
     intrinsics: np.ndarray
     starts: np.ndarray
+    hands: HandTracks | None = None
 
     @property
     def num_episodes(self) -> int:
@@ -47,12 +54,43 @@ class FrameStore:
         return rgbd.reshape(*index.shape, *rgbd.shape[1:])
 
 
-def load_frames(dataset: str | Path, size: int) -> FrameStore:
-    """Read a recorded dataset into memory.
+def load_frames(data: Datasets, size: int, *, hands: bool = False) -> FrameStore:
+    """Read recorded datasets into memory; episodes of several are spread evenly among each other.
 
-    Raises ValueError when depth, pose or realised motion is missing, pictures are not size x size, or a held-out
-    layout seed is among the episodes.
+    hands: keep what they know of hands, for a generator that takes them. Raises ValueError when depth, pose or realised
+    motion is missing, pictures are not size x size, or a held-out layout seed is among the episodes.
     """
+    episodes = interleave([_read_episodes(dataset, size) for dataset in dataset_paths(data)])
+    counts = [len(episode) + 1 for episode in episodes]
+    return FrameStore(
+        frames=np.concatenate([e.frames for e in episodes]),
+        depth=_of_frames(episodes, "depth"),
+        pose=_of_frames(episodes, "pose"),
+        camera=_of_frames(episodes, "camera"),
+        controls=_after_reset(episodes, "controls"),
+        realised=_after_reset(episodes, "realised"),
+        reward=_after_reset(episodes, "rewards"),
+        success=_after_reset(episodes, "success"),
+        terminated=_after_reset(episodes, "terminations"),
+        intrinsics=np.repeat([np.array(e.intrinsics, np.float32) for e in episodes], counts, axis=0),
+        starts=np.concatenate([[0], np.cumsum(counts)]),
+        hands=read_tracks(episodes) if hands else None,
+    )
+
+
+def dataset_paths(data: Datasets) -> list[str | Path]:
+    """One dataset or several -> a list of them."""
+    return [data] if isinstance(data, (str, Path)) else list(data)
+
+
+def interleave(groups: list[list[Episode]]) -> list[Episode]:
+    """Lists of episodes -> one list, in which any stretch has its share of each."""
+    shares = [(index + 0.5) / len(group) for group in groups for index in range(len(group))]
+    episodes = [episode for group in groups for episode in group]
+    return [episodes[index] for index in np.argsort(shares, kind="stable")]
+
+
+def _read_episodes(dataset: str | Path, size: int) -> list[Episode]:
     reader = EpisodeReader(dataset)
     reader.require("depth", "pose", "camera", "intrinsics", "controls", "realised")
     held_out = [seed for seed in reader.seeds if seed is not None and seed >= HELD_OUT_SEED]
@@ -65,19 +103,7 @@ def load_frames(dataset: str | Path, size: int) -> FrameStore:
     shape = episodes[0].frames.shape[1:]
     if shape != (size, size, 3):
         raise ValueError(f"{dataset} has pictures of shape {shape}; this preset takes {(size, size, 3)}.")
-    return FrameStore(
-        frames=np.concatenate([e.frames for e in episodes]),
-        depth=_of_frames(episodes, "depth"),
-        pose=_of_frames(episodes, "pose"),
-        camera=_of_frames(episodes, "camera"),
-        controls=_after_reset(episodes, "controls"),
-        realised=_after_reset(episodes, "realised"),
-        reward=_after_reset(episodes, "rewards"),
-        success=_after_reset(episodes, "success"),
-        terminated=_after_reset(episodes, "terminations"),
-        intrinsics=np.array(episodes[0].intrinsics, np.float32),
-        starts=np.concatenate([[0], np.cumsum([len(e) + 1 for e in episodes])]),
-    )
+    return episodes
 
 
 def _of_frames(episodes: list[Episode], name: str) -> np.ndarray:

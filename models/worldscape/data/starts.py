@@ -1,7 +1,8 @@
 """Start frames: the real frames that open worlds, collected from a dataset into one small safetensors file.
 
 A start is F consecutive frames of an episode, the last one being where the dream begins. Starts look into open space
-with something to see in it, are level and away from the goal, and come from as many different layouts as possible.
+with something to see in it, are level and away from the goal (with hands: nothing was touched yet), and come from as
+many different layouts as possible.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ WALL_DISTANCE = 0.7
 MAX_WALL_SHARE = 0.1
 MIN_GOAL_DISTANCE = 1.5
 """Metres; a start beside the goal is no task."""
+WINDOWED = ("depth", "pose", "camera", "hand_state", "hand_command", "hand_present")
+"""What a start has of each of its frames, where the dataset offers it."""
 LEVEL = 1e-3
 """Radians of pitch."""
 
@@ -37,7 +40,8 @@ class Starts:
     """R starts of F frames: frames uint8 [R, F, h, w, 3]; seeds int64 [R] of their layouts, -1 where unknown.
 
     None where the dataset had none: depth float16 [R, F, h, w] metres; pose float32 [R, F, 4, 4] camera to world;
-    intrinsics float32 [R, 4] over the picture size; camera float32 [R, F, 6] (x, y, z, yaw, pitch, roll).
+    intrinsics float32 [R, 4] over the picture size; camera float32 [R, F, 6] (x, y, z, yaw, pitch, roll); hands as in
+    `Episode`: hand_state and hand_command float32 [R, F, 2, 16], hand_present bool [R, F, 2].
     """
 
     frames: np.ndarray
@@ -46,6 +50,9 @@ class Starts:
     pose: np.ndarray | None = None
     intrinsics: np.ndarray | None = None
     camera: np.ndarray | None = None
+    hand_state: np.ndarray | None = None
+    hand_command: np.ndarray | None = None
+    hand_present: np.ndarray | None = None
 
     def __len__(self) -> int:
         """Number of starts R."""
@@ -113,6 +120,8 @@ def _places(reader: EpisodeReader, config: StartsConfig) -> Iterator[tuple[int, 
 def _candidates(episode: Episode, config: StartsConfig) -> np.ndarray:
     """Frames of the episode that a world can open with -> indices, ascending; the plainer half is left out."""
     suits = np.arange(len(episode.frames)) >= config.frames - 1
+    if episode.hand_state is not None:
+        return np.flatnonzero(suits & is_untouched(episode))
     if config.min_depth > 0 and episode.depth is not None:
         depth = episode.depth.reshape(len(episode.depth), -1)
         suits &= np.median(depth, axis=1) >= config.min_depth
@@ -128,6 +137,16 @@ def _candidates(episode: Episode, config: StartsConfig) -> np.ndarray:
     return frames[detail >= np.median(detail)]
 
 
+def is_untouched(episode: Episode) -> np.ndarray:
+    """Frames [T+1] before anything was touched or reached: where an episode of a hand can begin."""
+    suits = np.ones(len(episode.frames), dtype=bool)
+    if episode.contact is not None:
+        suits &= np.cumsum(episode.contact) == 0
+    if episode.success is not None:
+        suits[1:] &= np.cumsum(episode.success) == 0
+    return suits
+
+
 def _detail(frames: np.ndarray) -> np.ndarray:
     """Mean difference between neighbouring pixels, uint8 [N, h, w, 3] -> [N]."""
     grey = frames.mean(axis=-1)
@@ -138,7 +157,7 @@ def _cut(episode: Episode, last: int, num_frames: int) -> dict[str, np.ndarray]:
     window = slice(last - num_frames + 1, last + 1)
     seed = -1 if episode.seed is None else episode.seed
     start = {"frames": episode.frames[window], "seeds": np.array(seed, np.int64)}
-    for name in ("depth", "pose", "camera"):
+    for name in WINDOWED:
         if getattr(episode, name) is not None:
             start[name] = getattr(episode, name)[window]
     if episode.intrinsics is not None:

@@ -15,7 +15,13 @@ import torch
 
 from worldscape.conditioning.camera import pose_from_state_numpy, square_intrinsics
 from worldscape.conditioning.hand_model import FINGERTIPS, NUM_KEYPOINTS, HandState, joint_angles
-from worldscape.conditioning.hands import HandScale, apply_hand_action, state_to_vector, vector_from_rotation
+from worldscape.conditioning.hands import (
+    HandScale,
+    apply_hand_action,
+    leash,
+    state_to_vector,
+    vector_from_rotation,
+)
 from worldscape.data.tabletop_gl import TabletopCamera
 from worldscape.data.tabletop_layout import Plan
 from worldscape.data.tabletop_model import (
@@ -32,7 +38,6 @@ STEP_SECONDS = 0.1
 NUM_UPDATES = 10  # of the servos' targets in a step of 0.1 s
 MOVING_UPDATES = 6  # in which the targets move; then the hand settles
 STEPS_PER_UPDATE = 4
-LEASH = 0.02  # metres that the command may be ahead of the wrist
 LIFTED = 0.03  # metres above its rest at which an object counts as lifted
 TOUCH_FORCE = 0.05  # newtons
 SURFACE_DEPTH = 0.028  # metres a keypoint may lie under the surface that is seen
@@ -85,7 +90,7 @@ class TabletopWorld:
             self._data.ctrl[self._servos] = old_angles + share * (angles - old_angles)
             mujoco.mj_step(self._model, self._data, STEPS_PER_UPDATE)
         mujoco.mj_forward(self._model, self._data)
-        self.command = goal._replace(position=self._leashed(goal.position))
+        self.command = goal._replace(position=leash(goal.position, self._hand().position))
 
     def observe(self) -> tuple[np.ndarray, np.ndarray]:
         """-> picture uint8 [size, size, 3] and z-depth float32 [size, size] in metres, from one rendering pass."""
@@ -211,11 +216,6 @@ class TabletopWorld:
         rotation = rotation_from_mujoco(self._data.xmat[self._wrist].reshape(3, 3))
         position = from_mujoco(self._data.xpos[self._wrist])
         return HandState(torch.tensor(position).float(), torch.tensor(rotation).float(), self.command.fingers)
-
-    def _leashed(self, position: torch.Tensor) -> torch.Tensor:
-        wrist = self._hand().position
-        ahead = position - wrist
-        return wrist + ahead * (LEASH / ahead.norm().clamp_min(LEASH))
 
     def _shadows(self) -> np.ndarray:
         """Points above the table that cast a soft shadow -> [N, 4] (x, y, height, radius) in MuJoCo's axes."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from worldscape.data.episode import HELD_OUT_SEED
-from worldscape.evaluate.episodes import POLICIES, SOURCES, EpisodeBatch, Judge
+from worldscape.evaluate.episodes import SOURCES, EpisodeBatch, Judge
 from worldscape.evaluate.report import Table, print_report, report_on
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from worldscape.evaluate.inverse_dynamics import InverseDynamicsConfig
     from worldscape.world import WorldModel
 
+WALKED = ("rooms",)
 READ_STEPS = 64  # of the episodes from which an ablation reads actions back, in segments of a quarter
 OpenEngine = Callable[[int, str], "WorldEngine"]
 """Number of slots, device -> engine."""
@@ -39,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     drift = _add_evaluation(evaluations, "drift", run_drift, episodes=8, policy="explore")
     drift.add_argument("--steps", type=int, default=1000, help="length of each dream")
     drift.add_argument("--window", type=int, default=100, help="steps that one row of statistics covers")
-    ablation = _add_evaluation(evaluations, "ablation", run_ablation, episodes=32, policy="explore")
+    ablation = _add_evaluation(evaluations, "ablation", run_ablation, episodes=32, policy="explore", sources=WALKED)
     ablation.add_argument("--row", action="append", required=True, help="NAME=WEIGHTS[,steps_per_frame=N][,policy=P]")
     ablation.add_argument("--horizons", type=_read_counts, default=(4, 16, 64), help="comma-separated steps")
     ablation.add_argument(
@@ -52,13 +53,17 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     geometry.add_argument(
         "--gaps", type=_read_counts, default=(1, 4, 16), help="steps between frames that are compared"
     )
-    memory = _add_evaluation(evaluations, "memory", run_memory, episodes=16, policy=None)
+    hands = _add_evaluation(evaluations, "hands", run_hands, episodes=64, policy="mixed", sources=("tabletop",))
+    hands.add_argument("--horizons", type=_read_counts, default=(4, 16, 32), help="comma-separated steps")
+    hands.add_argument("--updates", type=int, default=1500, help="training updates of the hand reader")
+    hands.add_argument("--training-episodes", type=int, default=48, help="episodes of 96 steps that it learns from")
+    memory = _add_evaluation(evaluations, "memory", run_memory, episodes=16, policy=None, sources=WALKED)
     memory.add_argument("--policies", type=_read_names, default=("maco", "local", "sink+local", "full"))
     memory.add_argument("--paths", type=_read_names, default=("spin", "turn_and_back", "walk_and_back", "loop"))
-    retrieval = _add_evaluation(evaluations, "retrieval", run_retrieval, episodes=16, policy="explore")
+    retrieval = _add_evaluation(evaluations, "retrieval", run_retrieval, episodes=16, policy="explore", sources=WALKED)
     retrieval.add_argument("--steps", type=int, default=100, help="steps of each recorded walk")
     retrieval.add_argument("--every", type=int, default=4, help="steps between views that are scored")
-    trust = _add_evaluation(evaluations, "trust", run_trust, episodes=32, policy="explore")
+    trust = _add_evaluation(evaluations, "trust", run_trust, episodes=32, policy="explore", sources=WALKED)
     trust.add_argument("--steps", type=int, default=128, help="length of each dream")
     transfer = _add_evaluation(evaluations, "transfer", run_transfer, episodes=200, policy=None)
     transfer.add_argument("--task", choices=("goal_object",), default="goal_object", help="what the simulator scores")
@@ -122,12 +127,13 @@ def run_fidelity(args: argparse.Namespace) -> None:
 
 def run_actions(args: argparse.Namespace) -> None:
     """Actions read back from dreamed frames by a network trained on simulator frames."""
+    if args.source == "tabletop":
+        return _run_hand_actions(args)
     from worldscape.evaluate import actions
     from worldscape.evaluate import inverse_dynamics as inverse
 
     begin = time.perf_counter()
-    if not 1 <= args.segment <= args.steps:
-        raise ValueError(f"--segment {args.segment} must lie between 1 and --steps {args.steps}")
+    _check_segment(args)
     config = inverse.InverseDynamicsConfig(updates=args.updates, num_episodes=args.training_episodes)
     engine, episodes = _prepare(args, args.steps)
     path = args.out and args.out / "inverse_dynamics.safetensors"
@@ -137,6 +143,48 @@ def run_actions(args: argparse.Namespace) -> None:
     if args.out:
         _name_files(actions.save_pictures(args.out, engine, segments))
     _finish("actions", args, begin, judged.metrics, judged.tables)
+
+
+def _run_hand_actions(args: argparse.Namespace) -> None:
+    """The same for hands: their motion in the picture."""
+    from worldscape.evaluate import hands
+
+    begin = time.perf_counter()
+    _check_segment(args)
+    engine, episodes = _prepare(args, args.steps)
+    judged = hands.judge_hand_motion(engine, episodes.segments(args.segment), _load_hand_reader(args, episodes))
+    _finish("actions", args, begin, judged.metrics, judged.tables)
+
+
+def run_hands(args: argparse.Namespace) -> None:
+    """Dreamed hands against the simulator's: where they are, what the object does, what it is worth."""
+    from worldscape.evaluate import hands
+
+    begin = time.perf_counter()
+    config = hands.HandsConfig(horizons=args.horizons)
+    engine, episodes = _prepare(args, config.num_steps)
+    judged = hands.judge_hands(engine, episodes, _load_hand_reader(args, episodes), config)
+    if args.out:
+        _name_files(hands.save_pictures(args.out, judged.dream, episodes))
+    _finish("hands", args, begin, judged.metrics, judged.tables)
+
+
+def _load_hand_reader(args: argparse.Namespace, episodes: EpisodeBatch):
+    """The network that finds hands, trained on the simulator unless it lies in --out."""
+    from worldscape.evaluate import hand_reader
+
+    config = hand_reader.HandReaderConfig(updates=args.updates, num_episodes=args.training_episodes)
+    judge = Judge(args.source, "mixed", episodes.frames.shape[2])
+
+    def walk() -> EpisodeBatch:
+        return judge.episodes(config.num_episodes, config.num_steps, first_seed=config.first_seed)
+
+    return hand_reader.load_or_train_reader(args.out and args.out / "hand_reader.safetensors", config, walk)
+
+
+def _check_segment(args: argparse.Namespace) -> None:
+    if not 1 <= args.segment <= args.steps:
+        raise ValueError(f"--segment {args.segment} must lie between 1 and --steps {args.steps}")
 
 
 def _load_reader(path: Path | None, config: InverseDynamicsConfig, size: int, source: str):
@@ -239,15 +287,17 @@ def run_transfer(args: argparse.Namespace) -> None:
     _finish("transfer", args, begin, judged.metrics, judged.tables)
 
 
-def _add_evaluation(evaluations, name: str, run, *, episodes: int, policy: str | None) -> argparse.ArgumentParser:
+def _add_evaluation(
+    evaluations, name: str, run, *, episodes: int, policy: str | None, sources: tuple[str, ...] = SOURCES
+) -> argparse.ArgumentParser:
     parser = evaluations.add_parser(name, help=run.__doc__, description=run.__doc__)
     parser.set_defaults(func=run)
     parser.add_argument("--weights", default="nano", help="shipped name, or a directory of weights or of a run")
-    parser.add_argument("--source", choices=SOURCES, default="rooms", help="the simulator that judges")
+    parser.add_argument("--source", choices=sources, default=sources[0], help="the simulator that judges")
     parser.add_argument("--episodes", type=int, default=episodes, help="number of held-out layouts")
     parser.add_argument("--first-seed", type=int, default=HELD_OUT_SEED, help="first layout; the others follow")
     if policy is not None:
-        parser.add_argument("--policy", choices=sorted(POLICIES), default=policy, help="who walks")
+        parser.add_argument("--policy", default=policy, help="who walks, or moves the hand: one of the recorder's")
     parser.add_argument("--batch", type=int, default=16, help="dreams that run side by side")
     parser.add_argument("--steps-per-frame", type=int, help="denoising model calls a frame; default: the weights' own")
     parser.add_argument("--device", default="cpu")
@@ -262,7 +312,13 @@ def _prepare(args: argparse.Namespace, num_steps: int, open_engine: OpenEngine |
     model = _checked_model(args)
     num_slots = min(args.batch, args.episodes)
     if open_engine is None:
-        engine = WorldEngine(model, num_slots, device=args.device, steps_per_frame=args.steps_per_frame)
+        engine = WorldEngine(
+            model,
+            num_slots,
+            device=args.device,
+            steps_per_frame=args.steps_per_frame,
+            hands="right" if args.source == "tabletop" else None,
+        )
     else:
         engine = open_engine(num_slots, args.device)
     return engine, _walk(args, model, args.policy, num_steps)

@@ -1,7 +1,8 @@
 """Runs an engine over judged episodes: same start frames, same controls, closed loop, in batches of its slots."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 from worldscape.engine import EngineFrame, Start
 from worldscape.evaluate.episodes import EpisodeBatch
 from worldscape.progress import Progress
+from worldscape.slots import HandFrame
 
 
 class Engine(Protocol):
@@ -19,7 +21,25 @@ class Engine(Protocol):
 
     def open(self, start: Start, seeds: Tensor, rows: Tensor | None = None) -> EngineFrame: ...
 
-    def step(self, controls: Tensor, active: Tensor | None = None, *, is_realised: bool = False) -> EngineFrame: ...
+    def step(
+        self,
+        controls: Tensor,
+        active: Tensor | None = None,
+        *,
+        hands: Tensor | None = None,
+        is_realised: bool = False,
+    ) -> EngineFrame: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class DreamedHands:
+    """Hands in N dreams of S steps: keypoints float32 [N, S, 2, 21, 3] metres, world axes; reward and success float32
+    [N, S, 3] of each of `heads.HAND_TASKS`.
+    """
+
+    keypoints: np.ndarray
+    reward: np.ndarray
+    success: np.ndarray
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,13 +47,14 @@ class Dream:
     """N dreams of S steps; row s is what step s produced.
 
     frames uint8 [N, S, h, w, 3]; depth float16 [N, S, h, w] metres; pose float32 [N, S, 4, 4] camera to world;
-    realised float32 [N, S, 6], the motion that the dream let happen.
+    realised float32 [N, S, 6], the motion that the dream let happen; hands, where there are any.
     """
 
     frames: np.ndarray
     depth: np.ndarray
     pose: np.ndarray
     realised: np.ndarray
+    hands: DreamedHands | None = None
 
 
 def make_start(episodes: EpisodeBatch, context: int) -> Start:
@@ -43,6 +64,7 @@ def make_start(episodes: EpisodeBatch, context: int) -> Start:
         depth=torch.from_numpy(episodes.depth[:, :context]),
         pose=torch.from_numpy(episodes.pose[:, :context]),
         intrinsics=torch.from_numpy(episodes.intrinsics),
+        hands=None if episodes.hands is None else episodes.hands.recorded(context),
     )
 
 
@@ -53,16 +75,19 @@ def dream_episodes(
     num_steps: int,
     context: int = 1,
     controls: np.ndarray | None = None,
+    hands: np.ndarray | None = None,
     is_realised: bool = False,
 ) -> Dream:
     """Open each episode with its first `context` frames and step `num_steps` controls from there.
 
-    Step s of the dream answers step context - 1 + s of the episode; `controls` [N, S, 6] replaces the episode's own.
-    is_realised: dream along the motion that took place in the simulator, so that both stand in the same place.
+    Step s of the dream answers step context - 1 + s of the episode; `controls` [N, S, 6] replaces the episode's own,
+    `hands` [N, S, 2, 13] its hands'. is_realised: dream along the motion that took place in the simulator, so that both
+    stand in the same place.
     The noise seed of a dream is its layout seed, so a dream does not depend on the batch it runs in.
     """
     own = episodes.realised if is_realised else episodes.controls
     commanded = own[:, context - 1 :] if controls is None else controls
+    moved = _commanded_hands(episodes, context, is_realised) if hands is None else hands
     if commanded.shape[1] < num_steps:
         raise ValueError(f"{num_steps} steps asked of a dream, but there are only {commanded.shape[1]} controls")
     groups = [
@@ -70,12 +95,25 @@ def dream_episodes(
     ]
     with Progress("dream steps", total=len(groups) * num_steps) as progress:
         parts = [
-            _dream_rows(engine, episodes, rows, commanded[:, :num_steps], context, is_realised, progress)
+            _dream_rows(engine, episodes, rows, commanded[:, :num_steps], moved, context, is_realised, progress)
             for rows in groups
         ]
-    return Dream(
-        **{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(Dream)}
-    )
+    known = [part.hands for part in parts if part.hands is not None]
+    return Dream(**_joined(parts, "hands"), hands=DreamedHands(**_joined(known)) if known else None)
+
+
+def _joined(parts: Sequence[Any], without: str = "") -> dict[str, np.ndarray]:
+    """The arrays of dataclasses of one kind, one after another."""
+    names = [field.name for field in fields(parts[0]) if field.name != without]
+    return {name: np.concatenate([getattr(part, name) for part in parts]) for name in names}
+
+
+def _commanded_hands(episodes: EpisodeBatch, context: int, is_realised: bool) -> np.ndarray | None:
+    """What the hands were told [N, S, 2, 13] or, is_realised, where they got to [N, S, 2, 16]."""
+    truth = episodes.hands
+    if truth is None:
+        return None
+    return truth.state[:, context:] if is_realised else truth.actions[:, context - 1 :]
 
 
 def _dream_rows(
@@ -83,6 +121,7 @@ def _dream_rows(
     episodes: EpisodeBatch,
     rows: np.ndarray,
     commanded: np.ndarray,
+    moved: np.ndarray | None,
     context: int,
     is_realised: bool,
     progress: Progress,
@@ -91,9 +130,11 @@ def _dream_rows(
     batch = episodes.rows(padded.tolist())
     engine.open(make_start(batch, context), torch.from_numpy(batch.seeds))
     steps = torch.from_numpy(np.ascontiguousarray(commanded[padded]))
+    told = None if moved is None else torch.from_numpy(np.ascontiguousarray(moved[padded]))
     frames = []
-    for control in steps.unbind(dim=1):
-        frames.append(engine.step(control, is_realised=is_realised))
+    for index, control in enumerate(steps.unbind(dim=1)):
+        hands = {} if told is None else {"hands": told[:, index]}
+        frames.append(engine.step(control, **hands, is_realised=is_realised))
         progress.update()
 
     def stack(values: list[Tensor], dtype: torch.dtype) -> np.ndarray:
@@ -104,4 +145,13 @@ def _dream_rows(
         depth=stack([frame.depth for frame in frames], torch.float16),
         pose=stack([frame.pose for frame in frames], torch.float32),
         realised=stack([frame.realised for frame in frames], torch.float32),
+        hands=_stack_hands([frame.hands for frame in frames if frame.hands is not None], len(rows)),
     )
+
+
+def _stack_hands(frames: list[HandFrame], rows: int) -> DreamedHands | None:
+    if not frames:
+        return None
+    names = [field.name for field in fields(DreamedHands)]
+    stacked = {name: torch.stack([getattr(frame, name)[:rows].cpu() for frame in frames], dim=1) for name in names}
+    return DreamedHands(**{name: values.numpy() for name, values in stacked.items()})

@@ -34,7 +34,7 @@ def judge_drift(engine: Engine, episodes: EpisodeBatch, *, window: int = 100) ->
     """Dream the whole episodes and compare window statistics. Raises ValueError for a window that does not fit."""
     check_window(window, episodes.num_steps)
     dream = dream_episodes(engine, episodes, num_steps=episodes.num_steps)
-    moved = np.abs(episodes.realised).max(axis=-1) > 1e-6
+    moved = episodes.moves()
     dreamed = measure_windows(dream.frames, moved, window)
     true = measure_windows(episodes.frames[:, 1:], moved, window)
     found = compare_windows(dreamed, true)

@@ -14,9 +14,13 @@ from worldscape.conditioning.controls import DISCRETE_ACTIONS, ControlScale, dis
 from worldscape.data import explore as recorder
 from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.data.rollout import Act, Policy
+from worldscape.evaluate.hand_truth import HandTruth, concatenate_truth, stack_truth
 from worldscape.progress import Progress
 
-SOURCES = ("rooms",)
+HAND_MOVES = 1e-3
+"""Metres that a keypoint moves in a step in which a hand counts as moving."""
+
+SOURCES = ("rooms", "tabletop")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -25,7 +29,8 @@ class EpisodeBatch:
 
     frames uint8 [N, T+1, h, w, 3]; depth float32 [N, T+1, h, w] metres; pose float32 [N, T+1, 4, 4] camera to world;
     intrinsics float32 [N, 4]; actions int64 [N, T]; controls (commanded) and realised (obtained) float32 [N, T, 6];
-    collision, success bool [N, T]; seeds int64 [N] of the layouts.
+    collision, success bool [N, T]; seeds int64 [N] of the layouts; hands, where the simulator has any (actions and
+    controls, those of the camera, are then no-ops).
     """
 
     frames: np.ndarray
@@ -38,6 +43,7 @@ class EpisodeBatch:
     collision: np.ndarray
     success: np.ndarray
     seeds: np.ndarray
+    hands: HandTruth | None = None
 
     def __len__(self) -> int:
         """Number of episodes N."""
@@ -50,7 +56,8 @@ class EpisodeBatch:
 
     def rows(self, selection: slice | Sequence[int]) -> "EpisodeBatch":
         """The chosen episodes."""
-        return EpisodeBatch(**{field.name: getattr(self, field.name)[selection] for field in fields(self)})
+        chosen = {name: getattr(self, name)[selection] for name in ARRAYS}
+        return EpisodeBatch(**chosen, hands=None if self.hands is None else self.hands.rows(selection))
 
     def cut(self, first: int, num_steps: int) -> "EpisodeBatch":
         """Steps first .. first + num_steps - 1 of every episode, as episodes of their own."""
@@ -64,6 +71,7 @@ class EpisodeBatch:
                 name: getattr(self, name)[:, steps]
                 for name in ("actions", "controls", "realised", "collision", "success")
             },
+            hands=None if self.hands is None else self.hands.cut(first, num_steps),
         )
 
     def segments(self, num_steps: int) -> "EpisodeBatch":
@@ -75,13 +83,23 @@ class EpisodeBatch:
         """Actions int64 [N, T], with no-op where the simulator let nothing happen (wall ahead, pitch at its limit)."""
         return np.where(np.abs(self.realised).max(axis=-1) > 1e-6, self.actions, 0)
 
+    def moves(self) -> np.ndarray:
+        """Whether camera or hands moved in each step, bool [N, T]."""
+        moves = np.abs(self.realised).max(axis=-1) > 1e-6
+        if self.hands is not None:
+            moves |= np.abs(np.diff(self.hands.keypoints, axis=1)).max(axis=(2, 3, 4)) > HAND_MOVES
+        return moves
+
+
+ARRAYS = tuple(field.name for field in fields(EpisodeBatch) if field.name != "hands")
+
 
 class Judge:
     """Collects episodes from a simulator and keeps them, so that evaluations of one process share them.
 
     Args:
         source: the simulator, one of SOURCES.
-        policy: who walks, one of POLICIES (the recorder's and `restless`), or a callable of that kind.
+        policy: who walks or moves the hand, one of policies_of(source), or a callable of that kind.
         size: picture height and width in pixels.
         make_env: builds the env for a number of steps; replaces `source` (tests).
     """
@@ -96,8 +114,8 @@ class Judge:
         if source not in SOURCES:
             raise ValueError(f"unknown source {source!r}; choose one of {', '.join(SOURCES)}")
         self.size = size
-        self._policy = find_policy(policy) if isinstance(policy, str) else policy
-        self._make_env = make_env or self._make_rooms
+        self._policy = find_policy(policy, source) if isinstance(policy, str) else policy
+        self._make_env = make_env or (self._make_rooms if source == "rooms" else self._make_tabletop)
         self._kept: dict[tuple[int, int, int], EpisodeBatch] = {}
 
     def episodes(
@@ -135,36 +153,48 @@ class Judge:
 
         return RoomsEnv(size=self.size, goal_terminates=False, max_episode_steps=num_steps)
 
+    def _make_tabletop(self, num_steps: int) -> gym.Env:
+        from worldscape.data.tabletop import TabletopEnv
+
+        return TabletopEnv(task="any", size=self.size, goal_terminates=False, max_episode_steps=num_steps)
+
 
 def walk_episode(env: gym.Env, policy: Policy, seed: int, num_steps: int) -> EpisodeBatch:
     """One episode of `num_steps` on layout `seed` -> EpisodeBatch of N = 1; layout and walk depend on the seed only."""
     observation, info = env.reset(seed=seed)
     _check_info(info)
     act = policy(env.unwrapped, np.random.default_rng(seed))
-    frames, infos, actions = [observation], [info], []
+    frames, infos, actions, rewards = [observation], [info], [], []
     for _ in range(num_steps):
-        actions.append(int(act(observation, info)))
-        observation, _, _, _, info = env.step(actions[-1])
+        actions.append(np.asarray(act(observation, info)))
+        observation, reward, _, _, info = env.step(actions[-1])
         frames.append(observation)
         infos.append(info)
-    return _stack_episode(frames, infos, actions, seed)
+        rewards.append(float(reward))
+    return _stack_episode(frames, infos, actions, rewards, seed)
 
 
 def concatenate_batches(batches: Sequence[EpisodeBatch]) -> EpisodeBatch:
     """Batches with the same number of steps -> one batch, in order."""
-    return EpisodeBatch(
-        **{
-            field.name: np.concatenate([getattr(batch, field.name) for batch in batches])
-            for field in fields(EpisodeBatch)
-        }
-    )
+    arrays = {name: np.concatenate([getattr(batch, name) for batch in batches]) for name in ARRAYS}
+    return EpisodeBatch(**arrays, hands=concatenate_truth([batch.hands for batch in batches]))
 
 
-def find_policy(name: str) -> Policy:
-    """A policy by name; raises ValueError for a name that is none of POLICIES."""
-    if name not in POLICIES:
-        raise ValueError(f"unknown policy {name!r}; choose one of {', '.join(POLICIES)}")
-    return POLICIES[name]
+def find_policy(name: str, source: str = "rooms") -> Policy:
+    """A policy of a source's recorder by name, or `restless`; raises ValueError for another name."""
+    known = policies_of(source)
+    if name not in known:
+        raise ValueError(f"unknown policy {name!r}; for {source} choose one of {', '.join(known)}")
+    return known[name]
+
+
+def policies_of(source: str) -> dict[str, Policy]:
+    """Who may walk, or move the hand, in a source."""
+    if source == "rooms":
+        return {**recorder.POLICIES, "restless": restless}
+    from worldscape.data.tabletop_policies import POLICIES
+
+    return {**POLICIES, "restless": restless_hand}
 
 
 def restless(env: gym.Env, rng: np.random.Generator) -> Act:
@@ -178,13 +208,24 @@ def restless(env: gym.Env, rng: np.random.Generator) -> Act:
     return act
 
 
-POLICIES: dict[str, Policy] = {**recorder.POLICIES, "restless": restless}
+def restless_hand(env: gym.Env, rng: np.random.Generator) -> Act:
+    """Playing about in which every other action is random."""
+    from worldscape.data.tabletop_policies import explore
+
+    play, shape = explore(env, rng), env.action_space.shape
+
+    def act(observation: np.ndarray, info: dict[str, Any]) -> np.ndarray:
+        planned = play(observation, info)
+        return planned if rng.random() < 0.5 else rng.uniform(-1, 1, shape).astype(np.float32)
+
+    return act
 
 
 def _stack_episode(
-    frames: list[np.ndarray], infos: list[dict[str, Any]], actions: list[int], seed: int
+    frames: list[np.ndarray], infos: list[dict[str, Any]], told: list[np.ndarray], rewards: list[float], seed: int
 ) -> EpisodeBatch:
-    table = discrete_controls(ControlScale())
+    table, hands = discrete_controls(ControlScale()), stack_truth(infos, told, rewards)
+    actions = [int(action) for action in told] if hands is None else [0] * len(told)
 
     def stack(name: str, rows: list[dict[str, Any]], dtype: type) -> np.ndarray:
         return np.asarray([row[name] for row in rows], dtype=dtype)[None]
@@ -200,6 +241,7 @@ def _stack_episode(
         collision=stack("collision", infos[1:], np.bool_),
         success=stack("success", infos[1:], np.bool_),
         seeds=np.asarray([seed], np.int64),
+        hands=hands,
     )
 
 

@@ -184,7 +184,12 @@ def measure_action_gain(engine: Engine, episodes: EpisodeBatch, dream: Dream, co
         return math.nan
     horizon, first = config.shuffle_horizon, config.context - 1
     borrowed = np.roll(episodes.controls[:, first : first + horizon], 1, axis=0)
-    shuffled = dream_episodes(engine, episodes, num_steps=horizon, context=config.context, controls=borrowed)
+    hands = None
+    if episodes.hands is not None:
+        hands = np.roll(episodes.hands.actions[:, first : first + horizon], 1, axis=0)
+    shuffled = dream_episodes(
+        engine, episodes, num_steps=horizon, context=config.context, controls=borrowed, hands=hands
+    )
     target = scores.to_unit(torch.from_numpy(episodes.frames[:, first + horizon]))
     own, other = (
         scores.psnr(scores.to_unit(torch.from_numpy(frames)), target).mean().item()

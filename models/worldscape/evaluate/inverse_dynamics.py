@@ -3,23 +3,20 @@
 It is trained on simulator frames only, so it is a judge that no dream has ever pleased.
 """
 
-import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from einops import rearrange
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
 from worldscape.conditioning.controls import DISCRETE_ACTIONS, ControlScale
 from worldscape.evaluate.episodes import EpisodeBatch
+from worldscape.evaluate.kept import fingerprint_of, load_or_make
 from worldscape.evaluate.metrics import to_unit
 from worldscape.progress import Progress
 
@@ -155,17 +152,12 @@ def load_or_train(
 
     `walk` collects the training episodes, only when needed. Without a path nothing is read or written.
     """
-    model = InverseDynamics(config.width)
-    if path is not None and path.is_file():
-        with safe_open(str(path), framework="pt") as file:
-            if (file.metadata() or {}).get("config") == _fingerprint(config):
-                model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
-                return model.eval()
-    model = train_inverse_dynamics(make_pairs(walk()), config)
-    if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(model.state_dict(), path, metadata={"config": _fingerprint(config)})
-    return model
+    return load_or_make(
+        path,
+        InverseDynamics(config.width),
+        fingerprint_of(config, __file__),
+        lambda: train_inverse_dynamics(make_pairs(walk()), config),
+    )
 
 
 def _loss(model: InverseDynamics, pairs: Pairs) -> Tensor:
@@ -176,8 +168,3 @@ def _loss(model: InverseDynamics, pairs: Pairs) -> Tensor:
 def _unit() -> Tensor:
     scale = ControlScale()
     return torch.tensor([scale.move, scale.move, scale.yaw, scale.pitch])
-
-
-def _fingerprint(config: InverseDynamicsConfig) -> str:
-    source = Path(__file__).read_bytes()
-    return hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode() + source).hexdigest()[:16]

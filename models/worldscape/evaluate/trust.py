@@ -43,8 +43,15 @@ class WatchedEngine:
         self.groups.append([])
         return self.engine.open(start, seeds, rows)
 
-    def step(self, controls: Tensor, active: Tensor | None = None, *, is_realised: bool = False) -> EngineFrame:
-        frame = self.engine.step(controls, active, is_realised=is_realised)
+    def step(
+        self,
+        controls: Tensor,
+        active: Tensor | None = None,
+        *,
+        hands: Tensor | None = None,
+        is_realised: bool = False,
+    ) -> EngineFrame:
+        frame = self.engine.step(controls, active, hands=hands, is_realised=is_realised)
         tables = self.engine.state.memory.tables
         drift, since_real = report_trust(tables)
         told = (drift, since_real.float(), report_memory(tables).novelty, frame.steps.float())

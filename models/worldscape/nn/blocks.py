@@ -22,8 +22,8 @@ class KeysValues(NamedTuple):
 class Layout(NamedTuple):
     """Where the tokens of a call stand: rotations in space and time of the T new frames, and who sees whom.
 
-    space broadcasts to [P, 1, K / 2], time to [B, T, 1, 1, K / 2], both to [B, T, P, 1, K / 2]; mask bool to
-    [B, 1, T * P, (S + T) * P], or None where all see all.
+    Each new frame has N tokens, each of history P. space broadcasts to [N, 1, K / 2], time to [B, T, 1, 1, K / 2], both
+    to [B, T, N, 1, K / 2]; mask bool to [B, 1, T * N, S * P + T * N], or None where all see all.
     """
 
     space: Rotation
@@ -53,7 +53,7 @@ class Block(nn.Module):
     def forward(
         self, x: Tensor, level: Tensor, history: KeysValues | None, layout: Layout
     ) -> tuple[Tensor, KeysValues]:
-        """x [B, T, P, D], level modulation [B, T, 6, D] -> x, and the new frames' own keys and values."""
+        """x [B, T, N, D], level modulation [B, T, 6, D] -> x, and the new frames' own keys and values."""
         shift1, scale1, gate1, shift2, scale2, gate2 = (level + self.modulation)[:, :, :, None].unbind(2)
         update, new = self._attention(self.norm1(x) * (1 + scale1) + shift1, history, layout)
         x = x + gate1 * update
@@ -62,11 +62,15 @@ class Block(nn.Module):
     def _attention(self, x: Tensor, history: KeysValues | None, layout: Layout) -> tuple[Tensor, KeysValues]:
         q, k, v = (rearrange(y, "b t p (h k) -> b t p h k", h=self.config.num_heads) for y in self._project(x))
         stored = KeysValues(rotate(k, layout.space), v)
-        keys, values = rotate(stored.keys, layout.time), v
+        queries, keys, values = (
+            rearrange(y, "b t p h k -> b (t p) h k")
+            for y in (rotate(q, layout.both), rotate(stored.keys, layout.time), v)
+        )
         if history is not None:
-            keys = torch.cat([history.keys.to(k.dtype), keys], 1)
-            values = torch.cat([history.values.to(v.dtype), values], 1)
-        q, keys, values = (rearrange(y, "b t p h k -> b h (t p) k") for y in (rotate(q, layout.both), keys, values))
+            past = KeysValues(*(rearrange(y, "b t p h k -> b (t p) h k") for y in history))
+            keys = torch.cat([past.keys.to(k.dtype), keys], 1)
+            values = torch.cat([past.values.to(v.dtype), values], 1)
+        q, keys, values = (rearrange(y, "b n h k -> b h n k") for y in (queries, keys, values))
         mixed = attend(q, keys.to(q.dtype), values.to(q.dtype), layout.mask, self.config.attention)
         return self.out(rearrange(mixed, "b h (t p) k -> b t p (h k)", t=x.shape[1])), stored
 

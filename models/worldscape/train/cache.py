@@ -16,12 +16,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from worldscape.data.clips import Datasets, dataset_paths
+
 
 def cached(
-    dataset: str | Path, settings: Sequence[Any], modules: Sequence[nn.Module], make: Callable[[], dict[str, Tensor]]
+    dataset: Datasets, settings: Sequence[Any], modules: Sequence[nn.Module], make: Callable[[], dict[str, Tensor]]
 ) -> dict[str, Tensor]:
-    """What `make` returns, or what it returned for the same settings (plain JSON) and weights of `modules`."""
-    path = _path(Path(dataset), settings, modules)
+    """What `make` returns, or what it returned for the same settings (plain JSON) and weights of `modules`.
+
+    It lies beside the first of several datasets.
+    """
+    first, *others = [Path(path) for path in dataset_paths(dataset)]
+    path = _path(first, [*settings, *(other.name for other in others)], modules)
     if not path.exists():
         tensors = make()
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -40,13 +40,13 @@ TAUGHT = ("ode", "distill")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StageRun:
-    """One stage to train: its name, model and settings, the dataset, where it goes, and the weights it builds on."""
+    """One stage to train: its name, model and settings, the datasets, where it goes, and the weights it builds on."""
 
     stage: str
     preset: str
     model: WorldConfig
     config: TrainConfig
-    data: str
+    data: tuple[str, ...]
     out: Path
     init: str | None
     teacher: str | None = None
@@ -77,7 +77,8 @@ def add_parser(subparsers: Any) -> None:
 
 def _add_common(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preset", default="nano", help="model size: debug, nano (default), small")
-    parser.add_argument("--data", required=True, help="dataset directory or Minari id (worldscape record makes one)")
+    data = "dataset directory or Minari id (worldscape record makes one); give it again to train on several together"
+    parser.add_argument("--data", required=True, action="append", help=data)
     parser.add_argument("--out", required=True, type=Path, help="run directory; a run found there goes on")
     parser.add_argument("--minutes", type=float, help="stop after so many minutes; the same command goes on")
 
@@ -91,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
             preset=args.preset,
             model=choose_model(args.preset, args.model),
             config=choose_config(module.DEFAULTS, args),
-            data=args.data,
+            data=tuple(args.data),
             out=args.out,
             init=args.init,
             teacher=args.teacher if args.stage in TAUGHT else None,
@@ -103,7 +104,7 @@ def run_all(args: argparse.Namespace) -> int:
     """Train every stage in turn. Returns as run does."""
     from worldscape.train.pipeline import run_pipeline
 
-    return run_pipeline(args.preset, args.data, args.out, args.config, args.minutes or 0.0)
+    return run_pipeline(args.preset, tuple(args.data), args.out, args.config, args.minutes or 0.0)
 
 
 def train_stage(wanted: StageRun) -> int:
@@ -117,8 +118,11 @@ def train_stage(wanted: StageRun) -> int:
     module = importlib.import_module(f"worldscape.train.{wanted.stage}")
     model_config = module.adapt_model(wanted.model) if wanted.stage == "teacher" else wanted.model
     model, provenance = build_model(model_config, wanted.stage, wanted.init, wanted.config.seed)
-    sources = [wanted.data, wanted.init]
-    provenance[wanted.stage] = {"preset": wanted.preset, "data": Path(wanted.data).name}
+    sources: list[Any] = [wanted.data, wanted.init]
+    provenance[wanted.stage] = {
+        "preset": wanted.preset,
+        "data": "+".join(Path(data).name for data in wanted.data),
+    }
     if wanted.stage in TAUGHT:
         teacher = wanted.teacher or wanted.init
         assert teacher is not None
@@ -214,16 +218,19 @@ def copy_parts(source: WorldModel, target: WorldModel) -> dict[str, float]:
     """Copy codec, transformer and heads, in place. Returns the share of each part's weights that were copied.
 
     A part of another architecture is copied tensor by tensor where names and shapes agree, so that a model with, say,
-    more latent channels starts from what the smaller one learned; where less than half would fit, nothing is.
+    more latent channels starts from what the smaller one learned; where less than half would fit, nothing is. What a
+    generator from before hands lacks does not count: without a hand nobody can tell.
     """
     from worldscape.checkpoint import PARTS
+    from worldscape.transformer import HAND_WEIGHTS
 
     shares = {}
     for part in PARTS:
         tensors, module = getattr(source, part).state_dict(), getattr(target, part)
         wanted = module.state_dict()
         fitting = {k: v for k, v in tensors.items() if k in wanted and v.shape == wanted[k].shape}
-        total = max(sum(v.numel() for v in wanted.values()), sum(v.numel() for v in tensors.values()))
+        needed = {k: v for k, v in wanted.items() if k in tensors or not k.startswith(HAND_WEIGHTS)}
+        total = max(sum(v.numel() for v in needed.values()), sum(v.numel() for v in tensors.values()))
         shares[part] = sum(v.numel() for v in fitting.values()) / total
         if shares[part] >= 0.5:
             module.load_state_dict(fitting, strict=False)

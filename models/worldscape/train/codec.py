@@ -8,7 +8,6 @@ anchor alone, which makes the anchor's latent the best guess before any generato
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor, nn
 from worldscape.codec import RGBD_CHANNELS, empty_anchor, normalise_tokens, rgbd_to_frame
 from worldscape.conditioning.reproject import Anchor, reproject
 from worldscape.config import WorldConfig
-from worldscape.data.clips import FrameStore, corrupt_sources, draw_sources, draw_targets, load_frames
+from worldscape.data.clips import Datasets, FrameStore, corrupt_sources, draw_sources, draw_targets, load_frames
 from worldscape.evaluate import metrics
 from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.world import WorldModel
@@ -128,7 +127,7 @@ def gather_targets(store: FrameStore, targets: np.ndarray, sources: np.ndarray, 
         "pose": torch.from_numpy(store.pose[targets]),
         "source_poses": torch.from_numpy(store.pose[sources]),
         "valid": torch.from_numpy(np.arange(sources.shape[1])[None] < count[:, None]),
-        "intrinsics": torch.from_numpy(store.intrinsics).expand(len(targets), -1).clone(),
+        "intrinsics": torch.from_numpy(store.intrinsics[targets]),
     }
 
 
@@ -200,7 +199,7 @@ def picture_rows(rows: list[np.ndarray]) -> np.ndarray:
 
 
 def build_stage(
-    model_config: WorldConfig, train_config: TrainConfig, dataset: str | Path, init: str | None
+    model_config: WorldConfig, train_config: TrainConfig, dataset: Datasets, init: str | None
 ) -> CodecStage:
     """The stage for a dataset. Raises ValueError when the dataset lacks depth or poses or has another picture size."""
     assert isinstance(train_config, CodecTrainConfig)

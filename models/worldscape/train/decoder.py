@@ -14,7 +14,6 @@ decoder invents stripes and blobs on plain walls, which memory then keeps (docs/
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 from worldscape.checkpoint import load_world
 from worldscape.conditioning.reproject import Anchor, visible_from
 from worldscape.config import WorldConfig
-from worldscape.data.clips import FrameStore, corrupt_sources, draw_sources, draw_targets, load_frames
+from worldscape.data.clips import Datasets, FrameStore, corrupt_sources, draw_sources, draw_targets, load_frames
 from worldscape.train.codec import (
     disturb_latent,
     gather_targets,
@@ -175,20 +174,20 @@ def what_decoder_sees(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
     state, (rgbd, mask) = moment.engine.state, moment.view.recall.anchor
     depth, target = torch.from_numpy(store.depth[moment.index]).float(), torch.from_numpy(store.pose[moment.index])
     first, poses = store.rgbd(moment.first)[:, None], torch.from_numpy(store.pose[moment.first])[:, None]
-    valid, intrinsics = torch.ones(len(depth), 1, dtype=torch.bool), torch.from_numpy(store.intrinsics)
-    real = visible_from(first, poses, valid, depth, target, intrinsics.expand(len(depth), -1))
+    valid, intrinsics = torch.ones(len(depth), 1, dtype=torch.bool), torch.from_numpy(store.intrinsics[moment.index])
+    real = visible_from(first, poses, valid, depth, target, intrinsics)
     return {"latent": state.latent, "anchor": rgbd, "mask": mask > 0, "shown": state.rgbd, "real": real}
 
 
 def build_stage(
-    model_config: WorldConfig, train_config: TrainConfig, dataset: str | Path, init: str | None
+    model_config: WorldConfig, train_config: TrainConfig, dataset: Datasets, init: str | None
 ) -> DecoderStage:
     """The stage for a dataset, over the codec and generator of `init`."""
     assert init is not None and isinstance(train_config, DecoderTrainConfig)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train_config.seed)
         critic = Critic(train_config.critic_width)
-    store = load_frames(dataset, model_config.codec.size)
+    store = load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands)
     plan = RolloutPlan(
         episodes=num_training(store),
         dreamed=train_config.dreams,

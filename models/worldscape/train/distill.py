@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -25,15 +24,15 @@ from torch import Tensor, nn
 from worldscape.checkpoint import load_world
 from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.config import MemoryConfig, WorldConfig
-from worldscape.data.clips import FrameStore, load_frames
+from worldscape.data.clips import Datasets, FrameStore, load_frames
 from worldscape.engine import WorldEngine
 from worldscape.flow import add_noise
-from worldscape.slots import View
+from worldscape.slots import RecordedHands, View
 from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.heads import num_training
 from worldscape.train.matching import draw_shared_levels, flow_matching_loss, matching_gradient, matching_loss
 from worldscape.train.rollouts import draw_stretches
-from worldscape.train.scoring import estimate_end, join
+from worldscape.train.scoring import estimate_end, join, pick
 from worldscape.train.sight import sight
 from worldscape.train.world import NUM_SAMPLES, SAMPLE_STEPS, dream_pictures
 from worldscape.transformer import FrameInputs, WorldTransformer
@@ -130,12 +129,20 @@ class DistillStage:
         return {
             "rgbd": self.store.rgbd(opening),
             "pose": torch.from_numpy(self.store.pose[opening]),
-            "intrinsics": torch.from_numpy(self.store.intrinsics).repeat(len(frames), 1),
+            "intrinsics": torch.from_numpy(self.store.intrinsics[frames[:, 0]]),
             "controls": torch.from_numpy(self.store.realised[dreamed]),
+            **self._hands(frames),
             "seeds": torch.from_numpy(rng.integers(2**62, size=len(frames))),
             "num_calls": torch.tensor(1 + int(shared.integers(self.model_config.steps_per_frame))),
             "is_turn": torch.tensor((step + 1) % config.student_every == 0),
         }
+
+    def _hands(self, frames: np.ndarray) -> dict[str, Tensor]:
+        """The hands in openings and dreamed frames [B, H + N], and the poses that they are seen from."""
+        if self.store.hands is None:
+            return {}
+        named = {f"hand_{name}": part for name, part in self.store.hands.at(frames)._asdict().items()}
+        return {**named, "poses": torch.from_numpy(self.store.pose[frames])}
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """The critic's flow-matching loss on the rollout's window, and on the student's turn the matching loss."""
@@ -189,14 +196,17 @@ def roll_out(model: WorldModel, batch: dict[str, Tensor], window: int) -> Clip:
     engine = _engine(model, batch)
     state, active = engine.state, torch.ones_like(engine.state.is_open)
     frames = []
-    for rgbd, pose in zip(batch["rgbd"].unbind(1), batch["pose"].unbind(1), strict=True):
+    hands = _hand_frames(batch)
+    for index, (rgbd, pose) in enumerate(zip(batch["rgbd"].unbind(1), batch["pose"].unbind(1), strict=True)):
         with torch.no_grad():
-            view = engine.commit_real(state, rgbd, pose)
+            view = engine.commit_real(state, rgbd, pose, hands[index] if hands else None)
         frames.append(_finished(engine, state.latent, view))
     for index, control in enumerate(controls):
         is_compared = index >= len(controls) - window
         with torch.set_grad_enabled(is_compared and torch.is_grad_enabled()):
-            latent, view = engine.advance(state, control, active, num_calls)
+            place = batch["pose"].shape[1] + index
+            moved = state.hands.placed(*hands[place], batch["poses"][:, place]) if hands else None
+            latent, view = engine.advance(state, control, active, num_calls, moved)
         frames.append(_finished(engine, latent, view))
     return compose(frames, state.memory.tables.retrieved, engine.config.memory)
 
@@ -209,9 +219,16 @@ def compose(frames: list[FrameInputs], retrieved: Tensor, memory: MemoryConfig) 
     sink, tail = frames[: memory.num_sink], frames[memory.num_sink :][-memory.local_window - 1 :]
     if retrieved.shape[1] == 0:
         return Clip(join([*sink, *tail]), None)
-    rows = torch.arange(len(retrieved), device=retrieved.device)[:, None]
-    chosen = FrameInputs(*(part[rows, retrieved.clamp_min(0)] for part in join(frames)))
+    chosen = pick(join(frames), retrieved.clamp_min(0))
     return Clip(join([*sink, chosen, *tail]), sight(retrieved >= 0, len(sink), len(tail)))
+
+
+def _hand_frames(batch: dict[str, Tensor]) -> list[RecordedHands]:
+    """The hands of each frame, openings first; nothing in recordings without hands."""
+    if "poses" not in batch:
+        return []
+    parts = (batch[f"hand_{name}"].unbind(1) for name in RecordedHands._fields)
+    return [RecordedHands(*frame) for frame in zip(*parts, strict=True)]
 
 
 def _engine(model: WorldModel, batch: dict[str, Tensor]) -> WorldEngine:
@@ -220,7 +237,9 @@ def _engine(model: WorldModel, batch: dict[str, Tensor]) -> WorldEngine:
     least = max(memory.num_anchors, memory.num_sink + memory.num_retrieved)
     memory = replace(memory, num_keyframes=min(memory.num_keyframes, max(least, memory.num_sink + num_frames)))
     use_fast = not torch.is_grad_enabled()
-    engine = WorldEngine(model, len(batch["seeds"]), device=batch["rgbd"].device, use_fast=use_fast, memory=memory)
+    hands = "both" if "poses" in batch else None
+    slots, device = len(batch["seeds"]), batch["rgbd"].device
+    engine = WorldEngine(model, slots, device=device, use_fast=use_fast, hands=hands, memory=memory)
     engine.rebuild = reproject_fast  # memory takes no gradient at all
     engine.state.seeds, engine.state.intrinsics = batch["seeds"], batch["intrinsics"]
     return engine
@@ -230,11 +249,12 @@ def _finished(engine: WorldEngine, latent: Tensor, view: View) -> FrameInputs:
     """A frame as it was committed."""
     level = torch.full((len(latent), 1), engine.config.context_level, device=latent.device)
     guess = view.guess.latent[:, None].float()
-    return FrameInputs(latent[:, None], level, view.rays[:, None], guess, view.token_coverage[:, None])
+    hands = None if view.hands is None else view.hands.picture[:, None]
+    return FrameInputs(latent[:, None], level, view.rays[:, None], guess, view.token_coverage[:, None], hands)
 
 
 def build_stage(
-    model_config: WorldConfig, train_config: TrainConfig, dataset: str | Path, init: str | None, teacher: str
+    model_config: WorldConfig, train_config: TrainConfig, dataset: Datasets, init: str | None, teacher: str
 ) -> DistillStage:
     """The stage for a dataset; the weights of `teacher` are frozen, and the critic begins as their copy.
 
@@ -246,7 +266,7 @@ def build_stage(
         raise ValueError(f"window is {train_config.window}; local window and target are {longest} frames")
     frozen = copy.deepcopy(load_world(teacher).transformer)
     return DistillStage(
-        store=load_frames(dataset, model_config.codec.size),
+        store=load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands),
         config=train_config,
         model_config=model_config,
         teacher=frozen,

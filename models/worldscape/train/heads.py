@@ -7,7 +7,6 @@ paid or reported success.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,10 +15,12 @@ from torch import Tensor, nn
 
 from worldscape.checkpoint import load_world
 from worldscape.conditioning.camera import apply_control
+from worldscape.conditioning.hands import HandScale
 from worldscape.config import WorldConfig
-from worldscape.data.clips import FrameStore, load_frames
+from worldscape.data.clips import Datasets, FrameStore, load_frames
 from worldscape.train.codec import picture_rows
 from worldscape.train.config import DEBUG, TrainConfig
+from worldscape.train.hand_heads import hand_labels, hand_losses
 from worldscape.train.rollouts import Moment, RolloutPlan, take_rollouts
 from worldscape.train.world import NUM_SAMPLES
 from worldscape.world import WorldModel
@@ -56,6 +57,7 @@ class HeadsStage:
     store: FrameStore
     rollouts: dict[str, Tensor]
     config: HeadsTrainConfig
+    scale: HandScale
     name: str = "heads"
 
     def trainable(self, model: WorldModel) -> nn.Module:
@@ -64,7 +66,7 @@ class HeadsStage:
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """What the heads see, [B, ...] (what_heads_see); what followed: control, free, walks, reward, end, each [B] but
-        the control [B, 6]; and pictures [N, 4, h, w]."""
+        the control [B, 6], and of hands hand_labels; and pictures [N, 4, h, w]."""
         rng = np.random.default_rng([self.config.seed, step, rank, 8])
         stretches, length = self.rollouts["frames"].shape
         place = (
@@ -73,7 +75,7 @@ class HeadsStage:
         )
         now = self.rollouts["frames"][place].numpy()
         walks = is_walk(self.store, now + 1) & ~is_repeated_refusal(self.store, now + 1)
-        paid = np.maximum(self.store.reward[now] > 0, self.store.success[now] > 0)
+        tracks = self.store.hands
         pictures = rng.integers(self.store.starts[num_training(self.store)], size=self.config.pictures)
         return {
             "features": self.rollouts["features"][place].float(),
@@ -82,13 +84,14 @@ class HeadsStage:
             "control": torch.from_numpy(self.store.controls[now + 1]),
             "free": torch.from_numpy((~is_refused(self.store, now + 1)).astype(np.float32)),
             "walks": torch.from_numpy(walks.astype(np.float32)),
-            "reward": torch.from_numpy(paid.astype(np.float32)),
+            "reward": torch.from_numpy(is_paid(self.store, now).astype(np.float32)),
             "end": torch.from_numpy(np.maximum(self.store.terminated[now], self.store.success[now])),
             "picture": self.store.rgbd(pictures),
+            **({} if tracks is None else hand_labels(self.store, tracks, now, self.scale)),
         }
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Binary cross-entropy of motion, reward and end; L1 of inverse depth."""
+        """Binary cross-entropy of motion, reward and end; L1 of inverse depth; and hand_losses."""
         features, latent, free, walks = (batch[name] for name in ("features", "latent", "free", "walks"))
         motion = model.heads.motion(features, latent, batch["control"], batch["near"]).float()
         events = model.heads.events(features, latent)
@@ -98,9 +101,11 @@ class HeadsStage:
         end_loss = F.binary_cross_entropy_with_logits(events.end.float(), batch["end"])
         depth = model.heads.depth(batch["picture"][:, :3]).float()
         depth_loss = (depth - batch["picture"][:, 3]).abs().mean()
+        hands = hand_losses(model.heads, batch) if "is_told" in batch else {}
+        hand_loss = sum((hands[name] for name in ("wrist", "task") if hands), depth_loss.new_zeros(()))
         refused, pays = (motion <= 0).float(), (events.reward > 0).float()
         return {
-            "loss": motion_loss + reward_loss + end_loss + 4.0 * depth_loss,
+            "loss": motion_loss + reward_loss + end_loss + 4.0 * depth_loss + hand_loss,
             "motion": motion_loss.detach(),
             "blocked_share": share(1 - free, walks),
             "blocked_recall": share(refused, walks * (1 - free)),
@@ -108,6 +113,7 @@ class HeadsStage:
             "reward_recall": share(pays, batch["reward"]),
             "reward_precision": share(batch["reward"], pays),
             "depth": depth_loss.detach(),
+            **{name: value.detach() for name, value in hands.items()},
         }
 
     def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
@@ -141,6 +147,14 @@ def is_refused(store: FrameStore, index: np.ndarray) -> np.ndarray:
     return np.abs(store.controls[index, :3] - store.realised[index, :3]).max(-1) > 1e-3
 
 
+def is_paid(store: FrameStore, index: np.ndarray) -> np.ndarray:
+    """Whether these frames earned the episode's reward; tasks of hands pay a little all the time, so there: success."""
+    paid = store.reward[index] > 0
+    if store.hands is not None:
+        paid = paid & (store.hands.task[index] < 0)
+    return paid | (store.success[index] > 0)
+
+
 def is_repeated_refusal(store: FrameStore, index: np.ndarray) -> np.ndarray:
     """Whether these steps were refused just like the same command before them.
 
@@ -169,11 +183,11 @@ def share(values: Tensor, weight: Tensor) -> Tensor:
 
 
 def build_stage(
-    model_config: WorldConfig, train_config: TrainConfig, dataset: str | Path, init: str | None
+    model_config: WorldConfig, train_config: TrainConfig, dataset: Datasets, init: str | None
 ) -> HeadsStage:
     """The stage for a dataset, over the codec and generator of `init`."""
     assert init is not None and isinstance(train_config, HeadsTrainConfig)
-    store = load_frames(dataset, model_config.codec.size)
+    store = load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands)
     plan = RolloutPlan(
         episodes=num_training(store),
         dreamed=train_config.dreams,
@@ -182,4 +196,4 @@ def build_stage(
         seed=train_config.seed,
     )
     rollouts = take_rollouts(load_world(init), store, dataset, plan, what_heads_see)
-    return HeadsStage(store=store, rollouts=rollouts, config=train_config)
+    return HeadsStage(store=store, rollouts=rollouts, config=train_config, scale=model_config.hands)

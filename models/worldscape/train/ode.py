@@ -11,7 +11,6 @@ history of batch_size clips without gradient and learns on one frame of each, le
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from worldscape.checkpoint import load_world
 from worldscape.codec import normalise_tokens
 from worldscape.config import WorldConfig
+from worldscape.data.clips import Datasets
 from worldscape.engine import SAMPLER_SHIFT
 from worldscape.flow import sampling_levels
 from worldscape.noise import slot_noise
@@ -124,9 +124,7 @@ class OdeStage:
         return self.clips.samples(model, step)
 
 
-def take_flows(
-    teacher: WorldModel, clips: WorldStage, config: OdeTrainConfig, dataset: str | Path
-) -> dict[str, Tensor]:
+def take_flows(teacher: WorldModel, clips: WorldStage, config: OdeTrainConfig, dataset: Datasets) -> dict[str, Tensor]:
     """The teacher's flows on clips drawn as the world stage draws them (OdeStage.flows). Made once."""
     drawn = {name: asdict(config)[name] for name in ("flows", "teacher_calls", "student_calls", "precision")}
     clips_drawn = {name: asdict(config)[name] for name in ("dream_frames", "novelty_share", "seed")}
@@ -169,7 +167,7 @@ def _follow(teacher: WorldModel, clip: dict[str, Tensor], rows: Tensor, config: 
 
 
 def build_stage(
-    model_config: WorldConfig, train_config: TrainConfig, dataset: str | Path, init: str | None, teacher: str
+    model_config: WorldConfig, train_config: TrainConfig, dataset: Datasets, init: str | None, teacher: str
 ) -> OdeStage:
     """The stage for a dataset, over the codec of `init`; the flows are those of `teacher`.
 

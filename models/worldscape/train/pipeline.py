@@ -75,7 +75,7 @@ def _parse_toml(text: str, path: Path) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def run_pipeline(name: str, data: str, out: Path, config_file: Path | None, minutes: float) -> int:
+def run_pipeline(name: str, data: tuple[str, ...], out: Path, config_file: Path | None, minutes: float) -> int:
     """Train all stages of a preset. minutes: stop after so many (0: no limit). Returns as train_stage does.
 
     Raises ValueError for a config file that is not understood, and under torchrun, before anything is trained.
@@ -100,7 +100,7 @@ def run_pipeline(name: str, data: str, out: Path, config_file: Path | None, minu
     return 0
 
 
-def plan_runs(name: str, data: str, out: Path, plan: Plan) -> list[StageRun]:
+def plan_runs(name: str, data: tuple[str, ...], out: Path, plan: Plan) -> list[StageRun]:
     """The stages of a preset in order, each built on the one before; students learn from the last causal generator
     that was trained on recorded frames."""
     taught_by = "spatial" if "spatial" in plan.order else "world"

@@ -8,23 +8,27 @@ dataset, under a name made of everything it depends on.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from worldscape.codec import normalise_tokens
+from worldscape.conditioning.pose_video import POSE_CHANNELS
 from worldscape.config import MemoryConfig
-from worldscape.data.clips import FrameStore
+from worldscape.data.clips import Datasets, FrameStore
+from worldscape.data.hand_tracks import HandTracks
 from worldscape.engine import token_coverage
 from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import Frame, WorldMemory
 from worldscape.progress import Progress
+from worldscape.slot_hands import SlotHands, draw_hands
 from worldscape.train.cache import cached
 from worldscape.world import WorldModel
 
 EPISODES_AT_ONCE = 64
+FRAMES_AT_ONCE = 64
+NO_HAND = -1
 LARGEST_DISTURBANCE = 0.25  # of latents before decoding, as a generator's errors would
 
 
@@ -33,7 +37,8 @@ class PreparedFrames:
     """E dreams of F frames each. latent and guess [E, F, P, C], coverage [E, F, P] (float16), frames long [E, F]:
     positions in the FrameStore; retrieved long [E, F, R]: places in the dream of the earlier frames whose keys and
     values MACO chose for this one, oldest first, then -1. The first frame of each dream opens it: memory shows nothing
-    of it.
+    of it. hands uint8 [M, 4, h, w]: pose video of the frames with hands, hand_index long [E, F]: place in it, NO_HAND
+    without; both None where the recordings have none.
     """
 
     latent: Tensor
@@ -41,10 +46,20 @@ class PreparedFrames:
     coverage: Tensor
     frames: Tensor
     retrieved: Tensor
+    hands: Tensor | None = None
+    hand_index: Tensor | None = None
+
+    def pose_video(self, place: tuple[Tensor, Tensor]) -> Tensor | None:
+        """What the generator is told of hands at (dreams, places), each [...]: [..., 4, h, w] in [0, 1]; or None."""
+        if self.hands is None or self.hand_index is None:
+            return None
+        index = self.hand_index[place]
+        shown = self.hands[index.clamp_min(0)].float() / 255.0
+        return shown * (index != NO_HAND)[..., None, None, None]
 
 
 def prepare(
-    model: WorldModel, memory: MemoryConfig, store: FrameStore, dataset: str | Path, length: int, seed: int
+    model: WorldModel, memory: MemoryConfig, store: FrameStore, dataset: Datasets, length: int, seed: int
 ) -> PreparedFrames:
     """Replay every episode through memory, or read the result of an earlier call with the same inputs.
 
@@ -52,6 +67,7 @@ def prepare(
     """
     config = replace(model.config, memory=memory).to_dict()
     settings = [config["codec"], config["memory"], len(store.frames), store.num_episodes, length, seed]
+    settings += [] if store.hands is None else ["hands"]
     tensors = cached(
         dataset,
         [*settings, LARGEST_DISTURBANCE],
@@ -75,7 +91,29 @@ def _replay_all(
         for rows in frames.split(EPISODES_AT_ONCE):
             parts.append(_replay(model, memory, store, rows, torch.Generator().manual_seed(seed + int(rows[0, 0]))))
             progress.update(len(rows))
-    return {"frames": frames, **{name: torch.cat([part[name] for part in parts]) for name in parts[0]}}
+    hands = {} if store.hands is None else draw_tracks(store, store.hands, frames)
+    return {"frames": frames, **{name: torch.cat([part[name] for part in parts]) for name in parts[0]}, **hands}
+
+
+@torch.inference_mode()
+def draw_tracks(store: FrameStore, tracks: HandTracks, frames: Tensor) -> dict[str, Tensor]:
+    """Pose video of the frames long [E, F] in which recorded hands can be seen: PreparedFrames' hands, hand_index."""
+    size, index = store.frames.shape[1], torch.full_like(frames, NO_HAND).flatten()
+    with_hands = torch.from_numpy(tracks.present[frames.flatten()].any(1)).nonzero()[:, 0]
+    drawn, count = [torch.zeros(0, POSE_CHANNELS, size, size, dtype=torch.uint8)], 0
+    with Progress("pose video drawn", total=len(with_hands)) as progress:
+        for rows in with_hands.split(FRAMES_AT_ONCE):
+            where = frames.flatten()[rows].numpy()
+            pose, recorded = torch.from_numpy(store.pose[where]), tracks.at(where)
+            hands = SlotHands.absent(len(where), pose).placed(*recorded, pose)
+            intrinsics = torch.from_numpy(store.intrinsics[where])
+            picture = draw_hands(hands.keypoints(pose), hands.present, pose, intrinsics, size, tracks.rows)
+            shown = picture.flatten(1).any(1)
+            drawn.append((picture[shown] * 255.0).round().to(torch.uint8))
+            index[rows[shown]] = count + torch.arange(int(shown.sum()))
+            count += int(shown.sum())
+            progress.update(len(rows))
+    return {"hands": torch.cat(drawn), "hand_index": index.view_as(frames)}
 
 
 @torch.inference_mode()
@@ -86,7 +124,7 @@ def _replay(
     device = next(model.parameters()).device
     shape = PageShape(layers=0, tokens=0, heads=0, head_width=0, size=model.config.codec.size)
     memory = WorldMemory.empty(policy, len(frames), shape, torch.zeros((), device=device))
-    intrinsics = torch.from_numpy(store.intrinsics).to(device).expand(len(frames), -1)
+    intrinsics = torch.from_numpy(store.intrinsics[frames[:, 0].numpy()]).to(device)
     active = torch.ones(len(frames), dtype=torch.bool, device=device)
     strength = LARGEST_DISTURBANCE * torch.rand(len(frames), 1, 1, generator=generator).to(device)
     steps: dict[str, list[Tensor]] = {"latent": [], "guess": [], "coverage": []}

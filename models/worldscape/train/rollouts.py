@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -16,10 +15,12 @@ import torch
 from torch import Tensor
 
 from worldscape.conditioning.camera import pose_from_state
-from worldscape.data.clips import FrameStore
+from worldscape.conditioning.hands import HANDS
+from worldscape.data.clips import Datasets, FrameStore
 from worldscape.engine import Start, WorldEngine
 from worldscape.progress import Progress
-from worldscape.slots import View
+from worldscape.slot_hands import SlotHands
+from worldscape.slots import EngineFrame, RecordedHands, View
 from worldscape.train.cache import cached
 from worldscape.world import WorldModel
 
@@ -73,7 +74,7 @@ Note = Callable[[FrameStore, Moment], dict[str, Tensor]]
 
 
 def take_rollouts(
-    model: WorldModel, store: FrameStore, dataset: str | Path, plan: RolloutPlan, note: Note
+    model: WorldModel, store: FrameStore, dataset: Datasets, plan: RolloutPlan, note: Note
 ) -> dict[str, Tensor]:
     """`frames` long [E, F] (RolloutPlan.draw), and of each what `note` keeps of it, [E, F, ...]. Made once.
 
@@ -103,7 +104,7 @@ def _roll(
     model: WorldModel, store: FrameStore, frames: np.ndarray, is_dreamed: bool, note: Note, progress: Progress
 ) -> dict[str, Tensor]:
     """One batch of stretches, frames [E, F]; the first of each is a recorded frame."""
-    engine = WorldEngine(model, len(frames), device=next(model.parameters()).device)
+    engine = WorldEngine(model, len(frames), device=next(model.parameters()).device, hands=hands_in(store))
     engine.open(start_at(store, frames[:, 0]), torch.from_numpy(frames[:, 0]))
     state, device = engine.state, engine.device
     view = engine.look(state, state.camera, pose_from_state(state.camera))
@@ -112,10 +113,12 @@ def _roll(
         index = frames[:, place]
         if place > 0 and is_dreamed:
             realised = torch.from_numpy(store.realised[index]).to(device)
-            view = engine.advance(state, realised, torch.ones_like(state.is_open)).view
+            hands = hands_at(engine, store, index)
+            view = engine.advance(state, realised, torch.ones_like(state.is_open), hands=hands).view
         elif place > 0:
             pose = torch.from_numpy(store.pose[index]).to(device)
-            view = engine.commit_real(state, store.rgbd(index).to(device), pose)
+            hands = None if store.hands is None else RecordedHands(*(x.to(device) for x in store.hands.at(index)))
+            view = engine.commit_real(state, store.rgbd(index).to(device), pose, hands)
         for name, value in note(store, Moment(engine, view, index, frames[:, 0])).items():
             kept = value.to("cpu", torch.float16 if value.is_floating_point() else value.dtype)
             steps.setdefault(name, []).append(kept)
@@ -129,5 +132,27 @@ def start_at(store: FrameStore, index: np.ndarray) -> Start:
         frames=torch.from_numpy(store.frames[index])[:, None],
         depth=torch.from_numpy(store.depth[index]).float()[:, None],
         pose=torch.from_numpy(store.pose[index])[:, None],
-        intrinsics=torch.from_numpy(store.intrinsics).expand(len(index), -1),
+        intrinsics=torch.from_numpy(store.intrinsics[index]),
+        hands=None if store.hands is None else RecordedHands(*(part[:, None] for part in store.hands.at(index))),
     )
+
+
+def hands_in(store: FrameStore) -> str | None:
+    """What an engine that dreams these recordings is to be made with: "right", "both" or None."""
+    if store.hands is None:
+        return None
+    return next(name for name, rows in HANDS.items() if rows == store.hands.rows)
+
+
+def hands_at(engine: WorldEngine, store: FrameStore, index: np.ndarray) -> SlotHands | None:
+    """The hands in the recorded frames [E] as the engine's slots have them; None in an engine without hands."""
+    if engine.hands is None or store.hands is None:
+        return None
+    state, command, present = (part.to(engine.device) for part in store.hands.at(index))
+    return engine.state.hands.placed(state, command, present, torch.from_numpy(store.pose[index]).to(engine.device))
+
+
+def follow(engine: WorldEngine, store: FrameStore, index: np.ndarray) -> EngineFrame:
+    """Step all slots along the motion that led to the recorded frames [B]."""
+    hands = None if engine.hands is None or store.hands is None else store.hands.at(index).state
+    return engine.step(torch.from_numpy(store.realised[index]), hands=hands, is_realised=True)

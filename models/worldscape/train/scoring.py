@@ -6,6 +6,8 @@ at 0. `sees` bool [B, T, T] says which frame of the whole clip sees which (sight
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -16,17 +18,31 @@ from worldscape.transformer import FrameInputs, History, PlacedHistory, WorldTra
 def clean_inputs(clip: dict[str, Tensor], context_level: float) -> FrameInputs:
     """A batch of the world stage's clips (WorldStage.gather) as finished frames of history."""
     level = torch.full_like(clip["latent"][:, :, 0, 0], context_level)
-    return FrameInputs(clip["latent"], level, clip["rays"], clip["guess"], clip["coverage"])
+    return FrameInputs(clip["latent"], level, clip["rays"], clip["guess"], clip["coverage"], clip.get("hands"))
 
 
 def cut(frames: FrameInputs, times: slice) -> FrameInputs:
     """Some of the T frames."""
-    return FrameInputs(*(part[:, times] for part in frames))
+    return _each(frames, lambda part: part[:, times])
+
+
+def pick(frames: FrameInputs, places: Tensor) -> FrameInputs:
+    """Frames at places long [B, R] of each row."""
+    rows = torch.arange(len(places), device=places.device)[:, None]
+    return _each(frames, lambda part: part[rows, places])
 
 
 def join(frames: list[FrameInputs]) -> FrameInputs:
-    """Frames one after another."""
-    return FrameInputs(*(torch.cat(parts, 1) for parts in zip(*frames, strict=True)))
+    """Frames one after another; all with a pose video, or none."""
+    columns = zip(*(frame[:5] for frame in frames), strict=True)
+    latent, level, rays, anchor, coverage = (torch.cat(parts, 1) for parts in columns)
+    hands = [frame.hands for frame in frames if frame.hands is not None]
+    return FrameInputs(latent, level, rays, anchor, coverage, torch.cat(hands, 1) if hands else None)
+
+
+def _each(frames: FrameInputs, change: Callable[[Tensor], Tensor]) -> FrameInputs:
+    latent, level, rays, anchor, coverage = (change(part) for part in frames[:5])
+    return FrameInputs(latent, level, rays, anchor, coverage, None if frames.hands is None else change(frames.hands))
 
 
 def read_history(transformer: WorldTransformer, frames: FrameInputs, sees: Tensor | None = None) -> PlacedHistory:

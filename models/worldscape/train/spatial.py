@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +21,7 @@ from worldscape.checkpoint import load_aggregator
 from worldscape.codec import normalise_tokens
 from worldscape.conditioning.reproject import decode_depth, reproject
 from worldscape.config import WorldConfig
+from worldscape.data.clips import Datasets
 from worldscape.evaluate.metrics import error_to_psnr
 from worldscape.splats.aggregator import Aggregated, Aggregator, Context, block_median
 from worldscape.splats.config import PRESETS
@@ -115,7 +115,7 @@ class SpatialStage:
             "pictures": store.rgbd(frames),
             "depth": torch.from_numpy(store.depth[frames]).float(),
             "poses": torch.from_numpy(store.pose[frames]),
-            "intrinsics": torch.from_numpy(store.intrinsics).expand(len(frames), -1).clone(),
+            "intrinsics": torch.from_numpy(store.intrinsics[frames[:, 0]]),
             "has_picture": torch.from_numpy(rng.random(len(frames)) >= self.config.picture_dropout),
             "own": torch.from_numpy(own),
             "views": torch.from_numpy(np.concatenate([held_out, context[: self.config.num_shown]])),
@@ -219,7 +219,7 @@ def find_seen(batch: dict[str, Tensor], views: Tensor) -> Tensor:
 
 
 def build_stage(
-    model_config: WorldConfig, train_config: TrainConfig, dataset: str | Path, init: str | None
+    model_config: WorldConfig, train_config: TrainConfig, dataset: Datasets, init: str | None
 ) -> SpatialStage:
     """The stage for a dataset, over the codec and generator of `init`, and its aggregator where it has one.
 

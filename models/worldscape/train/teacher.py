@@ -9,7 +9,6 @@ refined. `train world --init RUN` makes the causal student out of it.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from worldscape.config import WorldConfig
+from worldscape.data.clips import Datasets
 from worldscape.flow import shift_level
 from worldscape.train.config import TrainConfig
 from worldscape.train.matching import follow_flow
@@ -107,7 +107,7 @@ def adapt_model(config: WorldConfig) -> WorldConfig:
 
 
 def build_stage(
-    model_config: WorldConfig, train_config: TrainConfig, dataset: str | Path, init: str | None
+    model_config: WorldConfig, train_config: TrainConfig, dataset: Datasets, init: str | None
 ) -> TeacherStage:
     """The stage for a dataset, with memory replayed through the codec of `init`."""
     assert isinstance(train_config, WorldTrainConfig)

@@ -8,7 +8,6 @@ level (diffusion forcing), history mostly low ones, retrieved frames always.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -18,13 +17,13 @@ from torch import Tensor, nn
 from worldscape.checkpoint import load_world
 from worldscape.conditioning.camera import invert_pose, level_pose
 from worldscape.config import MemoryConfig, WorldConfig
-from worldscape.data.clips import FrameStore, load_frames
+from worldscape.data.clips import Datasets, FrameStore, load_frames
 from worldscape.engine import WorldEngine
 from worldscape.flow import add_noise, draw_levels
 from worldscape.train.codec import picture_rows
 from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.prepare import PreparedFrames, prepare
-from worldscape.train.rollouts import start_at
+from worldscape.train.rollouts import follow, hands_in, start_at
 from worldscape.train.sight import present, sight
 from worldscape.transformer import FrameInputs, Prediction, frame_rays
 from worldscape.world import WorldModel
@@ -98,8 +97,9 @@ class WorldStage:
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """Clips of T = sink + retrieved + window + 1 frames: latent and guess [B, T, P, C], coverage [B, T, P], rays,
-        frames long [B, T] (positions in the store), has_anchor bool [B] (False: memory is withheld); and where frames
-        are retrieved at all, sees bool [B, T, T] (sight.py)."""
+        frames long [B, T] (positions in the store), has_anchor bool [B] (False: memory is withheld); where frames are
+        retrieved at all, sees bool [B, T, T] (sight.py); and where the recordings have hands, their pose video: hands
+        [B, T, 4, h, w]."""
         rng = np.random.default_rng([self.config.seed, step, rank, 4])
         clips = self.draw_clips(rng, self.config.batch_size)
         has_anchor = torch.from_numpy(rng.random(self.config.batch_size) >= self.config.anchor_dropout)
@@ -110,12 +110,14 @@ class WorldStage:
         of the dream stands there, and nobody sees it): a batch without has_anchor."""
         is_held, places = torch.from_numpy(places[:, self.retrieved] >= 0), np.maximum(places, 0)
         clip = (torch.from_numpy(dreams)[:, None], torch.from_numpy(places))
+        hands = self.prepared.pose_video(clip)
         batch = {
             "latent": self.prepared.latent[clip].float(),
             "guess": self.prepared.guess[clip].float(),
             "coverage": self.prepared.coverage[clip].float(),
             "frames": self.prepared.frames[clip],
             "rays": self._rays(dreams, places),
+            **({} if hands is None else {"hands": hands}),
         }
         if is_held.shape[1] == 0:
             return batch
@@ -140,7 +142,7 @@ class WorldStage:
         before = frames[dreams[:, None], np.maximum(places - 1, 0)]
         pose, previous = (torch.from_numpy(self.store.pose[index]) for index in (now, before))
         reference = invert_pose(level_pose(previous.flatten(0, 1))).unflatten(0, previous.shape[:2])
-        intrinsics = torch.from_numpy(self.store.intrinsics).expand(*now.shape, -1)
+        intrinsics = torch.from_numpy(self.store.intrinsics[now])
         return frame_rays(pose, reference, intrinsics, self.model_config.codec.grid)
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
@@ -165,6 +167,7 @@ class WorldStage:
             rays=batch["rays"],
             anchor=batch["guess"] * has_anchor[..., None],
             coverage=batch["coverage"] * has_anchor,
+            hands=batch.get("hands"),
         )
         positions = torch.arange(clean.shape[1], device=clean.device).expand(len(clean), -1)
         return Refined(level, inputs.coverage, model.transformer(inputs, positions, sees=batch.get("sees")))
@@ -194,12 +197,12 @@ class WorldStage:
 
 def dream_pictures(model: WorldModel, store: FrameStore, frames: np.ndarray) -> np.ndarray:
     """Closed-loop dreams along recorded stretches, frames long [N, F]: rows simulator, dream at growing horizons."""
-    engine = WorldEngine(model, len(frames), device=next(model.parameters()).device)
+    engine = WorldEngine(model, len(frames), device=next(model.parameters()).device, hands=hands_in(store))
     engine.open(start_at(store, frames[:, 0]), torch.arange(len(frames)))
     rows = []
     horizons = [h for h in SAMPLE_STEPS if h < frames.shape[1]]
     for horizon in range(1, max(horizons) + 1):
-        frame = engine.step(torch.from_numpy(store.realised[frames[:, horizon]]), is_realised=True)
+        frame = follow(engine, store, frames[:, horizon])
         if horizon in horizons:
             rows.extend([store.frames[frames[:, horizon]], frame.frame.cpu().numpy()])
     return picture_rows(rows)
@@ -230,11 +233,11 @@ def clip_odds(prepared: PreparedFrames, memory: MemoryConfig, novelty_share: flo
 
 
 def build_stage(
-    model_config: WorldConfig, train_config: TrainConfig, dataset: str | Path, init: str | None
+    model_config: WorldConfig, train_config: TrainConfig, dataset: Datasets, init: str | None
 ) -> WorldStage:
     """The stage for a dataset, with memory replayed through the codec of `init`."""
     assert init is not None and isinstance(train_config, WorldTrainConfig)
-    store = load_frames(dataset, model_config.codec.size)
+    store = load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands)
     prepared = prepare(
         load_world(init), model_config.memory, store, dataset, train_config.dream_frames, train_config.seed
     )

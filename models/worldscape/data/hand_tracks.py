@@ -1,0 +1,77 @@
+"""What recordings know of hands, frame by frame, as training reads it."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from einops import rearrange
+
+from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HAND_STATE_WIDTH, HANDS
+from worldscape.data.episode import Episode
+from worldscape.slots import RecordedHands
+
+NO_TASK = -1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HandTracks:
+    """Hands of all N frames of a FrameStore, left then right; zero where there is none.
+
+    state and command float32 [N, 2, 16] in world axes, present bool [N, 2]; action float32 [N, 2, 13] that led to the
+    frame and is_told bool [N, 2], whether it is known; task int64 [N]: place in `heads.HAND_TASKS`, NO_TASK without.
+    """
+
+    state: np.ndarray
+    command: np.ndarray
+    present: np.ndarray
+    action: np.ndarray
+    is_told: np.ndarray
+    task: np.ndarray
+
+    def at(self, index: np.ndarray) -> RecordedHands:
+        """The hands of the frames at these positions [...]."""
+        return RecordedHands(*(torch.from_numpy(part[index]) for part in (self.state, self.command, self.present)))
+
+    @property
+    def rows(self) -> tuple[int, ...]:
+        """The hands that are ever present, as `hands.HANDS` names them: the right one alone, or both."""
+        return HANDS["both"] if self.present[:, 0].any() else HANDS["right"]
+
+
+def read_tracks(episodes: list[Episode]) -> HandTracks | None:
+    """The tracks of episodes one after another; None where no episode has hands."""
+    if all(episode.hand_state is None for episode in episodes):
+        return None
+    parts = [_track(episode) for episode in episodes]
+    return HandTracks(**{name: np.concatenate([part[name] for part in parts]) for name in parts[0]})
+
+
+def _track(episode: Episode) -> dict[str, np.ndarray]:
+    frames = len(episode) + 1
+    blank = np.zeros((frames, 2, HAND_STATE_WIDTH), np.float32)
+    state = blank if episode.hand_state is None else episode.hand_state
+    present = np.zeros((frames, 2), bool) if episode.hand_present is None else episode.hand_present
+    action, is_told = _actions(episode)
+    task = np.full(frames, NO_TASK) if episode.task_id is None else episode.task_id
+    return {
+        "state": state.astype(np.float32),
+        "command": (state if episode.hand_command is None else episode.hand_command).astype(np.float32),
+        "present": present.astype(bool),
+        "action": action,
+        "is_told": is_told,
+        "task": task.astype(np.int64),
+    }
+
+
+def _actions(episode: Episode) -> tuple[np.ndarray, np.ndarray]:
+    """Hand actions aligned with the frame they led to [T + 1, 2, 13], and whether they are known [T + 1, 2].
+
+    They are where a simulator told the hands where to go (`hand_command`): of one hand, the right one, or of both.
+    """
+    rows = np.zeros((len(episode) + 1, 2, HAND_ACTION_WIDTH), np.float32)
+    is_told = np.zeros((len(episode) + 1, 2), bool)
+    widths = ((HAND_ACTION_WIDTH,), (2 * HAND_ACTION_WIDTH,))
+    if episode.hand_command is not None and episode.actions.shape[1:] in widths:
+        told = rearrange(episode.actions, "t (hands a) -> t hands a", a=HAND_ACTION_WIDTH).clip(-1.0, 1.0)
+        rows[1:, -told.shape[1] :], is_told[1:, -told.shape[1] :] = told, True
+    return rows, is_told

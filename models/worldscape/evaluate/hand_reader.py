@@ -1,0 +1,196 @@
+"""Hand reader: a small network that finds the hand in a picture, and what became of the object since an earlier one.
+
+It is trained on simulator frames only, so it is a judge that no dream has ever pleased.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from torch import Tensor, nn
+
+from worldscape.conditioning.camera import camera_rays
+from worldscape.conditioning.hand_model import BONES, NUM_KEYPOINTS
+from worldscape.evaluate.episodes import EpisodeBatch
+from worldscape.evaluate.hand_truth import MOVED, HandTruth
+from worldscape.evaluate.kept import fingerprint_of, load_or_make
+from worldscape.evaluate.metrics import to_unit
+from worldscape.progress import Progress
+
+RIGHT = 1
+FLESH = 0.03  # metres from a bone within which a surface belongs to the hand (the back of the palm is that thick)
+ABOVE_TABLE = 0.004  # metres above y = 0 from which on a surface is not the table's
+FRAMES_AT_ONCE = 256
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class HandReaderConfig:
+    """Width of the first layer, and how it is trained: pairs of frames of episodes on training layouts."""
+
+    width: int = 32
+    num_episodes: int = 48
+    num_steps: int = 96
+    first_seed: int = 900_000
+    batch_size: int = 64
+    updates: int = 1500
+    lr: float = 2e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_episodes", "num_steps", "batch_size", "updates"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"hand reader with {name} {getattr(self, name)}: it must be at least 1")
+        if self.width < 8 or self.width % 8:
+            raise ValueError(f"hand reader with width {self.width}: it must be a multiple of 8")
+
+
+class HandReading(NamedTuple):
+    """Of M pictures: mask [M, h, w] logits that a pixel shows the hand, keypoints [M, 21, 2] in pixels (x right, y
+    down), and logits [M] that the object has moved since the first picture, and that it is lifted now."""
+
+    mask: Tensor
+    keypoints: Tensor
+    moved: Tensor
+    lifted: Tensor
+
+
+class HandReader(nn.Module):
+    """The picture at the start and the one now, [B, 3, h, w] in [0, 1] each -> HandReading."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        widths = (9, width, 2 * width, 3 * width, 3 * width)
+        self.downs = nn.ModuleList(_stride(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.ups = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(a + b, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU())
+            for a, b in ((3 * width, 3 * width), (3 * width, 2 * width), (2 * width, width))
+        )
+        self.maps = nn.Conv2d(width, NUM_KEYPOINTS + 4, 3, padding=1)
+        self.events = nn.Sequential(
+            nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48 * width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 2)
+        )
+
+    def forward(self, first: Tensor, now: Tensor) -> HandReading:
+        x, skips = torch.cat([first - 0.5, now - 0.5, now - first], dim=1), []
+        for down in self.downs:
+            x = down(x)
+            skips.append(x)
+        moved, lifted = self.events(x).unbind(1)
+        for up, skip in zip(self.ups, reversed(skips[:-1]), strict=True):
+            x = up(torch.cat([F.interpolate(x, size=skip.shape[-2:], mode="nearest"), skip], 1))
+        heat, mask = self.maps(x).split([NUM_KEYPOINTS, 4], 1)
+        return HandReading(F.pixel_shuffle(mask, 2)[:, 0], find_peaks(heat) * now.shape[-1], moved, lifted)
+
+
+def find_peaks(heat: Tensor) -> Tensor:
+    """Heat maps [B, K, h, w] -> where they are hot on average, [B, K, 2] in [0, 1] (x right, y down)."""
+    share = heat.flatten(2).softmax(-1).view_as(heat)
+    places = (torch.arange(heat.shape[-1], device=heat.device) + 0.5) / heat.shape[-1]
+    return torch.stack([(share.sum(2) * places).sum(-1), (share.sum(3) * places).sum(-1)], -1)
+
+
+class HandLabels(NamedTuple):
+    """What the simulator knows of M pictures: mask bool [M, h, w], pixels [M, 21, 2], inside bool [M, 21] (those in the
+    picture), moved and lifted float [M]."""
+
+    mask: Tensor
+    pixels: Tensor
+    inside: Tensor
+    moved: Tensor
+    lifted: Tensor
+
+
+def hand_mask(depth: Tensor, pose: Tensor, intrinsics: Tensor, keypoints: Tensor) -> Tensor:
+    """Depth [M, h, w] metres seen from poses [M, 4, 4], intrinsics [M, 4], keypoints [M, 21, 3] world metres -> bool
+    [M, h, w]: surfaces above the table within FLESH of a bone."""
+    rays = camera_rays(intrinsics, depth.shape[-1]) * depth[..., None]
+    points = rays @ pose[:, None, :3, :3].mT + pose[:, None, None, :3, 3]
+    nearest = torch.full_like(depth, torch.inf)
+    for first, second in BONES:
+        start, along = (end[:, None, None] for end in (keypoints[:, first], keypoints[:, second] - keypoints[:, first]))
+        offset = points - start
+        share = ((offset * along).sum(-1) / along.square().sum(-1).clamp_min(1e-9)).clamp(0, 1)
+        nearest = torch.minimum(nearest, (offset - share[..., None] * along).norm(dim=-1))
+    return (nearest < FLESH) & (points[..., 1] < -ABOVE_TABLE)
+
+
+def label_frames(episodes: EpisodeBatch, rows: np.ndarray, first: np.ndarray, now: np.ndarray) -> HandLabels:
+    """Labels of frames (rows, now), [M] each, as seen after frames (rows, first)."""
+    truth = hands_of(episodes)
+    keypoints, pixels = (torch.from_numpy(part[rows, now, RIGHT]) for part in (truth.keypoints, truth.pixels))
+    depth, pose = (torch.from_numpy(part[rows, now]) for part in (episodes.depth, episodes.pose))
+    mask = hand_mask(depth, pose, torch.from_numpy(episodes.intrinsics[rows]), keypoints)
+    inside = ((pixels >= 0) & (pixels < depth.shape[-1])).all(-1)
+    way = np.linalg.norm(truth.object[rows, now] - truth.object[rows, first], axis=-1)
+    moved, lifted = ((torch.from_numpy(flag).float()) for flag in (way > MOVED, truth.lifted[rows, now]))
+    return HandLabels(mask, pixels, inside, moved, lifted)
+
+
+def hands_of(episodes: EpisodeBatch) -> HandTruth:
+    """The episodes' hands. Raises ValueError where the simulator has none."""
+    if episodes.hands is None:
+        raise ValueError("these episodes have no hands to judge; use --source tabletop")
+    return episodes.hands
+
+
+def train_hand_reader(episodes: EpisodeBatch, config: HandReaderConfig) -> HandReader:
+    """Fit the reader to pairs of frames of the same episode."""
+    rng = np.random.default_rng(config.seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        model = HandReader(config.width)
+    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=config.updates)
+    frames = torch.from_numpy(episodes.frames)
+    with Progress("hand-reader updates", total=config.updates) as progress:
+        for _ in range(config.updates):
+            rows = rng.integers(len(episodes), size=config.batch_size)
+            first, now = np.sort(rng.integers(episodes.num_steps + 1, size=(2, config.batch_size)), axis=0)
+            reading = model(to_unit(frames[rows, first]), to_unit(frames[rows, now]))
+            loss = reader_loss(reading, label_frames(episodes, rows, first, now))
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+            schedule.step()
+            progress.update()
+    return model.eval()
+
+
+def reader_loss(reading: HandReading, labels: HandLabels) -> Tensor:
+    """Cross-entropy of mask and events, and distance of the keypoints inside the picture in a sixteenth of its side."""
+    side = labels.mask.shape[-1] / 16
+    distance = F.smooth_l1_loss(reading.keypoints / side, labels.pixels / side, reduction="none").sum(-1)
+    inside = labels.inside.float()
+    return (
+        F.binary_cross_entropy_with_logits(reading.mask, labels.mask.float())
+        + (distance * inside).sum() / inside.sum().clamp_min(1)
+        + F.binary_cross_entropy_with_logits(reading.moved, labels.moved)
+        + F.binary_cross_entropy_with_logits(reading.lifted, labels.lifted)
+    )
+
+
+@torch.no_grad()
+def read_hands(model: HandReader, first: np.ndarray, frames: np.ndarray) -> HandReading:
+    """Read episodes: first uint8 [N, h, w, 3], frames uint8 [N, S, h, w, 3] -> HandReading with leading [N, S]."""
+    count = frames.shape[1]
+    opened = torch.from_numpy(first).repeat_interleave(count, 0)
+    flat = rearrange(torch.from_numpy(frames), "n s h w c -> (n s) h w c")
+    pairs = zip(opened.split(FRAMES_AT_ONCE), flat.split(FRAMES_AT_ONCE), strict=True)
+    parts = [model(to_unit(start), to_unit(now)) for start, now in pairs]
+    joined = (torch.cat(columns) for columns in zip(*parts, strict=True))
+    return HandReading(*(rearrange(column, "(n s) ... -> n s ...", s=count) for column in joined))
+
+
+def load_or_train_reader(path: Path | None, config: HandReaderConfig, walk: Callable[[], EpisodeBatch]) -> HandReader:
+    """The reader kept at `path` when it was trained with this config, else a newly trained one, kept there."""
+    fingerprint = fingerprint_of(config, __file__)
+    return load_or_make(path, HandReader(config.width), fingerprint, lambda: train_hand_reader(walk(), config))
+
+
+def _stride(before: int, after: int) -> nn.Module:
+    return nn.Sequential(nn.Conv2d(before, after, 3, stride=2, padding=1), nn.GroupNorm(8, after), nn.SiLU())

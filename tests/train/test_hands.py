@@ -1,0 +1,151 @@
+"""Training on recordings of rooms and of hands together, from the command line, at debug size."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from worldscape.checkpoint import load_world, read_provenance
+from worldscape.cli import main
+from worldscape.conditioning.hands import HandScale, state_from_vector
+from worldscape.config import preset
+from worldscape.data.clips import load_frames
+from worldscape.data.tabletop_tasks import TASKS
+from worldscape.engine import WorldEngine
+from worldscape.heads import HAND_TASKS
+from worldscape.train import heads, world
+from worldscape.train.hand_heads import hand_labels
+from worldscape.train.prepare import NO_HAND
+from worldscape.train.rollouts import follow, hands_in, start_at
+
+QUIET = ["--set", "tensorboard=false", "--set", "device=cpu"]
+STEPS = 20
+STAGES = {"codec": None, "world": "codec", "ode": "world", "distill": "ode", "decoder": "distill", "heads": "decoder"}
+
+
+@pytest.fixture(scope="module")
+def datasets(tmp_path_factory):
+    """Five episodes of rooms and five of the tabletop: the last eight of all are kept for pictures."""
+    out = tmp_path_factory.mktemp("recorded")
+    rooms = ["--env", "worldscape.data.rooms:WorldScape-Rooms-v0", "--out", str(out / "rooms")]
+    tabletop = ["--env", "WorldScape-Tabletop-v0", "--out", str(out / "tabletop"), "--policy", "mixed", "--env-kwargs"]
+    tabletop += ['{"task": "any", "goal_terminates": false}']
+    for options in (rooms, tabletop):
+        assert main(["record", "--episodes", "5", "--steps-per-episode", str(STEPS), *options]) == 0
+    return [out / "rooms", out / "tabletop"]
+
+
+@pytest.fixture(scope="module")
+def runs(datasets, tmp_path_factory):
+    """A folder in which every stage was trained for two steps on both datasets."""
+    out = tmp_path_factory.mktemp("runs")
+    for stage, init in STAGES.items():
+        assert main([*command(stage, datasets, out / stage), *chain(out, init), "--steps", "2"]) == 0
+    return out
+
+
+def command(stage, datasets, out) -> list[str]:
+    data = [text for dataset in datasets for text in ("--data", str(dataset))]
+    return ["train", stage, "--preset", "debug", *data, "--out", str(out), *QUIET]
+
+
+def chain(runs, init) -> list[str]:
+    return ["--init", str(runs / init)] if init else []
+
+
+@pytest.fixture(scope="module")
+def store(datasets):
+    return load_frames(datasets, 64, hands=True)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_stages_train_on_both_and_go_on_where_they_stopped(runs, datasets, tmp_path, stage):
+    assert read_provenance(runs / stage)[stage]["data"] == "rooms+tabletop"
+    again = [*command(stage, datasets, tmp_path), *chain(runs, STAGES[stage]), "--steps", "2"]
+    assert main([*again, "--minutes", "1e-9"]) == 0
+    assert json.loads((tmp_path / "status.json").read_text())["status"] == "minutes"
+    assert main(again) == 0
+    whole, parts = load_world(runs / stage), load_world(tmp_path)
+    assert all(torch.equal(tensor, parts.state_dict()[key]) for key, tensor in whole.state_dict().items())
+
+
+def test_the_generator_learns_to_read_hands_and_their_absence(runs, datasets):
+    stage = world.build_stage(preset("debug"), world.DEFAULTS["debug"], datasets, runs / "codec")
+    model = copy.deepcopy(load_world("debug")).requires_grad_(True)
+    clips = stage.gather(np.array([0, 1]), np.array([[0, 1, 2, 3, 4]] * 2))
+    clips["has_anchor"] = torch.ones(2, dtype=torch.bool)
+    stage.loss(model, clips, torch.Generator().manual_seed(0))["loss"].backward()
+    known = model.transformer
+    assert all(part.grad is not None and part.grad.any() for part in (known.no_hand, *known.embed_hands.parameters()))
+
+
+def test_episodes_are_mixed_and_keep_their_cameras(store):
+    assert store.hands is not None and store.num_episodes == 10
+    first = store.starts[:-1]
+    assert store.hands.present[first].tolist() == [[False, False], [False, True]] * 5
+    assert store.intrinsics[first, 0].tolist() == pytest.approx([0.596, 1.025] * 5, abs=0.001)
+    assert (store.hands.task[first] >= 0).tolist() == [False, True] * 5
+
+
+def test_clips_show_the_hands_of_their_frames(runs, datasets, store):
+    stage = world.build_stage(preset("debug"), world.DEFAULTS["debug"], datasets, runs / "codec")
+    index = stage.prepared.hand_index
+    assert index is not None and (index[0::2] == NO_HAND).all() and (index[1::2] != NO_HAND).all()
+    batch = stage.gather(np.array([0, 1]), np.array([[0, 1, 2, 3, 4]] * 2))
+    assert not batch["hands"][0].any() and batch["hands"][1].flatten(1).any(1).all()
+    engine = WorldEngine(load_world("debug"), 1, hands=hands_in(store))
+    frames = batch["frames"][1].numpy()
+    engine.open(start_at(store, frames[:1]), torch.tensor([0]))
+    view = engine.look(engine.state, engine.state.camera, torch.eye(4)[None])
+    assert view.hands is not None
+    torch.testing.assert_close(batch["hands"][1, 0], view.hands.picture[0], atol=1 / 255, rtol=0)
+    followed = follow(engine, store, frames[1:2])
+    assert followed.hands is not None and store.hands is not None
+    wrist = torch.from_numpy(store.hands.state[frames[1], 1, :3])
+    torch.testing.assert_close(followed.hands.keypoints[0, 1, 0], wrist, atol=1e-5, rtol=0)
+
+
+def test_labels_are_what_the_simulator_let_the_wrist_do(store):
+    """The goal is the command of the next frame but for the leash, and goal plus lag is where the wrist went."""
+    now = store.starts[1] + np.arange(5, 5 + STEPS // 2)
+    assert store.hands is not None
+    labels = hand_labels(store, store.hands, now, HandScale())
+    assert labels["is_told"].tolist() == [[0.0, 1.0]] * len(now)
+    reached = state_from_vector(torch.from_numpy(store.hands.state[now + 1]))
+    goal = state_from_vector(labels["goal"])
+    torch.testing.assert_close(goal.position + 0.03 * labels["lag"][..., :3], reached.position, atol=1e-6, rtol=0)
+    command = state_from_vector(torch.from_numpy(store.hands.command[now + 1]))
+    torch.testing.assert_close(goal.rotation[:, 1], command.rotation[:, 1], atol=1e-5, rtol=0)
+    torch.testing.assert_close(goal.fingers[:, 1], command.fingers[:, 1], atol=1e-6, rtol=0)
+    assert float((goal.position - command.position)[:, 1].norm(dim=-1).max()) < 0.05
+
+
+def test_a_dense_reward_is_no_goal_that_was_reached(store):
+    frames = np.arange(store.starts[1], store.starts[2])
+    assert (store.reward[frames[1:]] > 0).all()
+    assert np.array_equal(heads.is_paid(store, frames), store.success[frames] > 0)
+
+
+def test_hands_are_rewarded_for_the_simulators_tasks():
+    assert HAND_TASKS == tuple(TASKS)
+
+
+def test_heads_of_hands_learn(runs, datasets):
+    """One batch again and again: the wrist is predicted better than by the kinematic hand, and rewards are learned."""
+    stage = heads.build_stage(preset("debug"), heads.DEFAULTS["debug"], datasets, runs / "decoder")
+    model = load_world(runs / "decoder")
+    model = type(model)(model.config).train()
+    batch, optimizer = stage.batch(0, 0, 1), torch.optim.Adam(model.heads.parameters(), lr=5e-3)
+    found = []
+    for _ in range(200):
+        found.append(stage.loss(model, batch, torch.Generator()))
+        optimizer.zero_grad()
+        found[-1]["loss"].backward()
+        optimizer.step()
+    first, last = ({name: float(value.detach()) for name, value in loss.items()} for loss in (found[0], found[-1]))
+    assert last["task"] < first["task"] - 0.05, "what is left is the entropy of rewards between 0 and 1"
+    assert last["wrist"] < 0.5 * first["wrist"] and last["wrist_error"] < last["kinematic_error"]

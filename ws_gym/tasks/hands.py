@@ -1,0 +1,59 @@
+"""The tabletop's tasks in a dream: what a hand reaches, pushes, or picks and places, judged by learned heads."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from ws_gym.tasks.base import Task, TaskResult
+
+if TYPE_CHECKING:
+    from worldscape.engine import EngineFrame
+
+
+class HandTask(Task):
+    """Dense reward in [0, 1] each step, as a head learned it from the simulator's (`WorldScape-Tabletop-v0`).
+
+    Success, which ends the episode, is what another head learned to see: its probability is above `threshold`.
+
+    Info terms: `success_probability`.
+    """
+
+    place: ClassVar[int]
+    """Of the task in `worldscape.heads.HAND_TASKS`."""
+
+    def __init__(self, *, threshold: float = 0.5) -> None:
+        if not 0.0 < threshold < 1.0:
+            raise ValueError(f"the threshold of success is {threshold}; give a probability between 0 and 1.")
+        self.threshold = threshold
+
+    def step(self, frame: EngineFrame, elapsed: Tensor, active: Tensor) -> TaskResult:
+        if frame.hands is None:
+            raise ValueError("this task rewards hands and this world has none; make it with hands='right'.")
+        success = frame.hands.success[:, self.place]
+        reached = success > self.threshold
+        return TaskResult(
+            reward=frame.hands.reward[:, self.place],
+            terminated=reached,
+            success=reached,
+            terms={"success_probability": success},
+        )
+
+
+class Reach(HandTask):
+    """Bring the index fingertip to the green ball."""
+
+    place = 0
+
+
+class Push(HandTask):
+    """Push the object onto the disc."""
+
+    place = 1
+
+
+class PickPlace(HandTask):
+    """Lift the object and put it down on the disc."""
+
+    place = 2
