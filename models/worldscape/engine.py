@@ -30,6 +30,7 @@ from worldscape.conditioning.reproject import decode_depth, encode_depth, reproj
 from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.config import MemoryConfig
 from worldscape.fast import FastTransformer
+from worldscape.fast_codec import FastCodec
 from worldscape.flow import euler_step, sampling_levels
 from worldscape.heads import HAND_TASKS
 from worldscape.memory.pages import PageShape
@@ -62,7 +63,7 @@ class WorldEngine:
         num_slots: B, worlds advanced together.
         device: torch device.
         steps_per_frame: denoising model calls a frame; None takes the config's.
-        use_fast: run the inference-only rewrites (fast.py, reproject_fast.py); same results to rounding.
+        use_fast: run the inference-only rewrites (fast.py, fast_codec.py, reproject_fast.py); same results to rounding.
         hands: "left", "right" or "both" for slots that have hands; None for slots that walk only, which costs less.
         memory: policy and sizes of the slots' memory, for ablations; None takes the model's.
         memory_budget: bytes that the pages of all slots never exceed; a small one makes the pool smaller.
@@ -98,6 +99,7 @@ class WorldEngine:
         self.levels = sampling_levels(calls, SAMPLER_SHIFT)
         levels = [*self.levels[:-1], self.config.context_level]
         self.generator = FastTransformer(self.model.transformer, levels) if use_fast else self.model.transformer
+        self.codec = FastCodec(self.model.codec) if use_fast and FastCodec.runs_on(self.device) else self.model.codec
         self.rebuild = reproject_fast if use_fast else reproject
         self.state = self._fresh(num_slots, self._memory(num_slots, memory_budget))
 
@@ -244,7 +246,7 @@ class WorldEngine:
         latent = self.denoise(state, view, history, num_calls)
         with torch.no_grad():
             finished = latent.detach()
-            rgbd = self.model.codec.decode(finished, view.anchor, view.guess.skips).float().clamp(-1.0, 1.0)
+            rgbd = self.codec.decode(finished, view.anchor, view.guess.skips).float().clamp(-1.0, 1.0)
             self.commit(state, NewFrame(camera, realised, rgbd, finished), view, history, active)
         return Dreamed(latent, view)
 
@@ -306,7 +308,7 @@ class WorldEngine:
             resting = resting_hands(len(pose), HANDS[self.hands], pose)
             seen = resting if hands is None else resting.placed(*hands, pose)
         view = self.look(state, camera, previous, seen)
-        latent = self.model.codec.encode(rgbd).float()
+        latent = self.codec.encode(rgbd).float()
         new = NewFrame(camera, torch.zeros_like(camera), rgbd, latent, is_real=True)
         self.commit(state, new, view, self.read(state, view), active)
         state.steps.zero_()
@@ -340,7 +342,7 @@ class WorldEngine:
         self, pose: Tensor, previous: Tensor, recall: Recall, intrinsics: Tensor, hands: ShownHands | None
     ) -> View:
         rays = frame_rays(pose, invert_pose(level_pose(previous)), intrinsics, self.config.codec.grid)
-        guess = self.model.codec.encode_anchor(recall.anchor)
+        guess = self.codec.encode_anchor(recall.anchor)
         coverage = token_coverage(recall.anchor.mask, self.config.codec.grid)
         drawn = None if hands is None else hands.picture[:, None]
         told = self.generator.embed_view(rays[:, None], guess.latent[:, None].float(), coverage[:, None], drawn)

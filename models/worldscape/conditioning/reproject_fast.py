@@ -146,14 +146,23 @@ def _sample_best(rgb: Tensor, surface: Tensor, sees: Tensor, warp: Warp) -> Tens
     seen = torch.addcmul(warp.shift, warp.turn, surface[:, :, None])
     order = torch.arange(n, device=rgb.device, dtype=rgb.dtype)[:, None] * 1e-3
     cost = (seen[:, :, 2] / (BLUR_RATIO * surface)).clamp_min_(1.0).add_(order)
-    best = cost.masked_fill_(~sees, torch.inf).argmin(1, keepdim=True)
-    x, y, z = seen.gather(1, best[:, :, None].expand(-1, -1, 3, -1))[:, 0].unbind(1)
+    best = _first_least(cost.masked_fill_(~sees, torch.inf))
+    x, y, z = seen.gather(1, best[:, None, None].expand(-1, -1, 3, -1))[:, 0].unbind(1)
     z, height = z.clamp_min(MIN_DEPTH), size + 2 * MARGIN
-    row = (y / z).clamp_(-1, size + 1).add_(best[:, 0], alpha=height)
+    row = (y / z).clamp_(-1, size + 1).add_(best, alpha=height)
     grid = torch.stack([x / z * (2 / size) - 1, (row + MARGIN) * (2 / (n * height)) - 1], -1).clamp_(-2, 2)
     pictures = _atlas(rgb)
     colours = F.grid_sample(pictures, grid.unflatten(1, (size, size)), "bicubic", "border", align_corners=False)
     return colours.clamp_(-1.0, 1.0)
+
+
+def _first_least(cost: Tensor) -> Tensor:
+    """cost.argmin(1) of [B, N, P] for a small N, which on a CPU takes several times as long."""
+    least, best = cost[:, 0], torch.zeros_like(cost[:, 0], dtype=torch.long)
+    for number in range(1, cost.shape[1]):
+        best = torch.where(cost[:, number] < least, number, best)
+        least = torch.minimum(least, cost[:, number])
+    return best
 
 
 def _atlas(rgb: Tensor) -> Tensor:

@@ -23,9 +23,9 @@ class Surfaces(NamedTuple):
 
     def clearance(self, position: Tensor, body: BodyConfig) -> Tensor:
         """Metres on the floor plan from `position` [B, 3] to the nearest surface at body height: [B], inf for none."""
-        offset = self.points - position[:, None]
-        is_in_way = (offset[..., 1] > -body.above) & (offset[..., 1] < body.below) & self.known
-        distance = offset[..., 0::2].square().sum(-1)
+        x, down, z = self._offset(position)
+        is_in_way = (down > -body.above) & (down < body.below) & self.known
+        distance = x.square() + z.square()
         return torch.where(is_in_way, distance, torch.inf).amin(1).sqrt()
 
     def plan_view(self, position: Tensor, walk: Tensor, body: BodyConfig) -> Tensor:
@@ -35,10 +35,9 @@ class Surfaces(NamedTuple):
         at body height, channel 1 points below (floor). Row 0 lies farthest ahead. A walk of no length has an empty
         view.
         """
-        offset = self.points - position[:, None]
         length = walk[:, 0::2].norm(dim=-1, keepdim=True)
         ahead = walk[:, 0::2] / length.clamp_min(STANDING)
-        x, down, z = offset.unbind(-1)
+        x, down, z = self._offset(position)
         forward = x * ahead[:, :1] + z * ahead[:, 1:]
         aside = z * ahead[:, :1] - x * ahead[:, 1:]
         row = CELLS - 1 - ((forward + BEHIND) / CELL).floor().long()
@@ -50,3 +49,7 @@ class Surfaces(NamedTuple):
         counts = self.points.new_zeros(len(walk), 2 * CELLS**2 + 1)
         counts.scatter_add_(1, cell, torch.ones_like(forward))
         return counts[:, :-1].log1p().unflatten(1, (2, CELLS, CELLS))
+
+    def _offset(self, position: Tensor) -> list[Tensor]:
+        """The points seen from `position` [B, 3]: x, y, z [B, N] each, which is faster than all with an axis of 3."""
+        return [points - at[:, None] for points, at in zip(self.points.unbind(-1), position.unbind(-1), strict=True)]
