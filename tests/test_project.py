@@ -22,7 +22,7 @@ LAYERS = (
     {"nn"},
     {"codec", "transformer", "heads", "memory", "splats"},
     {"world"},
-    {"checkpoint", "fast"},
+    {"checkpoint", "fast", "fast_codec"},
     {"slots", "slot_hands", "checks", "snapshot"},
     {"engine"},
     {"data"},
