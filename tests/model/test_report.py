@@ -7,8 +7,9 @@ import torch
 
 from tests.model.memory_worlds import INTRINSICS, append, empty, layers, picture, pose
 from worldscape.config import MemoryConfig
+from worldscape.memory.lineage import inherited_real
 from worldscape.memory.pages import BLANK
-from worldscape.memory.policy import CELLS, inherited_real
+from worldscape.memory.policy import CELLS
 from worldscape.memory.report import report_memory, report_trust
 from worldscape.memory.world_memory import Frame, WorldMemory
 

@@ -38,7 +38,7 @@ def dataset(tmp_path_factory) -> Iterator[Any]:
     """Where prepared frames of the walk are kept; stages that load frames get the walk."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (world, distill):
-            patch.setattr(module, "load_frames", lambda *_: walk_store())
+            patch.setattr(module, "load_frames", lambda *_, **__: walk_store())
         yield tmp_path_factory.mktemp("walk") / "rooms"
 
 

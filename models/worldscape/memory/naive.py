@@ -12,8 +12,9 @@ from torch import Tensor
 from worldscape.conditioning.camera import METRES_PER_RADIAN, invert_pose
 from worldscape.conditioning.reproject import MIN_DEPTH, Anchor, reproject
 from worldscape.config import MemoryConfig
+from worldscape.memory.lineage import REAL_CELLS
 from worldscape.memory.pages import Levels
-from worldscape.memory.policy import CELLS, CODING_NOISE, FULL_COST, REAL_CELLS, world_probes
+from worldscape.memory.policy import CELLS, CODING_NOISE, FULL_COST, world_probes
 from worldscape.nn.blocks import KeysValues
 from worldscape.transformer import History
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from worldscape.codec import empty_anchor
 from worldscape.conditioning.reproject import Anchor, reproject
 from worldscape.config import MemoryConfig
-from worldscape.memory import policy
+from worldscape.memory import lineage, policy
 from worldscape.memory.pages import BLANK, Page, PageShape, PageStore, fit_levels, page_bytes
 from worldscape.memory.surroundings import Surfaces
 from worldscape.memory.tables import SlotTables
@@ -117,10 +117,10 @@ class WorldMemory:
         anchor = rebuild(rgbd, poses, anchors != BLANK, target, intrinsics)
         is_anchor = (pages[:, :, None] == anchors[:, None]).any(2) & (pages != BLANK)
         from_real = cells * (is_anchor & (frames < tables.num_real[:, None]))[..., None]
-        is_real_shown = from_real.amax(1).sum(1) >= policy.REAL_CELLS
+        is_real_shown = from_real.amax(1).sum(1) >= lineage.REAL_CELLS
         numbers = policy.cell_numbers(self.store.fields.probes[anchors], target, intrinsics)
         numbers = numbers.masked_fill((anchors == BLANK)[..., None], policy.CELLS**2)
-        real = policy.inherited_real(numbers, self.store.fields.real[anchors], anchor.mask)
+        real = lineage.inherited_real(numbers, self.store.fields.real[anchors], anchor.mask)
         return Recall(anchors, anchor, anchor.mask.mean((1, 2, 3)), real, is_real_shown, retrieved)
 
     def _retrieve(self, cells: Tensor, pages: Tensor, frames: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ class WorldMemory:
         both = [layer.keys for layer in frame.layers] + [layer.values for layer in frame.layers]
         shape = (0, len(probes), *self.store.shape[1:4])
         keys_values = torch.stack(both)[:, :, 0] if both else probes.new_zeros(shape)
-        real = recall.real[:, policy.probe_cells(self.store.shape.size, probes.device)]
+        real = recall.real[:, lineage.probe_cells(self.store.shape.size, probes.device)]
         real = torch.ones_like(real) if frame.is_real else real
         return Page(keys_values, frame.rgbd, frame.pose, probes, real, self.count)
 
