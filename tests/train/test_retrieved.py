@@ -159,7 +159,7 @@ def test_space_is_measured_on_consecutive_frames(dataset):
     batch = stage.batch(0, 0, 1)
     assert batch["own"].tolist() == [0, 3, 4, 5, 6]
     rows = stage.config.spatial_rows
-    poses = stage.store.pose[batch["frames"][:rows, batch["own"]].numpy()]
+    poses = stage.clips.store.pose[batch["frames"][:rows, batch["own"]].numpy()]
     assert torch.equal(batch["poses"], torch.from_numpy(poses))
     assert int(torch.cat([batch["views"], batch["context"]]).max()) == 4
 
