@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -21,7 +21,7 @@ import numpy as np
 
 WARM_UP_STEPS = 20
 EARLY_STEP = 100  # the step that the end of the long dream is compared with
-AROUND = 50  # steps on either side over which a step time is a median
+AROUND = 50  # steps on either side of the step whose time is a median
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,34 +146,49 @@ def summarise(timing: Timing, num_envs: int) -> dict[str, float]:
 
 
 def measure_long_dream(setting: Setting) -> dict[str, float]:
-    """One dream of `horizon` steps without an end: step time late over early, and growth of resident memory."""
+    """One dream of `horizon` steps without an end: growth of resident memory, and its step time over that of a young
+    one. The two take turns, since the machine's own speed drifts by more than is asked for within a minute."""
     import torch
 
     def no_reward(frame: Any, elapsed: Any) -> Any:
         return torch.zeros(setting.num_envs)
 
-    total = setting.horizon + WARM_UP_STEPS + 1
-    env = make_env(setting, task=no_reward, max_episode_steps=total)
-    env.reset(seed=0)
+    def open_env() -> Any:
+        env = make_env(setting, task=no_reward, max_episode_steps=setting.horizon + WARM_UP_STEPS + 2 * AROUND + 1)
+        env.reset(seed=0)
+        return env
+
     memory: dict[int, int] = {}
 
     def note_memory(step: int) -> None:
         if step in (EARLY_STEP, setting.horizon - 1):
             memory[step] = resident_bytes()
 
-    timing = time_steps(env, setting.horizon, setting.num_envs, note_memory, choose_draw(setting, env))
-    env.close()
-    growth = memory[setting.horizon - 1] - memory[EARLY_STEP]
+    old = open_env()
+    draw = choose_draw(setting, old)
+    time_steps(old, setting.horizon, setting.num_envs, note_memory, draw)
+    young = open_env()
+    time_steps(young, EARLY_STEP - AROUND, setting.num_envs, draw=draw)
+    late, early = np.median(take_turns([old, young], setting.num_envs, draw), axis=0)
+    old.close()
+    young.close()
     return {
         "horizon": setting.horizon,
-        "step_time_ratio": step_time_ratio(timing.steps, EARLY_STEP),
-        "memory_growth_mb": growth / 2**20,
+        "step_time_ratio": float(late / early),
+        "memory_growth_mb": (memory[setting.horizon - 1] - memory[EARLY_STEP]) / 2**20,
     }
 
 
-def step_time_ratio(seconds: np.ndarray, early: int) -> float:
-    """Seconds of every step [S] -> median of the last 2 * AROUND over that of as many around step `early`."""
-    return float(np.median(seconds[-2 * AROUND :]) / np.median(seconds[early - AROUND : early + AROUND]))
+def take_turns(envs: Sequence[Any], num_envs: int, draw: Draw) -> np.ndarray:
+    """Seconds of 2 * AROUND steps of each environment, one step after the other: [2 * AROUND, E]."""
+    rng, seconds = np.random.default_rng(1), np.zeros((2 * AROUND, len(envs)))
+    for row in seconds:
+        action = draw(rng, num_envs)
+        for place, env in enumerate(envs):
+            begin = time.perf_counter()
+            env.step(action[0] if num_envs == 1 else action)
+            row[place] = time.perf_counter() - begin
+    return seconds
 
 
 def resident_bytes() -> int:

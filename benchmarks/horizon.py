@@ -20,7 +20,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
-from benchmarks.env_steps import AROUND, resident_bytes, step_time_ratio
+from benchmarks.env_steps import AROUND, resident_bytes
 from worldscape.checkpoint import load_world
 from worldscape.conditioning.controls import discrete_controls
 from worldscape.engine import Start, WorldEngine
@@ -107,11 +107,16 @@ def summarise(dream: LongDream) -> dict[str, float]:
     return {
         "step_ms": 1000 * float(np.median(dream.seconds)),
         "policy_share": float(np.median(dream.deciding / dream.seconds)),
-        "step_time_ratio": step_time_ratio(dream.seconds, EARLY),
+        "step_time_ratio": step_time_ratio(dream.seconds),
         "pages": float(dream.pages[-1]),
         "pages_ratio": float(dream.pages[-1] / dream.pages[EARLY]),
         "memory_growth_mb": (dream.resident[1] - dream.resident[0]) / 2**20,
     }
+
+
+def step_time_ratio(seconds: np.ndarray) -> float:
+    """Seconds of every step [S] -> median of the last 2 * AROUND over that of as many around step EARLY."""
+    return float(np.median(seconds[-2 * AROUND :]) / np.median(seconds[EARLY - AROUND : EARLY + AROUND]))
 
 
 def measure_forks(model: WorldModel, num_forks: int, num_steps: int, device: str) -> dict[str, float]:

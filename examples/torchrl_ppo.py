@@ -38,7 +38,8 @@ def make_worlds(args: argparse.Namespace) -> TransformedEnv:
     )
     worlds = GymWrapper(envs, categorical_action_encoding=True)
     worlds.set_seed(args.seed)
-    return TransformedEnv(worlds, Compose(ToTensorImage(in_keys=["observation"]), RewardSum()))
+    picture = ToTensorImage(in_keys=["observation"])  # pyright: ignore[reportCallIssue]
+    return TransformedEnv(worlds, Compose(picture, RewardSum()))
 
 
 class Network(nn.Module):
@@ -68,7 +69,8 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     worlds = make_worlds(args)
-    logits = TensorDictModule(Network(worlds.action_spec.space.n), in_keys=["observation"], out_keys=["logits"])
+    keys: Any = worlds.action_spec.space
+    logits = TensorDictModule(Network(keys.n), in_keys=["observation"], out_keys=["logits"])
     actor = ProbabilisticActor(logits, in_keys=["logits"], distribution_class=Categorical, return_log_prob=True)
     critic = ValueOperator(Network(1), in_keys=["observation"])
     advantage = GAE(gamma=0.99, lmbda=0.95, value_network=critic)

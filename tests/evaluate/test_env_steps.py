@@ -56,6 +56,22 @@ def test_bad_options_are_refused(bad, capsys):
     assert "--" in capsys.readouterr().err
 
 
+def test_environments_take_turns_with_the_same_actions():
+    log = []
+
+    class Env:
+        def __init__(self, name):
+            self.name = name
+
+        def step(self, action):
+            log.append((self.name, int(action)))
+
+    seconds = env_steps.take_turns([Env("old"), Env("young")], 1, env_steps.draw_keys)
+    assert seconds.shape == (2 * env_steps.AROUND, 2) and (seconds > 0).all()
+    assert [name for name, _ in log] == ["old", "young"] * (2 * env_steps.AROUND)
+    assert [action for _, action in log[::2]] == [action for _, action in log[1::2]]
+
+
 def test_the_script_ends_with_one_json_object():
     command = [sys.executable, "benchmarks/env_steps.py", "--weights", "debug", "--steps", "10", "--num-envs", "1"]
     command += ["--horizon", "200", "--threads", "1"]
