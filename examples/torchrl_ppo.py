@@ -38,8 +38,8 @@ def make_worlds(args: argparse.Namespace) -> TransformedEnv:
     )
     worlds = GymWrapper(envs, categorical_action_encoding=True)
     worlds.set_seed(args.seed)
-    picture = ToTensorImage(in_keys=["observation"])  # pyright: ignore[reportCallIssue]
-    return TransformedEnv(worlds, Compose(picture, RewardSum()))
+    transforms = ToTensorImage(in_keys=["observation"]), RewardSum()
+    return TransformedEnv(worlds, Compose(*transforms))  # pyright: ignore[reportCallIssue]
 
 
 class Network(nn.Module):
