@@ -6,7 +6,7 @@ It is trained on simulator frames only, so it is a judge that no dream has ever 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -18,9 +18,8 @@ from worldscape.conditioning.camera import camera_rays
 from worldscape.conditioning.hand_model import BONES, NUM_KEYPOINTS
 from worldscape.evaluate.episodes import EpisodeBatch
 from worldscape.evaluate.hand_truth import MOVED, HandTruth
-from worldscape.evaluate.kept import fingerprint_of, load_or_make
+from worldscape.evaluate.kept import JudgeConfig, fingerprint_of, fit, load_or_make
 from worldscape.evaluate.metrics import to_unit
-from worldscape.progress import Progress
 
 RIGHT = 1
 FLESH = 0.03  # metres from a bone within which a surface belongs to the hand (the back of the palm is that thick)
@@ -29,22 +28,14 @@ FRAMES_AT_ONCE = 256
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class HandReaderConfig:
-    """Width of the first layer, and how it is trained: pairs of frames of episodes on training layouts."""
+class HandReaderConfig(JudgeConfig):
+    """JudgeConfig of the hand reader; its width is a multiple of 8."""
 
-    width: int = 32
-    num_episodes: int = 48
-    num_steps: int = 96
-    first_seed: int = 900_000
-    batch_size: int = 64
+    name: ClassVar[str] = "hand reader"
     updates: int = 1500
-    lr: float = 2e-3
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_episodes", "num_steps", "batch_size", "updates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"hand reader with {name} {getattr(self, name)}: it must be at least 1")
+        JudgeConfig.__post_init__(self)
         if self.width < 8 or self.width % 8:
             raise ValueError(f"hand reader with width {self.width}: it must be a multiple of 8")
 
@@ -141,24 +132,15 @@ def hands_of(episodes: EpisodeBatch) -> HandTruth:
 def train_hand_reader(episodes: EpisodeBatch, config: HandReaderConfig) -> HandReader:
     """Fit the reader to pairs of frames of the same episode."""
     rng = np.random.default_rng(config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = HandReader(config.width)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=config.updates)
     frames = torch.from_numpy(episodes.frames)
-    with Progress("hand-reader updates", total=config.updates) as progress:
-        for _ in range(config.updates):
-            rows = rng.integers(len(episodes), size=config.batch_size)
-            first, now = np.sort(rng.integers(episodes.num_steps + 1, size=(2, config.batch_size)), axis=0)
-            reading = model(to_unit(frames[rows, first]), to_unit(frames[rows, now]))
-            loss = reader_loss(reading, label_frames(episodes, rows, first, now))
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            progress.update()
-    return model.eval()
+
+    def draw_loss(model: HandReader) -> Tensor:
+        rows = rng.integers(len(episodes), size=config.batch_size)
+        first, now = np.sort(rng.integers(episodes.num_steps + 1, size=(2, config.batch_size)), axis=0)
+        reading = model(to_unit(frames[rows, first]), to_unit(frames[rows, now]))
+        return reader_loss(reading, label_frames(episodes, rows, first, now))
+
+    return fit(HandReader, config, draw_loss)
 
 
 def reader_loss(reading: HandReading, labels: HandLabels) -> Tensor:

@@ -6,7 +6,7 @@ It is trained on simulator frames only, so it is a judge that no dream has ever 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -16,9 +16,8 @@ from torch.nn import functional
 
 from worldscape.conditioning.controls import DISCRETE_ACTIONS, ControlScale
 from worldscape.evaluate.episodes import EpisodeBatch
-from worldscape.evaluate.kept import fingerprint_of, load_or_make
+from worldscape.evaluate.kept import JudgeConfig, fingerprint_of, fit, load_or_make
 from worldscape.evaluate.metrics import to_unit
-from worldscape.progress import Progress
 
 MOTION = (0, 2, 3, 4)
 """The control components that are read back: right, forward (metres), yaw, pitch (radians)."""
@@ -30,22 +29,10 @@ MIRRORED_MOTION = (-1.0, 1.0, -1.0, 1.0)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class InverseDynamicsConfig:
-    """Width of the first layer, and how it is trained: frame pairs drawn from episodes on training layouts."""
+class InverseDynamicsConfig(JudgeConfig):
+    """JudgeConfig of inverse dynamics."""
 
-    width: int = 32
-    num_episodes: int = 48
-    num_steps: int = 96
-    first_seed: int = 900_000
-    batch_size: int = 64
-    updates: int = 1200
-    lr: float = 2e-3
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("num_episodes", "num_steps", "batch_size", "updates"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"inverse dynamics with {name} {getattr(self, name)}: it must be at least 1")
+    name: ClassVar[str] = "inverse dynamics"
 
 
 class Pairs(NamedTuple):
@@ -103,22 +90,13 @@ def train_inverse_dynamics(pairs: Pairs, config: InverseDynamicsConfig) -> Inver
     if len(pairs.action) == 0:
         raise ValueError("no frame pairs to learn inverse dynamics from; walk at least one step")
     generator = torch.Generator().manual_seed(config.seed)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed)
-        model = InverseDynamics(config.width)
-    optimiser = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, config.lr, total_steps=config.updates)
     weights = 1.0 / torch.bincount(pairs.action, minlength=len(DISCRETE_ACTIONS)).clamp(min=1)[pairs.action]
-    with Progress("inverse-dynamics updates", total=config.updates) as progress:
-        for _ in range(config.updates):
-            rows = torch.multinomial(weights, config.batch_size, replacement=True, generator=generator)
-            loss = _loss(model, augment_pairs(Pairs(*(column[rows] for column in pairs)), generator))
-            optimiser.zero_grad()
-            loss.backward()
-            optimiser.step()
-            schedule.step()
-            progress.update()
-    return model.eval()
+
+    def draw_loss(model: InverseDynamics) -> Tensor:
+        rows = torch.multinomial(weights, config.batch_size, replacement=True, generator=generator)
+        return _loss(model, augment_pairs(Pairs(*(column[rows] for column in pairs)), generator))
+
+    return fit(InverseDynamics, config, draw_loss)
 
 
 def augment_pairs(pairs: Pairs, generator: torch.Generator) -> Pairs:
