@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worldscape.checkpoint import weights_id
 from worldscape.checks import check_controls, check_hands, check_hands_option, check_start, checked_rows
-from worldscape.codec import frame_to_rgbd, normalise_tokens, rgbd_to_frame
+from worldscape.codec import frame_to_rgbd, normalise_tokens
 from worldscape.conditioning.camera import (
     angle_difference,
     apply_control,
@@ -353,8 +353,7 @@ class WorldEngine:
         state = self.state
         reward, end = state.events.clone().unbind(1)
         return EngineFrame(
-            frame=rgbd_to_frame(state.rgbd),
-            depth=decode_depth(state.rgbd[:, 3]),
+            rgbd=state.rgbd,
             pose=pose_from_state(state.camera),
             camera=state.camera.clone(),
             realised=state.realised.clone(),

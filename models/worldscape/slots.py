@@ -1,12 +1,13 @@
 """What goes into the engine, what it keeps of its slots, and what comes out: plain values with a leading B."""
 
 from dataclasses import dataclass, field, fields
+from functools import cached_property
 from typing import NamedTuple
 
 from torch import Tensor
 
-from worldscape.codec import Encoded
-from worldscape.conditioning.reproject import Anchor
+from worldscape.codec import Encoded, rgbd_to_frame
+from worldscape.conditioning.reproject import Anchor, decode_depth
 from worldscape.memory.world_memory import Recall, WorldMemory
 from worldscape.slot_hands import SlotHands
 from worldscape.transformer import EmbeddedView
@@ -57,18 +58,17 @@ class HandFrame(NamedTuple):
     success: Tensor
 
 
-@dataclass(slots=True)
+@dataclass
 class EngineFrame:
     """What all B slots show now; fresh tensors on the engine's device.
 
-    frame uint8 [B, h, w, 3]; depth float32 [B, h, w] metres; pose [B, 4, 4]; camera [B, 6]; realised [B, 6] control
-    that took place; reward, end [B] probabilities; coverage [B] share of pixels anchored in memory; latent
-    [B, P, C]; steps long [B] since opening; model_calls: transformer forwards made by this call; hands: of an engine
-    that has them.
+    rgbd float32 [B, 4, h, w] in [-1, 1], the engine's own, not to be changed: `frame` and `depth` are made of it when
+    somebody asks. pose [B, 4, 4]; camera [B, 6]; realised [B, 6] control that took place; reward, end [B]
+    probabilities; coverage [B] share of pixels anchored in memory; latent [B, P, C]; steps long [B] since opening;
+    model_calls: transformer forwards made by this call; hands: of an engine that has them.
     """
 
-    frame: Tensor
-    depth: Tensor
+    rgbd: Tensor
     pose: Tensor
     camera: Tensor
     realised: Tensor
@@ -79,6 +79,16 @@ class EngineFrame:
     steps: Tensor
     model_calls: int
     hands: HandFrame | None = None
+
+    @cached_property
+    def frame(self) -> Tensor:
+        """The pictures, uint8 [B, h, w, 3]."""
+        return rgbd_to_frame(self.rgbd)
+
+    @cached_property
+    def depth(self) -> Tensor:
+        """Metres along the view axis, float32 [B, h, w]."""
+        return decode_depth(self.rgbd[:, 3])
 
 
 @dataclass(slots=True)
@@ -114,9 +124,9 @@ class SlotState:
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "memory"}
 
     def write_rows(self, rows: Tensor, new: dict[str, Tensor]) -> None:
-        """Overwrite `rows` [R] in place with tensors [R, ...] of the same names; memory stays."""
+        """Replace `rows` [R] by tensors [R, ...] of the same names; memory stays, and so does what was shown before."""
         for name, stored in self.tensors().items():
-            stored.index_copy_(0, rows, new[name])
+            setattr(self, name, stored.index_copy(0, rows, new[name]))
 
 
 class ShownHands(NamedTuple):

@@ -94,9 +94,8 @@ class PerfectEngine:
         self.num_frames += self.num_slots
         frames = [draw_frame(texture, state) for texture, state in zip(self.textures, self.states, strict=True)]
         none = torch.zeros(self.num_slots)
-        return EngineFrame(
-            frame=torch.from_numpy(np.stack(frames)),
-            depth=torch.full((self.num_slots, SIZE, SIZE), 4.0),
+        made = EngineFrame(
+            rgbd=torch.zeros(self.num_slots, 4, SIZE, SIZE),
             pose=torch.from_numpy(pose_from_state_numpy(self.states)),
             camera=torch.from_numpy(self.states),
             realised=torch.from_numpy(realised),
@@ -107,6 +106,9 @@ class PerfectEngine:
             steps=none.long(),
             model_calls=1,
         )
+        made.frame = torch.from_numpy(np.stack(frames))
+        made.depth = torch.full((self.num_slots, SIZE, SIZE), 4.0)
+        return made
 
 
 class CopyEngine(PerfectEngine):

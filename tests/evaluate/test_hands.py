@@ -66,9 +66,8 @@ class ReplayEngine:
         none = torch.zeros(NUM)
         state, command, present = (part[:, 0] for part in truth.recorded(1))
         shown = HandFrame(torch.from_numpy(truth.keypoints[:, number]), state, command, present, values[0], values[1])
-        return EngineFrame(
-            frame=torch.from_numpy(self.episodes.frames[:, number]),
-            depth=torch.from_numpy(self.episodes.depth[:, number]),
+        made = EngineFrame(
+            rgbd=torch.zeros(NUM, 4, *self.episodes.depth.shape[-2:]),
             pose=torch.from_numpy(self.episodes.pose[:, number]),
             camera=torch.zeros(NUM, 6),
             realised=torch.zeros(NUM, 6),
@@ -80,6 +79,9 @@ class ReplayEngine:
             model_calls=1,
             hands=shown,
         )
+        made.frame = torch.from_numpy(self.episodes.frames[:, number])
+        made.depth = torch.from_numpy(self.episodes.depth[:, number])
+        return made
 
 
 def test_the_simulator_tells_of_hands(played):

@@ -1,7 +1,6 @@
 """Tasks judged on frames made by hand."""
 
 import math
-from dataclasses import replace
 from typing import TypeVar
 
 import numpy as np
@@ -18,8 +17,7 @@ CPU = torch.device("cpu")
 def make_frame(num_slots: int, **changes) -> EngineFrame:
     """Slots that stand at the origin before a wall 5 m away and see grey."""
     frame = EngineFrame(
-        frame=torch.full((num_slots, 16, 16, 3), 128, dtype=torch.uint8),
-        depth=torch.full((num_slots, 16, 16), 5.0),
+        rgbd=torch.zeros(num_slots, 4, 16, 16),
         pose=torch.eye(4).repeat(num_slots, 1, 1),
         camera=torch.zeros(num_slots, 6),
         realised=torch.zeros(num_slots, 6),
@@ -30,7 +28,10 @@ def make_frame(num_slots: int, **changes) -> EngineFrame:
         steps=torch.zeros(num_slots, dtype=torch.long),
         model_calls=1,
     )
-    return replace(frame, **{name: torch.as_tensor(value) for name, value in changes.items()})
+    frame.depth = torch.full((num_slots, 16, 16), 5.0)
+    for name, value in changes.items():
+        setattr(frame, name, torch.as_tensor(value))
+    return frame
 
 
 def start(task: AnyTask, num_slots: int, frame: EngineFrame | None = None, **options) -> AnyTask:

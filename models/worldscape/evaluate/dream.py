@@ -13,6 +13,9 @@ from worldscape.evaluate.episodes import EpisodeBatch
 from worldscape.progress import Progress
 from worldscape.slots import HandFrame
 
+KEPT = {"frame": torch.uint8, "depth": torch.float16, "pose": torch.float32, "realised": torch.float32}
+"""What is kept of each step's EngineFrame."""
+
 
 class Engine(Protocol):
     """What judging needs of a `WorldEngine`."""
@@ -131,22 +134,17 @@ def _dream_rows(
     engine.open(make_start(batch, context), torch.from_numpy(batch.seeds))
     steps = torch.from_numpy(np.ascontiguousarray(commanded[padded]))
     told = None if moved is None else torch.from_numpy(np.ascontiguousarray(moved[padded]))
-    frames = []
+    seen: dict[str, list[Tensor]] = {name: [] for name in KEPT}
+    hands: list[HandFrame] = []
     for index, control in enumerate(steps.unbind(dim=1)):
-        hands = {} if told is None else {"hands": told[:, index]}
-        frames.append(engine.step(control, **hands, is_realised=is_realised))
+        commanded_hands = {} if told is None else {"hands": told[:, index]}
+        frame = engine.step(control, **commanded_hands, is_realised=is_realised)
+        for name, dtype in KEPT.items():
+            seen[name].append(getattr(frame, name)[: len(rows)].to("cpu", dtype))
+        hands += [] if frame.hands is None else [frame.hands]
         progress.update()
-
-    def stack(values: list[Tensor], dtype: torch.dtype) -> np.ndarray:
-        return torch.stack([value[: len(rows)].to("cpu", dtype) for value in values], dim=1).numpy()
-
-    return Dream(
-        frames=stack([frame.frame for frame in frames], torch.uint8),
-        depth=stack([frame.depth for frame in frames], torch.float16),
-        pose=stack([frame.pose for frame in frames], torch.float32),
-        realised=stack([frame.realised for frame in frames], torch.float32),
-        hands=_stack_hands([frame.hands for frame in frames if frame.hands is not None], len(rows)),
-    )
+    pictures, depth, pose, realised = (torch.stack(values, dim=1).numpy() for values in seen.values())
+    return Dream(frames=pictures, depth=depth, pose=pose, realised=realised, hands=_stack_hands(hands, len(rows)))
 
 
 def _stack_hands(frames: list[HandFrame], rows: int) -> DreamedHands | None:
