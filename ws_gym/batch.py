@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(kw_only=True, slots=True)
 class Batch:
-    """What one step shows: observation uint8 [B, h, w, 3], reward float32 [B], terminated and truncated bool [B],
+    """What one step shows: observation [B, ...], reward float32 [B], terminated and truncated bool [B],
     info {name: [B, ...] or a dict of such}; all on the core's device."""
 
     observation: Tensor

@@ -14,11 +14,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium import spaces
 from gymnasium.error import ClosedEnvironmentError, Error, ResetNeeded
 from torch import Tensor
 
 from worldscape.checkpoint import load_aggregator, load_world
+from worldscape.codec import rgbd_to_frame
 from worldscape.engine import EngineFrame, WorldEngine
 from worldscape.memory.report import report_memory, report_trust
 from worldscape.snapshot import Snapshot
@@ -27,8 +27,9 @@ from worldscape.splats.reconstruct import aggregate
 from worldscape.splats.unproject import unproject
 from ws_gym.batch import Batch
 from ws_gym.hand_actions import choose_action_mode
-from ws_gym.infos import describe_hands, describe_motion, resize_depth, resize_frames
+from ws_gym.infos import describe_hands, describe_motion, resize_frames
 from ws_gym.maps import Place
+from ws_gym.observations import OBSERVATIONS
 from ws_gym.options import WorldOptions
 from ws_gym.places import TRAIL_STEPS, describe_place
 from ws_gym.starts import START_OPTIONS, fit_hands, open_starts, override_starts, start_number
@@ -56,6 +57,7 @@ class WorldCore:
         side = self.engine.config.codec.size
         self.frame_size = (side, side)
         self.size = options.picture_size or self.frame_size
+        self.observation = OBSERVATIONS[options.obs](self.engine.config.codec, self.size)
         self.starts = open_starts(options.starts, self.frame_size, options.weights)
         self.task.bind(num_slots, self.device)
         self.needs_reset = np.ones(num_slots, dtype=bool)
@@ -64,9 +66,10 @@ class WorldCore:
         self._trail = torch.zeros(num_slots, TRAIL_STEPS, 2, device=self.device)  # (x, z), step t in place t mod length
 
     @property
-    def observation_space(self) -> spaces.Box:
-        """Space of one slot's observation."""
-        return spaces.Box(0, 255, (*self.size, 3), np.uint8)
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(rows, columns, C) of a frame's tokens."""
+        codec = self.observation.codec
+        return codec.grid, codec.grid, codec.latent_channels
 
     @alone
     def reset(self, rows: np.ndarray, rngs: Sequence[np.random.Generator], options: Mapping[str, Any]) -> Batch:
@@ -193,6 +196,18 @@ class WorldCore:
         if closed:
             raise ResetNeeded(f"slots {closed} hold no world yet; reset them first.")
 
+    @alone
+    @torch.inference_mode()
+    def pictures(self) -> np.ndarray:
+        """What all slots show now, uint8 [B, h, w, 3], whatever is observed of it.
+
+        Raises ResetNeeded when none was opened yet, ClosedEnvironmentError after close.
+        """
+        state = self._running_engine().state
+        if not state.is_open.any():
+            raise ResetNeeded("there is nothing to render yet; call reset() first.")
+        return resize_frames(rgbd_to_frame(state.rgbd), self.size).cpu().numpy()
+
     @torch.inference_mode()
     def reconstruct(self, slot: int) -> Gaussians:
         """The place that `slot` remembers, as Gaussians of one scene (B = 1) in world axes, on the core's device.
@@ -269,7 +284,7 @@ class WorldCore:
         info = describe_motion(frame, controls)
         if frame.hands is not None:
             info |= describe_hands(frame.hands, frame.pose, self._running_engine().state.intrinsics, self.size)
-        info["depth"] = resize_depth(frame.depth, self.size)
+        info |= self.observation.describe(frame)
         info["success"] = result.success
         info["model_calls"] = torch.full_like(self._elapsed, frame.model_calls)
         tables = self._running_engine().state.memory.tables
@@ -278,7 +293,7 @@ class WorldCore:
         if taken:
             raise ValueError(f"the task's info terms {taken} are names that the environment uses itself; rename them.")
         return Batch(
-            observation=resize_frames(frame.frame, self.size),
+            observation=self.observation.observe(frame),
             reward=result.reward.float(),
             terminated=result.terminated,
             truncated=truncated,

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.error import ResetNeeded
 
 from worldscape.splats.gaussians import Gaussians
 from ws_gym.batch import Batch, map_info
@@ -56,8 +55,18 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     positive is forward, right, right, up. Two walking keys together walk diagonally, not faster.
 
     ## Observation Space
-    `Box(0, 255, (height, width, 3), uint8)`: the picture from the agent's eyes. Height and width are the model's own
-    (64 for `nano`) or those of `size=`.
+    `obs="pixels"` (default), `Box(0, 255, (height, width, 3), uint8)`: the picture from the agent's eyes. Height and
+    width are the model's own (64 for `nano`) or those of `size=`.
+
+    `obs="latent"`, `Box(-sqrt(C), sqrt(C), (rows * columns * C,), float32)`: the tokens that the frame was dreamed in,
+    row by row from the upper left, C numbers each; `observation.reshape(env.unwrapped.latent_shape)` is their grid
+    [rows, columns, C] ([4, 4, 64] for `nano`). A token has unit root mean square. The dream is the same. Latents are
+    coarse: fine detail of what was seen before never passes them, the decoder takes it from memory.
+
+    It saves making the picture and the depth map (`info` has no `depth`), their resizing and their way to the host,
+    unless the task looks at them. It does not save the decoder: the next view is rebuilt out of remembered pictures,
+    and the depth in them stops walks and chooses what is remembered, also in weights without `transformer.anchor`.
+    `render()` shows the picture.
 
     ## Rewards
     Set by `task=`:
@@ -92,6 +101,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     |---|---|---|
     | `weights` | `"nano"` | name of shipped weights, a directory of your own, or `"debug"` (random, for tests) |
     | `device` | `"cpu"` | torch device |
+    | `obs` | `"pixels"` | `"pixels"` or `"latent"`, see Observation Space |
     | `size` | model's | observation size in pixels, or (height, width) |
     | `steps_per_frame` | model's | model calls that refine a frame |
     | `actions` | `"discrete"` | `"discrete"`, `"multi_discrete"` or `"continuous"` |
@@ -106,7 +116,8 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     `info` holds, at reset and at each step: `pose` [4, 4] camera to world, `camera` [6] = (x, y, z, yaw, pitch, roll),
     `control` [6] commanded and `realised` [6] obtained (right, down, forward; yaw, pitch, roll), `collision` (less than
     half of the walk was realised), `coverage` (share of the picture that memory shows), `depth` [height, width] in
-    metres along the view axis, `success`, `model_calls` (of this step), the task's terms, and two groups.
+    metres along the view axis (with pixels only), `success`, `model_calls` (of this step), the task's terms, and two
+    groups.
 
     `info["memory"]`: what is remembered, and what of it the last frame was made of.
 
@@ -154,9 +165,8 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         self._viewer = Viewer("WorldScape", RENDER_FPS) if render_mode == "human" else None
         self._options = options
         self._core = WorldCore(WorldOptions.from_keywords(options), num_slots=1)
-        self.observation_space = self._core.observation_space
+        self.observation_space = self._core.observation.space
         self.action_space = self._core.actions.space
-        self._frame: np.ndarray | None = None
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -204,15 +214,17 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         return copies
 
     def render(self) -> np.ndarray | None:
-        """The current frame, uint8 [h, w, 3] with a longer side of 256 pixels; None when a window shows it."""
+        """The current frame, uint8 [h, w, 3] with a longer side of 256 pixels; None when a window shows it.
+
+        Raises ResetNeeded before reset, ClosedEnvironmentError after close.
+        """
         if self.render_mode is None:
             return None
-        if self._frame is None:
-            raise ResetNeeded("there is nothing to render yet; call reset() first.")
+        picture = self._core.pictures()[0]
         if self._viewer is not None:
-            self._viewer.show(self._frame)
+            self._viewer.show(picture)
             return None
-        return enlarge(self._frame)
+        return enlarge(picture)
 
     def reconstruct(self) -> Gaussians:
         """The remembered place as 3D Gaussians in world axes (`worldscape.splats`): render them, or export a `.ply`.
@@ -237,15 +249,19 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
             self._viewer.close()
             self._viewer = None
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(rows, columns, C) of the tokens in an observation of `obs="latent"`."""
+        return self._core.latent_shape
+
     def get_keys_to_action(self) -> dict[tuple[int, ...], Any]:
         """Pressed keys -> action, for `gymnasium.utils.play`: W A S D walk, arrow keys turn and look."""
         return self._core.actions.keys_to_action()
 
     def _show(self, batch: Batch) -> tuple[np.ndarray, dict[str, Any]]:
         observation = batch.observation[0].cpu().numpy().copy()
-        self._frame = observation.copy()
         if self._viewer is not None:
-            self._viewer.show(observation)
+            self._viewer.show(self._core.pictures()[0])
         return observation, map_info(lambda value: first_row(value.cpu().numpy()), batch.info)
 
 

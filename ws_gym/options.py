@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from ws_gym.actions import check_action_mode
+from ws_gym.observations import OBSERVATIONS, Latent
 
 MIN_SIZE = 16
 
@@ -27,6 +28,7 @@ class WorldOptions:
 
     weights: str | os.PathLike[str] = "nano"
     device: str | torch.device = "cpu"
+    obs: str = "pixels"
     size: int | tuple[int, int] | None = None
     steps_per_frame: int | None = None
     actions: str = "discrete"
@@ -45,6 +47,7 @@ class WorldOptions:
         else:
             _check_choice("hands", self.hands, HANDS_CHOICES)
             _check_choice("actions", self.actions, HAND_MODES)
+        _check_observation(self.obs, self.size)
         _check_choice("hand_actions", self.hand_actions, HAND_KINDS)
         _check_count("steps_per_frame", self.steps_per_frame)
         _check_count("max_episode_steps", self.max_episode_steps)
@@ -79,6 +82,13 @@ class WorldOptions:
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r} is unknown; with hands choose one of {', '.join(choices)}.")
+
+
+def _check_observation(obs: Any, size: Any) -> None:
+    if obs not in OBSERVATIONS:
+        raise ValueError(f"obs={obs!r} is unknown; choose one of {', '.join(OBSERVATIONS)}.")
+    if obs == Latent.name and size is not None:
+        raise ValueError(f"size={size!r} is a picture's, and obs={obs!r} shows none; leave size out.")
 
 
 def _check_count(name: str, value: Any, *, is_optional: bool = True) -> None:

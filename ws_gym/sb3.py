@@ -64,7 +64,7 @@ class WorldScapeVecEnv(VecEnv):
         self.metadata = {**self.metadata, "render_fps": env.metadata["render_fps"]}  # VecVideoRecorder's speed
 
     def reset(self) -> np.ndarray:
-        """Open new worlds -> observations [n, h, w, 3]; infos are in `reset_infos`."""
+        """Open new worlds -> observations [n, ...]; infos are in `reset_infos`."""
         observations = self._reset_alone() if any(self._options) else self._reset_together()
         self._reset_seeds()
         self._reset_options()

@@ -33,7 +33,7 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
     `WorldScapeEnv`'s, batched.
 
     ## Observation Space
-    `Box(0, 255, (num_envs, height, width, 3), uint8)`.
+    `Box(0, 255, (num_envs, height, width, 3), uint8)`, or `WorldScapeEnv`'s latents, batched.
 
     ## Rewards
     As in `WorldScapeEnv`, float32 [num_envs].
@@ -101,7 +101,7 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
         self.output = output
         self.render_mode = check_render_mode(render_mode, (None, "rgb_array"))
         self._core = WorldCore(WorldOptions.from_keywords({**self.defaults, **options}), num_envs)
-        self.single_observation_space = self._core.observation_space
+        self.single_observation_space = self._core.observation.space
         self.single_action_space = self._core.actions.space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
@@ -185,12 +185,17 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
             return None
         if self._batch is None:
             raise ResetNeeded("there is nothing to render yet; call reset() first.")
-        return tuple(enlarge(frame) for frame in self._batch.observation.cpu().numpy())
+        return tuple(enlarge(frame) for frame in self._core.pictures())
 
     def close_extras(self, **kwargs: Any) -> None:
         """Free the model's memory."""
         self._core.close()
         self._batch = None
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """(rows, columns, C) of the tokens in one slot's observation of `obs="latent"`."""
+        return self._core.latent_shape
 
     def get_keys_to_action(self) -> dict[tuple[int, ...], Any]:
         """Pressed keys -> action of one slot."""
