@@ -20,6 +20,9 @@ from unittest.mock import patch
 import numpy as np
 import torch
 
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script it would not find its neighbours
+
 from benchmarks.env_steps import AROUND, resident_bytes
 from worldscape.checkpoint import load_world
 from worldscape.conditioning.controls import discrete_controls

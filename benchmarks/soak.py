@@ -11,10 +11,14 @@ import argparse
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script it would not find its neighbours
 
 import ws_gym  # noqa: F401  (registers the ids)
 from benchmarks.env_steps import resident_bytes

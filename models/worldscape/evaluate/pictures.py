@@ -32,8 +32,11 @@ def save_film(path: Path, films: Mapping[str, np.ndarray], *, fps: int = 10, sca
             writer.append_data(_make_even(np.hstack(panels)))  # type: ignore[attr-defined]
 
 
-def save_plot(path: Path, curves: Mapping[str, np.ndarray], *, x: str, y: str) -> None:
-    """Named curves, each [S] over 0 .. S - 1, from zero upwards -> a PNG of 640 x 400 with both axes' ends labelled."""
+def save_plot(path: Path, curves: Mapping[str, np.ndarray], *, x: str, y: str, ticks: Sequence[str] = ()) -> None:
+    """Named curves, each [S] over 0 .. S - 1, from zero upwards -> a PNG of 640 x 400 with both axes' ends labelled.
+
+    ticks: what the S places are called, for few of them: each is labelled and marked.
+    """
     import cv2
 
     width, height, margin = 640, 400, 50
@@ -48,12 +51,16 @@ def save_plot(path: Path, curves: Mapping[str, np.ndarray], *, x: str, y: str) -
         points = np.stack([across, up], -1).round().astype(np.int32)
         colour = colours[index % len(colours)]
         cv2.polylines(picture, [points], False, colour, 1, cv2.LINE_AA)
+        for point in points[: len(ticks)]:
+            cv2.circle(picture, (int(point[0]), int(point[1])), 3, colour, -1, cv2.LINE_AA)
         cv2.putText(picture, name, (margin + 10, margin + 16 * (index + 1)), FONT, 0.45, colour, 1, cv2.LINE_AA)
+    step = (width - 2 * margin) // max(longest - 1, 1)
+    named = [(tick, (margin + step * place - 6, height - 30)) for place, tick in enumerate(ticks)]
     for text, place in (
         (y, (8, margin - 14)),
         (f"{highest:g}", (8, margin + 5)),
         (x, (width // 2 - 40, height - 15)),
-        (str(longest), (width - margin - 20, height - 30)),
+        *(named or [(str(longest), (width - margin - 20, height - 30))]),
     ):
         cv2.putText(picture, text, place, FONT, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
     path.parent.mkdir(parents=True, exist_ok=True)
