@@ -15,7 +15,7 @@ from ws_gym.core import WorldCore
 
 MODEL = ("heads", "conditioning", "reprojection", "encode", "history", "denoise", "decode", "commit")
 OUTSIDE_MODEL = ("memory", "task", "host")
-PARTS = (*MODEL, *OUTSIDE_MODEL)
+PARTS: tuple[str, ...] = (*MODEL, *OUTSIDE_MODEL)
 NETWORKS = ("encode", "denoise", "decode", "commit")
 """Parts of a step, as docs/metrics.md explains them; `host` is what no timer is around. NETWORKS: generator, codec."""
 

@@ -1,13 +1,13 @@
 """Time divided among the parts of a step, by hand and on the debug weights."""
 
 import time
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
+import torch
 
 from benchmarks import time_split
-from benchmarks.clock import Clock, wait_for
+from benchmarks.clock import Clock
 from benchmarks.env_steps import choose_draw, time_steps
 from tests.evaluate.test_documented import undocumented
 from tests.gym.helpers import assert_same, core_of, engine_of, make_env, make_vec
@@ -119,6 +119,31 @@ def test_timers_change_no_dream():
     assert clock.read()["denoise"] > 0
 
 
-def test_waiting_for_a_cpu_takes_no_time_and_no_context_is_the_default():
-    wait_for("cpu")
-    assert isinstance(time_steps.__kwdefaults__["around"](), nullcontext)
+def test_on_cuda_events_in_the_stream_are_the_marks(monkeypatch):
+    """Without a device: events that lie half a second behind the host, read after one wait."""
+    log, now = [], [0.0]
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self, stream):
+            assert stream == "stream of cuda:1"
+            self.at = now[0] + 0.5
+
+        def elapsed_time(self, end):
+            assert log == ["wait for cuda:1"]
+            return 1000 * (end.at - self.at)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: log.append(f"wait for {device}"))
+    clock = Clock("cuda:1")
+    clock.begin("host")
+    now[0] = 1.0
+    clock.begin("denoise")
+    now[0] = 3.0
+    clock.end()
+    clock.end()
+    assert log == []
+    assert clock.read() == {"host": 1.0, "denoise": 2.0}

@@ -1,6 +1,7 @@
 """Latents as observations: the same dreams, without the pictures being made."""
 
 import math
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -200,14 +201,15 @@ def test_worlds_are_values_with_latents_too():
 def test_stable_baselines3_learns_from_them():
     from stable_baselines3 import PPO
 
-    vec_env = make_vec_env(n_envs=2, obs="latent", **DREAM)
+    options: dict[str, Any] = {**DREAM, "obs": "latent"}
+    vec_env = make_vec_env(n_envs=2, **options)
     model = PPO("MlpPolicy", vec_env, n_steps=4, batch_size=8, n_epochs=1, device="cpu").learn(8)
     action, _ = model.predict(vec_env.reset())
     assert action.shape == (2,)
 
 
 def test_hands_have_latents_too():
-    options = {"weights": "debug", "starts": "drawn"}
+    options: dict[str, Any] = {"weights": "debug", "starts": "drawn"}
     env = gym.make("WorldScape-Hand-v0", obs="latent", **options)
     pixels = gym.make("WorldScape-Hand-v0", **options)
     env.reset(seed=0)

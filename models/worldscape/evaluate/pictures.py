@@ -58,7 +58,7 @@ def save_plot(path: Path, curves: Mapping[str, np.ndarray], *, x: str, y: str, t
     named = [(tick, (margin + step * place - 6, height - 30)) for place, tick in enumerate(ticks)]
     for text, place in (
         (y, (8, margin - 14)),
-        (f"{highest:g}", (8, margin + 5)),
+        (f"{highest:.5g}", (8, margin + 5)),
         (x, (width // 2 - 40, height - 15)),
         *(named or [(str(longest), (width - margin - 20, height - 30))]),
     ):
