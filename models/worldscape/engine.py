@@ -256,16 +256,16 @@ class WorldEngine:
         hands: those in the view; None takes the slots' own.
         """
         pose = pose_from_state(camera)
-        recall = state.memory.recall(
-            pose, state.intrinsics, use_anchor=self.config.transformer.anchor, rebuild=self.rebuild
-        )
-        shown = None
+        shown = moves = None
         if self.hands is not None:
             hands = state.hands if hands is None else hands
+            moves = hands.present.any(1)
             keypoints, side = hands.keypoints(pose), self.config.codec.size
             rows = HANDS[self.hands]
             picture = draw_hands(keypoints, hands.present, pose, state.intrinsics, side, rows)
             shown = ShownHands(hands, keypoints, picture)
+        use_anchor = self.config.transformer.anchor
+        recall = state.memory.recall(pose, state.intrinsics, use_anchor=use_anchor, rebuild=self.rebuild, moves=moves)
         return self._view(pose, previous, recall, state.intrinsics, shown)
 
     def read(self, state: SlotState, view: View) -> PlacedHistory:

@@ -25,10 +25,11 @@ def scene(seed: int, rows: int = 2, dtype: torch.dtype = torch.float64) -> tuple
     return pictures, poses[:, :-1], valid, poses[:, -1], intrinsics
 
 
+@pytest.mark.parametrize("moves", [None, (True, True), (False, True)])
 @pytest.mark.parametrize("seed", range(8))
-def test_the_fast_anchor_is_the_plain_one(seed):
+def test_the_fast_anchor_is_the_plain_one(seed, moves):
     """In double precision, where no point lies on an edge by rounding alone, they agree everywhere."""
-    arguments = scene(seed)
+    arguments = (*scene(seed), None if moves is None else torch.tensor(moves))
     fast, plain = reproject_fast(*arguments), reproject(*arguments)
     assert 0.1 < float(plain.mask.mean()) < 1.0
     assert torch.equal(fast.mask, plain.mask)
@@ -42,6 +43,12 @@ def test_in_single_precision_hardly_a_pixel_falls_to_the_other_side_of_an_edge()
         fast, plain = reproject_fast(*arguments), reproject(*arguments)
         differs.append(((fast.rgbd - plain.rgbd).abs() > 1e-3).any(1))
     assert float(torch.stack(differs).float().mean()) < 1e-3
+
+
+def test_what_moves_makes_a_difference():
+    """So that the test above compares what it means to."""
+    arguments = scene(0)
+    assert not torch.equal(reproject(*arguments).rgbd, reproject(*arguments, torch.tensor([True, True])).rgbd)
 
 
 def test_no_picture_no_anchor():

@@ -10,15 +10,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldscape.conditioning.camera import camera_rays
 from worldscape.conditioning.reproject import (
     BLUR_RATIO,
+    DEPTH_MARGIN,
     DEPTH_TOLERANCE,
     FAR,
     MIN_DEPTH,
     NEARER,
     Anchor,
+    believed,
     decode_depth,
     encode_depth,
+    only_first,
 )
 
 MARGIN = 2  # rows repeated around each picture of the atlas: what a bicubic kernel reaches
@@ -34,13 +38,18 @@ class Warp(NamedTuple):
     shift: Tensor
 
 
-def reproject_fast(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrinsics: Tensor) -> Anchor:
+def reproject_fast(
+    rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrinsics: Tensor, moves: Tensor | None = None
+) -> Anchor:
     """Exactly the arguments and, to rounding, the result of `reproject`."""
-    size = rgbd.shape[-1]
-    depth = decode_depth(rgbd[:, :, 3]).flatten(2)
+    size, counts = rgbd.shape[-1], valid[..., None]
+    maps = decode_depth(rgbd[:, :, 3])
+    if moves is not None:
+        counts = believed(maps, camera_rays(intrinsics, size), poses, valid, intrinsics, moves)
+    depth = maps.flatten(2)
     to_target, to_source = _warps(poses, target, intrinsics, size)
-    surfaces = _candidates(_splat_depth(depth, to_target, valid, size))
-    index, mask, sees = _choose(surfaces, _look_back(depth, surfaces, to_source, valid, size))
+    surfaces = _candidates(_splat_depth(depth, to_target, counts, size))
+    index, mask, sees = _choose(surfaces, _look_back(depth, surfaces, to_source, valid, size, moves))
     surface = surfaces.gather(1, index)
     colours = _sample_best(rgbd[:, :, :3], surface, sees, to_source)
     shown = torch.cat([colours, encode_depth(surface).unflatten(2, (size, size))], 1)
@@ -79,12 +88,12 @@ def _pixels(size: int, like: Tensor) -> Tensor:
     return torch.stack([column, row, torch.ones_like(column)]).flatten(1)
 
 
-def _splat_depth(depth: Tensor, warp: Warp, valid: Tensor, size: int) -> Tensor:
+def _splat_depth(depth: Tensor, warp: Warp, counts: Tensor, size: int) -> Tensor:
     """Nearest depth that lands in each pixel of the target view: [B, h, w] metres, FAR where nothing lands."""
     seen = torch.addcmul(warp.shift, warp.turn, depth[:, :, None])
     z = seen[:, :, 2]
     cell = _bordered_cell(seen[:, :, :2], z, size)
-    z = z.masked_fill((z <= MIN_DEPTH) | ~valid[..., None], FAR)
+    z = z.masked_fill((z <= MIN_DEPTH) | ~counts, FAR)
     surface = depth.new_full((len(depth), (size + 2) ** 2), FAR)
     surface.scatter_reduce_(1, cell.flatten(1), z.flatten(1), "amin")
     return surface.unflatten(1, (size + 2, size + 2))[:, 1:-1, 1:-1]
@@ -111,15 +120,22 @@ def _least(x: Tensor, axis: int, step: int) -> Tensor:
     return torch.minimum(torch.minimum(low, middle), high)
 
 
-def _look_back(depth: Tensor, surfaces: Tensor, warp: Warp, valid: Tensor, size: int) -> Tensor:
+def _look_back(depth: Tensor, surfaces: Tensor, warp: Warp, valid: Tensor, size: int, moves: Tensor | None) -> Tensor:
     """Which of the N pictures truly see the supposed surfaces [B, C, P]: bool [B, N, C, P]."""
     seen = torch.addcmul(warp.shift[..., None], warp.turn[:, :, :, None], surfaces[:, None, None])
     z = seen[:, :, 2]
     cell = _bordered_cell(seen[:, :, :2], z, size).flatten(2)
     known = depth.masked_fill(~valid[..., None], -FAR).unflatten(2, (size, size))
     stored = F.pad(known, (1, 1, 1, 1), value=-FAR).flatten(2).gather(2, cell).view_as(z)
+    is_ahead = z > MIN_DEPTH
+    is_known = None
+    if moves is not None:
+        behind = z[:, :1] - stored[:, :1]
+        is_near = behind.sub_(z[:, :1], alpha=DEPTH_TOLERANCE) < DEPTH_MARGIN
+        is_known = is_near & is_ahead[:, :1] & (moves & valid[:, 0])[:, None, None, None]
     disagreement = (stored - z).abs_().sub_(z, alpha=DEPTH_TOLERANCE)
-    return (disagreement < 0.05) & (z > MIN_DEPTH)
+    sees = (disagreement < DEPTH_MARGIN) & is_ahead
+    return sees if is_known is None else only_first(sees, is_known)
 
 
 def _choose(surfaces: Tensor, sees: Tensor) -> tuple[Tensor, Tensor, Tensor]:

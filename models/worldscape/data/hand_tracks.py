@@ -32,6 +32,10 @@ class HandTracks:
         """The hands of the frames at these positions [...]."""
         return RecordedHands(*(torch.from_numpy(part[index]) for part in (self.state, self.command, self.present)))
 
+    def moves(self, index: np.ndarray) -> torch.Tensor:
+        """Whether things move in the frames at these positions [...]: where there are hands. bool [...]."""
+        return torch.from_numpy(self.present[index].any(-1))
+
     @property
     def rows(self) -> tuple[int, ...]:
         """The hands that are ever present, as `hands.HANDS` names them: the right one alone, or both."""

@@ -3,6 +3,7 @@
 Nothing is evicted: what sink, pool and local hold follows from the list, the pool by going through all admissions.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -32,10 +33,10 @@ class NaiveFrame(NamedTuple):
 
 
 class NaiveMemory:
-    """One slot. Frames are named by their number; `levels` as in the real memory."""
+    """One slot. Frames are named by their number; `levels` as in the real memory; `moves`: things move in it."""
 
-    def __init__(self, config: MemoryConfig, levels: Levels):
-        self.config, self.levels = config, levels
+    def __init__(self, config: MemoryConfig, levels: Levels, moves: bool = False):
+        self.config, self.levels, self.moves = config, levels, moves
         self.frames: list[NaiveFrame] = []
 
     def append(
@@ -75,8 +76,13 @@ class NaiveMemory:
         return self.sink() + self.pool() + self.local()[-1:]
 
     def anchors(self, target: Tensor, intrinsics: Tensor) -> list[int]:
-        """Frames to reproject into the view from `target` [1, 4, 4], oldest first."""
-        return self._cover(self.shown(), target, intrinsics, self.config.num_anchors, 0)
+        """Frames to reproject into the view from `target` [1, 4, 4], oldest first; where things move newest first."""
+        shown, num_picks = self.shown(), self.config.num_anchors
+        if not self.moves or not shown:
+            return self._cover(shown, target, intrinsics, num_picks, 0)
+        latest = len(self.frames) - 1
+        seen, others = self._cells(latest, target, intrinsics), [number for number in shown if number != latest]
+        return [latest, *reversed(self._cover(others, target, intrinsics, num_picks - 1, 0, seen))]
 
     def retrieved(self, target: Tensor, intrinsics: Tensor) -> list[int]:
         """Pool frames whose keys and values are read, oldest first."""
@@ -88,7 +94,8 @@ class NaiveMemory:
         chosen = self.anchors(target, intrinsics)
         rgbd = torch.stack([self.frames[number].rgbd for number in chosen])[None]
         poses = torch.stack([self.frames[number].pose for number in chosen])[None]
-        return reproject(rgbd, poses, torch.ones(1, len(chosen), dtype=torch.bool), target, intrinsics)
+        valid, moves = torch.ones(1, len(chosen), dtype=torch.bool), torch.tensor([self.moves])
+        return reproject(rgbd, poses, valid, target, intrinsics, moves)
 
     def real_shares(self, target: Tensor, intrinsics: Tensor) -> list[float]:
         """Share of each cell of the view that goes back to real frames."""
@@ -151,11 +158,18 @@ class NaiveMemory:
         return float((a[:3, 3] - b[:3, 3]).norm() / METRES_PER_RADIAN + turn)
 
     def _cover(
-        self, candidates: list[int], target: Tensor, intrinsics: Tensor, num_picks: int, least: int
+        self,
+        candidates: list[int],
+        target: Tensor,
+        intrinsics: Tensor,
+        num_picks: int,
+        least: int,
+        seen: Collection[int] = (),
     ) -> list[int]:
-        """Greedy set cover of the view's cells by what each candidate shows; ties go to the older one."""
+        """Greedy set cover of the view's cells, but those `seen` already, by what each candidate shows; ties go to the
+        older one."""
         cells = {number: self._cells(number, target, intrinsics) for number in candidates}
-        covered: set[int] = set()
+        covered = set(seen)
         picks: list[int] = []
         for _ in range(min(num_picks, len(cells))):
             best = max(sorted(cells), key=lambda number: len(cells[number] - covered))

@@ -24,7 +24,7 @@ from worldscape.memory.tables import SlotTables
 from worldscape.nn.blocks import KeysValues
 from worldscape.transformer import History
 
-Rebuild = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Anchor]
+Rebuild = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None], Anchor]
 
 
 class Recall(NamedTuple):
@@ -98,11 +98,18 @@ class WorldMemory:
         return self.tables.count
 
     def recall(
-        self, target: Tensor, intrinsics: Tensor, *, use_anchor: bool = True, rebuild: Rebuild = reproject
+        self,
+        target: Tensor,
+        intrinsics: Tensor,
+        *,
+        use_anchor: bool = True,
+        rebuild: Rebuild = reproject,
+        moves: Tensor | None = None,
     ) -> Recall:
         """What memory shows of the view from `target` [B, 4, 4]; intrinsics [B, 4]. Without use_anchor: no pixels.
 
-        rebuild: reproject or its faster twin.
+        rebuild: reproject or its faster twin. moves bool [B]: slots in which things move (None: in none), where the
+        latest frame is believed before older ones.
         """
         pages, tables = self.tables.shown(), self.tables
         frames = self.store.fields.frame[pages]
@@ -113,8 +120,10 @@ class WorldMemory:
             none, unreal = anchor.mask[:, 0, 0, 0], torch.zeros_like(cells[:, 0])
             return Recall(torch.zeros_like(tables.anchors), anchor, none, unreal, none.bool(), retrieved)
         anchors = policy.choose_cover(cells, pages, frames, tables.anchors.shape[1], policy.ANY)
+        if moves is not None:
+            anchors = torch.where(moves[:, None], self._latest_first(cells, pages, frames), anchors)
         rgbd, poses = self.store.fields.rgbd[anchors], self.store.fields.pose[anchors]
-        anchor = rebuild(rgbd, poses, anchors != BLANK, target, intrinsics)
+        anchor = rebuild(rgbd, poses, anchors != BLANK, target, intrinsics, moves)
         is_anchor = (pages[:, :, None] == anchors[:, None]).any(2) & (pages != BLANK)
         from_real = cells * (is_anchor & (frames < tables.num_real[:, None]))[..., None]
         is_real_shown = from_real.amax(1).sum(1) >= lineage.REAL_CELLS
@@ -122,6 +131,17 @@ class WorldMemory:
         numbers = numbers.masked_fill((anchors == BLANK)[..., None], policy.CELLS**2)
         real = lineage.inherited_real(numbers, self.store.fields.real[anchors], anchor.mask)
         return Recall(anchors, anchor, anchor.mask.mean((1, 2, 3)), real, is_real_shown, retrieved)
+
+    def _latest_first(self, cells: Tensor, pages: Tensor, frames: Tensor) -> Tensor:
+        """Pages long [B, A] to rebuild a view from in which things move: the latest frame, then those that show most of
+        what it does not, newest first."""
+        tables = self.tables
+        latest, num_others = tables.latest[:, None], tables.anchors.shape[1] - 1
+        is_latest = pages == latest
+        shown = (cells * is_latest[..., None]).amax(1, keepdim=True)
+        apart = torch.where(is_latest, -1, frames)
+        others = policy.choose_cover(cells * (1 - shown), pages, apart, num_others, policy.ANY) if num_others else None
+        return latest if others is None else torch.cat([latest, others.flip(1)], 1)
 
     def _retrieve(self, cells: Tensor, pages: Tensor, frames: Tensor) -> Tensor:
         """Pool pages that show most of the view; what the local window holds is read anyway."""

@@ -73,8 +73,7 @@ class CodecStage:
         return self._draw(rng, self.config.batch_size)
 
     def _draw(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
-        targets, first = draw_targets(self.store, rng, batch, history=1)
-        sources = draw_sources(rng, targets, first, self.num_anchors)
+        targets, sources = draw_pairs(self.store, rng, batch, self.num_anchors)
         return gather_targets(self.store, targets, sources, rng.integers(1, self.num_anchors + 1, size=batch))
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
@@ -118,10 +117,19 @@ class CodecStage:
         return {"codec": picture_grid([target, blind, anchor.rgbd, with_memory, alone])}
 
 
+def draw_pairs(store: FrameStore, rng: np.random.Generator, batch: int, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames to rebuild [batch], and `num` earlier frames to remember each by [batch, num]."""
+    targets, first = draw_targets(store, rng, batch, history=1)
+    moves = None if store.hands is None else store.hands.moves(targets).numpy()
+    return targets, draw_sources(rng, targets, first, num, moves)
+
+
 def gather_targets(store: FrameStore, targets: np.ndarray, sources: np.ndarray, count: np.ndarray) -> dict[str, Tensor]:
     """Frames [B] to rebuild and frames [B, N] to remember them by, of which the first `count` [B] do count:
-    target [B, 4, h, w], sources [B, N, 4, h, w], pose, source_poses, valid bool [B, N], intrinsics [B, 4]."""
+    target [B, 4, h, w], sources [B, N, 4, h, w], pose, source_poses, valid bool [B, N], intrinsics [B, 4], and moves
+    bool [B] where the recordings have hands."""
     return {
+        **({} if store.hands is None else {"moves": store.hands.moves(targets)}),
         "target": store.rgbd(targets),
         "sources": store.rgbd(sources),
         "pose": torch.from_numpy(store.pose[targets]),
@@ -133,7 +141,8 @@ def gather_targets(store: FrameStore, targets: np.ndarray, sources: np.ndarray, 
 
 def recall_targets(sources: Tensor, batch: dict[str, Tensor]) -> Anchor:
     """What source pictures [B, N, 4, h, w] show of the targets of a batch (gather_targets)."""
-    return reproject(sources, batch["source_poses"], batch["valid"], batch["pose"], batch["intrinsics"])
+    moves = batch.get("moves")
+    return reproject(sources, batch["source_poses"], batch["valid"], batch["pose"], batch["intrinsics"], moves)
 
 
 def disturb_latent(latent: Tensor, generator: torch.Generator) -> Tensor:
@@ -203,5 +212,5 @@ def build_stage(
 ) -> CodecStage:
     """The stage for a dataset. Raises ValueError when the dataset lacks depth or poses or has another picture size."""
     assert isinstance(train_config, CodecTrainConfig)
-    store = load_frames(dataset, model_config.codec.size)
+    store = load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands)
     return CodecStage(store=store, config=train_config, num_anchors=model_config.memory.num_anchors)

@@ -67,7 +67,7 @@ def prepare(
     """
     config = replace(model.config, memory=memory).to_dict()
     settings = [config["codec"], config["memory"], len(store.frames), store.num_episodes, length, seed]
-    settings += [] if store.hands is None else ["hands"]
+    settings += [] if store.hands is None else ["hands, latest frame first"]
     tensors = cached(
         dataset,
         [*settings, LARGEST_DISTURBANCE],
@@ -132,7 +132,8 @@ def _replay(
     for step in range(frames.shape[1]):
         index = frames[:, step].numpy()
         rgbd, pose = store.rgbd(index).to(device), torch.from_numpy(store.pose[index]).to(device)
-        recall = memory.recall(pose, intrinsics)
+        moves = None if store.hands is None else store.hands.moves(index).to(device)
+        recall = memory.recall(pose, intrinsics, moves=moves)
         anchor = recall.anchor
         with torch.autocast(device.type, torch.bfloat16):
             latent, guess = model.codec.encode(rgbd).float(), model.codec.encode_anchor(anchor)

@@ -35,9 +35,9 @@ class WorldTrainConfig(TrainConfig):
 
     dream_frames: frames of each prepared dream. context_share: frames of a clip at most context_level noisy.
     anchor_dropout: share of clips that memory shows nothing of. level_weight: how much less a frame of noise counts.
-    novelty_share: share of the clips drawn in proportion to what memory does not show of them; the others evenly.
-    novelty_weight: how much more a token counts that memory shows nothing of. Both because memory shows nine tokens
-    of ten: drawn evenly, nearly all of the training goes into copying.
+    novelty_share: share of the clips drawn in proportion to what memory does not show of them, or shows wrongly because
+    things move; the others evenly. novelty_weight: how much more such a token counts. Both because memory shows nine
+    tokens of ten: drawn evenly, nearly all of the training goes into copying.
     """
 
     dream_frames: int = 64
@@ -146,8 +146,8 @@ class WorldStage:
         return frame_rays(pose, reference, intrinsics, self.model_config.codec.grid)
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Mean squared error of the predicted clean latent: tokens that memory does not show count more, frames of
-        high level less."""
+        """Mean squared error of the predicted clean latent: tokens that memory does not show, or shows wrongly, count
+        more, frames of high level less."""
         return self.flow_loss(batch, self.refine(model, batch, generator))
 
     def refine(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> Refined:
@@ -180,7 +180,7 @@ class WorldStage:
             parts = [part[present(batch["sees"])] for part in parts]
         clean, guess, found, level, coverage = parts
         error = (found - clean).pow(2).mean(-1)
-        weight = 1.0 + self.config.novelty_weight * (1.0 - coverage)
+        weight = 1.0 + self.config.novelty_weight * novelty(clean, guess, coverage)
         weight = weight / weight.mean() * (1.0 - self.config.level_weight * level)[..., None]
         is_noise = (level == 1.0)[..., None].expand_as(error)
         return {
@@ -208,6 +208,16 @@ def dream_pictures(model: WorldModel, store: FrameStore, frames: np.ndarray) -> 
     return picture_rows(rows)
 
 
+def novelty(latent: Tensor, guess: Tensor, coverage: Tensor) -> Tensor:
+    """How new tokens are to memory, [..., P] in [0, 1]: the share that it does not show, or how far off it is.
+
+    latent and what memory guessed [..., P, C], coverage [..., P]. Tokens have unit root mean square, so two that have
+    nothing in common differ by 2 in mean square.
+    """
+    is_off = (guess - latent).square().mean(-1) / 2.0
+    return torch.maximum(1.0 - coverage, is_off.clamp_max(1.0))
+
+
 def mean_where(values: Tensor, where: Tensor) -> Tensor:
     """Mean of values [...] where bool [...] holds; 0 where it never does."""
     return (values * where).sum() / where.sum().clamp_min(1)
@@ -219,10 +229,11 @@ def clip_places(prepared: PreparedFrames, memory: MemoryConfig) -> int:
 
 
 def clip_odds(prepared: PreparedFrames, memory: MemoryConfig, novelty_share: float) -> np.ndarray:
-    """Cumulative probability of each clip, flat over (dream, first place of its tail): evenly, or in proportion to
-    what memory does not show of the tail. The last NUM_SAMPLES dreams, if there are more, are never drawn."""
+    """Cumulative probability of each clip, flat over (dream, first place of its tail): evenly, or in proportion to how
+    new the tail is to memory (novelty). The last NUM_SAMPLES dreams, if there are more, are never drawn."""
     dreams, places = len(prepared.frames), clip_places(prepared, memory)
-    unseen = 1.0 - prepared.coverage.float().mean(2)
+    known = zip(prepared.latent, prepared.guess, prepared.coverage, strict=True)  # dream by dream: they are large
+    unseen = torch.stack([novelty(*(part.float() for part in dream)).mean(1) for dream in known])
     tails = unseen[:, memory.num_sink :].unfold(1, memory.local_window + 1, 1).mean(2).double().numpy()
     allowed = np.zeros((dreams, places))
     allowed[: max(dreams - NUM_SAMPLES, 1)] = 1.0
