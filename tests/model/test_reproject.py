@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from worldscape.conditioning.camera import pose_from_state
-from worldscape.conditioning.reproject import decode_depth, encode_depth, reproject
+from worldscape.conditioning.reproject import believed, decode_depth, encode_depth, pixelwise, reproject
 
 INTRINSICS = torch.tensor([[0.5, 0.5, 0.5, 0.5]])  # 90 degrees
 SIZE = 32
@@ -23,9 +23,12 @@ def pose(**values: float) -> torch.Tensor:
 
 
 def rebuild(pictures: torch.Tensor, poses: list[torch.Tensor], target: torch.Tensor, valid=None, moves=None):
+    stacked = torch.stack(poses, 1)
     valid = torch.ones(1, pictures.shape[1], dtype=torch.bool) if valid is None else valid
-    moves = None if moves is None else torch.tensor([moves])
-    return reproject(pictures, torch.stack(poses, 1), valid, target, INTRINSICS, moves)
+    if moves is not None:
+        depth = decode_depth(pictures[:, :, 3])
+        valid = believed(depth, stacked, pixelwise(valid, pictures), INTRINSICS, torch.tensor([moves]))
+    return reproject(pictures, stacked, valid, target, INTRINSICS)
 
 
 def with_block(picture: torch.Tensor, columns: slice, depth: float, colour: float) -> torch.Tensor:
@@ -138,3 +141,12 @@ def test_a_latest_picture_that_is_not_there_decides_nothing():
     pictures, valid = torch.cat([wall(5.0), wall(2.0)], 1), torch.tensor([[False, True]])
     anchor = rebuild(pictures, [pose(), pose()], pose(), valid=valid, moves=True)
     torch.testing.assert_close(anchor.rgbd, wall(2.0)[:, 0], atol=2e-3, rtol=0)
+
+
+def test_pixels_that_do_not_count_are_neither_splatted_nor_looked_at():
+    pictures = torch.cat([with_block(wall(2.0), slice(4, 12), 1.0, 0.9), wall(2.0, seed=1)], 1)
+    valid = torch.ones(1, 2, SIZE, SIZE, dtype=torch.bool)
+    valid[0, 0, :, :16] = False
+    anchor = rebuild(pictures, [pose(), pose()], pose(), valid=valid)
+    torch.testing.assert_close(anchor.rgbd[..., :14], pictures[:, 1, :, :, :14], atol=2e-3, rtol=0)
+    torch.testing.assert_close(anchor.rgbd[..., 18:], pictures[:, 0, :, :, 18:], atol=2e-3, rtol=0)

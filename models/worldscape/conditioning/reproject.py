@@ -2,8 +2,8 @@
 
 All batched and of static shape. Stored depths are splatted into the new view (nearest wins); each pixel of the new view
 then looks back into the stored pictures and takes the (bicubic) colour of the best one that truly sees that point.
-Looking back keeps the result as sharp as its source, and refuses surfaces that are not there. Where things move, the
-latest picture is believed about all that it shows: older ones add what it does not see.
+Looking back keeps the result as sharp as its source, and refuses surfaces that are not there. What pictures show where
+things move is sorted out before, in `believed` and in layers.py.
 """
 
 from typing import NamedTuple
@@ -40,44 +40,45 @@ def decode_depth(inverse: Tensor, max_depth: float = 50.0) -> Tensor:
     return (2.0 / (inverse + 1.0).clamp_min(2.0 / (1.0 + max_depth)) - 1.0).clamp_min(0.0)
 
 
-def reproject(
-    rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrinsics: Tensor, moves: Tensor | None = None
-) -> Anchor:
+def reproject(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrinsics: Tensor) -> Anchor:
     """Rebuild the view from `target` out of N stored pictures.
 
     rgbd [B, N, 4, h, h] (RGB and inverse depth in [-1, 1]), poses [B, N, 4, 4] and target [B, 4, 4] camera-to-world,
-    valid bool [B, N], intrinsics [B, 4] normalised, shared by all views of a row. Among pictures that show a point
-    sharply the first wins, so order them best first. Uncovered pixels are 0 with mask 0. moves bool [B]: rows in which
-    things move, so that pictures contradict each other: there the first picture, the latest, decides about every place
-    that it sees or sees through.
+    valid bool [B, N] or, pixel by pixel, [B, N, h, h], intrinsics [B, 4] normalised, shared by all views of a row.
+    Among pictures that show a point sharply the first wins, so order them best first. Uncovered pixels are 0 with
+    mask 0.
     """
+    valid = pixelwise(valid, rgbd)
     depth = decode_depth(rgbd[:, :, 3])
     rays = camera_rays(intrinsics, rgbd.shape[-1])
-    counts = believed(depth, rays, poses, valid, intrinsics, moves)
-    fine = _splat_depth(depth, rays, invert_pose(target)[:, None] @ poses, counts, intrinsics)
-    seen = _look_back(depth, _candidates(fine), rays, invert_pose(poses) @ target[:, None], valid, intrinsics, moves)
+    fine = _splat_depth(depth, rays, invert_pose(target)[:, None] @ poses, valid, intrinsics)
+    seen = _look_back(depth, _candidates(fine), rays, invert_pose(poses) @ target[:, None], valid, intrinsics)
     return _gather(rgbd, _choose(seen))
 
 
-def believed(
-    depth: Tensor, rays: Tensor, poses: Tensor, valid: Tensor, intrinsics: Tensor, moves: Tensor | None
-) -> Tensor:
-    """Which points of N pictures of depth [B, N, h, w] (metres) count, bool [B, N, h * w].
+def pixelwise(valid: Tensor, rgbd: Tensor) -> Tensor:
+    """Which of N pictures [B, N, 4, h, w] count, bool [B, N] or [B, N, h, w] -> which of their pixels do."""
+    return valid if valid.ndim == 4 else valid[..., None, None].expand(-1, -1, *rgbd.shape[-2:])
 
-    All points of valid pictures do; in rows where things move, of the pictures after the first only those that lie out
-    of its view or behind its surfaces. The other arguments are those of `reproject`.
+
+def believed(depth: Tensor, poses: Tensor, valid: Tensor, intrinsics: Tensor, moves: Tensor) -> Tensor:
+    """Which pixels of N pictures of depth [B, N, h, w] (metres) count where things move: bool [B, N, h, w].
+
+    There pictures contradict each other, and the first, the latest, decides: of the others only those of the `valid`
+    pixels bool [B, N, h, w] count that lie out of its view or behind its surfaces. moves bool [B]: rows where things
+    move; in others all valid pixels count. poses and intrinsics are those of `reproject`.
     """
-    counts = valid[..., None].expand(-1, -1, depth.shape[-1] ** 2)
-    if moves is None or depth.shape[1] == 1:
-        return counts
+    if depth.shape[1] == 1:
+        return valid
+    rays = camera_rays(intrinsics, depth.shape[-1])
     points = rearrange(rays[:, None] * depth[:, 1:, ..., None], "b n h w xyz -> b n (h w) xyz")
     to_first = invert_pose(poses[:, :1]) @ poses[:, 1:]
-    seen = points @ to_first[..., :3, :3].transpose(-1, -2) + to_first[..., None, :3, 3]
-    x, y, z = seen.unbind(-1)
+    x, y, z = (points @ to_first[..., :3, :3].mT + to_first[..., None, :3, 3]).unbind(-1)
     column, row = _project(x, y, z, intrinsics, depth.shape[-1])
-    is_known = _sees_through(_stored_at(depth[:, :1], column, row), column, row, z, depth.shape[-1])
-    is_outdated = is_known & (moves & valid[:, 0])[:, None, None]
-    return torch.cat([counts[:, :1], counts[:, 1:] & ~is_outdated], 1)
+    stored = _stored_at(depth[:, :1].masked_fill(~valid[:, :1], -FAR), column, row)
+    is_known = _is_inside(column, row, depth.shape[-1]) & (z > MIN_DEPTH)
+    is_known = is_known & (z - stored < DEPTH_TOLERANCE * z + DEPTH_MARGIN) & moves[:, None, None]
+    return torch.cat([valid[:, :1], valid[:, 1:] & ~is_known.unflatten(2, depth.shape[2:])], 1)
 
 
 def _stored_at(depth: Tensor, column: Tensor, row: Tensor) -> Tensor:
@@ -87,10 +88,8 @@ def _stored_at(depth: Tensor, column: Tensor, row: Tensor) -> Tensor:
     return rearrange(depth, "b n h w -> b n (h w)").expand(-1, index.shape[1], -1).gather(2, index)
 
 
-def _sees_through(stored: Tensor, column: Tensor, row: Tensor, z: Tensor, size: int) -> Tensor:
-    """Whether a picture that holds depth `stored` at these pixels sees a point at depth z there, or sees through it."""
-    is_inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
-    return is_inside & (z > MIN_DEPTH) & (z - stored < DEPTH_TOLERANCE * z + DEPTH_MARGIN)
+def _is_inside(column: Tensor, row: Tensor, size: int) -> Tensor:
+    return (column >= 0) & (column < size) & (row >= 0) & (row < size)
 
 
 def visible_from(
@@ -103,7 +102,7 @@ def visible_from(
     rays = camera_rays(intrinsics, rgbd.shape[-1])
     to_source = invert_pose(poses) @ target[:, None]
     stored = decode_depth(rgbd[:, :, 3])
-    return _look_back(stored, depth[:, None], rays, to_source, valid, intrinsics).sees[:, :, 0]
+    return _look_back(stored, depth[:, None], rays, to_source, pixelwise(valid, rgbd), intrinsics).sees[:, :, 0]
 
 
 class LookBack(NamedTuple):
@@ -117,16 +116,15 @@ class LookBack(NamedTuple):
     sees: Tensor
 
 
-def _splat_depth(depth: Tensor, rays: Tensor, to_target: Tensor, counts: Tensor, intrinsics: Tensor) -> Tensor:
-    """Nearest depth of the points that count (bool [B, N, p]) in each pixel of the target view: [B, h, w] metres, FAR
-    where nothing lands."""
+def _splat_depth(depth: Tensor, rays: Tensor, to_target: Tensor, valid: Tensor, intrinsics: Tensor) -> Tensor:
+    """Nearest depth that lands in each pixel of the target view: [B, h, w] metres, FAR where nothing lands."""
     b, _, size, _ = depth.shape
     points = rearrange(rays[:, None] * depth[..., None], "b n h w c -> b n (h w) c")
     seen = points @ to_target[..., :3, :3].transpose(-1, -2) + to_target[..., None, :3, 3]
     x, y, z = seen.unbind(-1)
     column, row = _project(x, y, z, intrinsics, size)
     column, row = column.floor().long(), row.floor().long()
-    is_inside = (z > MIN_DEPTH) & (column >= 0) & (column < size) & (row >= 0) & (row < size) & counts
+    is_inside = (z > MIN_DEPTH) & _is_inside(column, row, size) & valid.flatten(2)
     index = torch.where(is_inside, row * size + column, size * size)  # one extra cell takes what falls outside
     surface = torch.full((b, size * size + 1), FAR, dtype=depth.dtype, device=depth.device)
     surface.scatter_reduce_(1, rearrange(index, "b n p -> b (n p)"), rearrange(z, "b n p -> b (n p)"), "amin")
@@ -144,13 +142,7 @@ def _candidates(fine: Tensor) -> Tensor:
 
 
 def _look_back(
-    depth: Tensor,
-    surface: Tensor,
-    rays: Tensor,
-    to_source: Tensor,
-    valid: Tensor,
-    intrinsics: Tensor,
-    moves: Tensor | None = None,
+    depth: Tensor, surface: Tensor, rays: Tensor, to_source: Tensor, valid: Tensor, intrinsics: Tensor
 ) -> LookBack:
     """Test supposed surfaces [B, C, h, w] against the depth that the stored pictures [B, N, h, w] hold there."""
     size = depth.shape[-1]
@@ -158,23 +150,12 @@ def _look_back(
     seen = points @ to_source[..., :3, :3].transpose(-1, -2) + to_source[..., None, :3, 3]
     x, y, z = seen.unbind(-1)
     column, row = _project(x, y, z, intrinsics, size)
-    is_inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
-    stored = _stored_at(depth, column, row)
-    agrees = (stored - z).abs() < DEPTH_TOLERANCE * z + DEPTH_MARGIN
+    agrees = (_stored_at(depth.masked_fill(~valid, -FAR), column, row) - z).abs() < DEPTH_TOLERANCE * z + DEPTH_MARGIN
     is_real = rearrange(surface < FAR, "b c h w -> b 1 (c h w)")
-    sees = is_inside & agrees & (z > MIN_DEPTH) & valid[..., None] & is_real
-    if moves is not None:
-        known = _sees_through(stored[:, :1], column[:, :1], row[:, :1], z[:, :1], size)
-        sees = only_first(sees, known & (moves & valid[:, 0])[:, None, None])
+    sees = _is_inside(column, row, size) & agrees & (z > MIN_DEPTH) & is_real
     grid = torch.stack([column, row], -1) * (2.0 / size) - 1.0
     split = "b n (c h w) ... -> b n c h w ..."
     return LookBack(surface, *(rearrange(part, split, h=size, w=size) for part in (grid, z, sees)))
-
-
-def only_first(sees: Tensor, is_known: Tensor) -> Tensor:
-    """Which of N pictures see points, bool [B, N, ...], when the first decides alone about those known to it, bool
-    [B, 1, ...]."""
-    return torch.cat([sees[:, :1], sees[:, 1:] & ~is_known], 1)
 
 
 def _choose(seen: LookBack) -> LookBack:

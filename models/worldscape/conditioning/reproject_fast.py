@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldscape.conditioning.camera import camera_rays
 from worldscape.conditioning.reproject import (
     BLUR_RATIO,
     DEPTH_MARGIN,
@@ -19,10 +18,9 @@ from worldscape.conditioning.reproject import (
     MIN_DEPTH,
     NEARER,
     Anchor,
-    believed,
     decode_depth,
     encode_depth,
-    only_first,
+    pixelwise,
 )
 
 MARGIN = 2  # rows repeated around each picture of the atlas: what a bicubic kernel reaches
@@ -38,18 +36,13 @@ class Warp(NamedTuple):
     shift: Tensor
 
 
-def reproject_fast(
-    rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrinsics: Tensor, moves: Tensor | None = None
-) -> Anchor:
+def reproject_fast(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrinsics: Tensor) -> Anchor:
     """Exactly the arguments and, to rounding, the result of `reproject`."""
-    size, counts = rgbd.shape[-1], valid[..., None]
-    maps = decode_depth(rgbd[:, :, 3])
-    if moves is not None:
-        counts = believed(maps, camera_rays(intrinsics, size), poses, valid, intrinsics, moves)
-    depth = maps.flatten(2)
+    size, invalid = rgbd.shape[-1], ~pixelwise(valid, rgbd).flatten(2)
+    depth = decode_depth(rgbd[:, :, 3]).flatten(2)
     to_target, to_source = _warps(poses, target, intrinsics, size)
-    surfaces = _candidates(_splat_depth(depth, to_target, counts, size))
-    index, mask, sees = _choose(surfaces, _look_back(depth, surfaces, to_source, valid, size, moves))
+    surfaces = _candidates(_splat_depth(depth, to_target, invalid, size))
+    index, mask, sees = _choose(surfaces, _look_back(depth, surfaces, to_source, invalid, size))
     surface = surfaces.gather(1, index)
     colours = _sample_best(rgbd[:, :, :3], surface, sees, to_source)
     shown = torch.cat([colours, encode_depth(surface).unflatten(2, (size, size))], 1)
@@ -88,12 +81,12 @@ def _pixels(size: int, like: Tensor) -> Tensor:
     return torch.stack([column, row, torch.ones_like(column)]).flatten(1)
 
 
-def _splat_depth(depth: Tensor, warp: Warp, counts: Tensor, size: int) -> Tensor:
+def _splat_depth(depth: Tensor, warp: Warp, invalid: Tensor, size: int) -> Tensor:
     """Nearest depth that lands in each pixel of the target view: [B, h, w] metres, FAR where nothing lands."""
     seen = torch.addcmul(warp.shift, warp.turn, depth[:, :, None])
     z = seen[:, :, 2]
     cell = _bordered_cell(seen[:, :, :2], z, size)
-    z = z.masked_fill((z <= MIN_DEPTH) | ~counts, FAR)
+    z = z.masked_fill((z <= MIN_DEPTH) | invalid, FAR)
     surface = depth.new_full((len(depth), (size + 2) ** 2), FAR)
     surface.scatter_reduce_(1, cell.flatten(1), z.flatten(1), "amin")
     return surface.unflatten(1, (size + 2, size + 2))[:, 1:-1, 1:-1]
@@ -120,22 +113,15 @@ def _least(x: Tensor, axis: int, step: int) -> Tensor:
     return torch.minimum(torch.minimum(low, middle), high)
 
 
-def _look_back(depth: Tensor, surfaces: Tensor, warp: Warp, valid: Tensor, size: int, moves: Tensor | None) -> Tensor:
+def _look_back(depth: Tensor, surfaces: Tensor, warp: Warp, invalid: Tensor, size: int) -> Tensor:
     """Which of the N pictures truly see the supposed surfaces [B, C, P]: bool [B, N, C, P]."""
     seen = torch.addcmul(warp.shift[..., None], warp.turn[:, :, :, None], surfaces[:, None, None])
     z = seen[:, :, 2]
     cell = _bordered_cell(seen[:, :, :2], z, size).flatten(2)
-    known = depth.masked_fill(~valid[..., None], -FAR).unflatten(2, (size, size))
+    known = depth.masked_fill(invalid, -FAR).unflatten(2, (size, size))
     stored = F.pad(known, (1, 1, 1, 1), value=-FAR).flatten(2).gather(2, cell).view_as(z)
-    is_ahead = z > MIN_DEPTH
-    is_known = None
-    if moves is not None:
-        behind = z[:, :1] - stored[:, :1]
-        is_near = behind.sub_(z[:, :1], alpha=DEPTH_TOLERANCE) < DEPTH_MARGIN
-        is_known = is_near & is_ahead[:, :1] & (moves & valid[:, 0])[:, None, None, None]
     disagreement = (stored - z).abs_().sub_(z, alpha=DEPTH_TOLERANCE)
-    sees = (disagreement < DEPTH_MARGIN) & is_ahead
-    return sees if is_known is None else only_first(sees, is_known)
+    return (disagreement < DEPTH_MARGIN) & (z > MIN_DEPTH)
 
 
 def _choose(surfaces: Tensor, sees: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -22,7 +22,7 @@ from worldscape.engine import token_coverage
 from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import Frame, WorldMemory
 from worldscape.progress import Progress
-from worldscape.slot_hands import SlotHands, draw_hands
+from worldscape.slot_hands import draw_hands
 from worldscape.train.cache import cached
 from worldscape.world import WorldModel
 
@@ -67,7 +67,7 @@ def prepare(
     """
     config = replace(model.config, memory=memory).to_dict()
     settings = [config["codec"], config["memory"], len(store.frames), store.num_episodes, length, seed]
-    settings += [] if store.hands is None else ["hands, latest frame first"]
+    settings += [] if store.hands is None else ["hands are taken along"]
     tensors = cached(
         dataset,
         [*settings, LARGEST_DISTURBANCE],
@@ -104,10 +104,9 @@ def draw_tracks(store: FrameStore, tracks: HandTracks, frames: Tensor) -> dict[s
     with Progress("pose video drawn", total=len(with_hands)) as progress:
         for rows in with_hands.split(FRAMES_AT_ONCE):
             where = frames.flatten()[rows].numpy()
-            pose, recorded = torch.from_numpy(store.pose[where]), tracks.at(where)
-            hands = SlotHands.absent(len(where), pose).placed(*recorded, pose)
-            intrinsics = torch.from_numpy(store.intrinsics[where])
-            picture = draw_hands(hands.keypoints(pose), hands.present, pose, intrinsics, size, tracks.rows)
+            pose = torch.from_numpy(store.pose[where])
+            limbs = tracks.limbs(where, pose)
+            picture = draw_hands(limbs, pose, torch.from_numpy(store.intrinsics[where]), size)
             shown = picture.flatten(1).any(1)
             drawn.append((picture[shown] * 255.0).round().to(torch.uint8))
             index[rows[shown]] = count + torch.arange(int(shown.sum()))
@@ -132,8 +131,8 @@ def _replay(
     for step in range(frames.shape[1]):
         index = frames[:, step].numpy()
         rgbd, pose = store.rgbd(index).to(device), torch.from_numpy(store.pose[index]).to(device)
-        moves = None if store.hands is None else store.hands.moves(index).to(device)
-        recall = memory.recall(pose, intrinsics, moves=moves)
+        limbs = None if store.hands is None else store.hands.limbs(index, pose)
+        recall = memory.recall(pose, intrinsics, limbs=limbs)
         anchor = recall.anchor
         with torch.autocast(device.type, torch.bfloat16):
             latent, guess = model.codec.encode(rgbd).float(), model.codec.encode_anchor(anchor)
@@ -142,7 +141,7 @@ def _replay(
                 noise = torch.randn(latent.shape, generator=generator).to(device)
                 disturbed = normalise_tokens(latent + strength * noise)
                 kept = model.codec.decode(disturbed, anchor, guess.skips).float().clamp(-1.0, 1.0)
-        memory.append(Frame([], kept, pose, intrinsics), recall, active)
+        memory.append(Frame([], kept, pose, intrinsics, limbs=limbs), recall, active)
         coverage = token_coverage(anchor.mask, model.config.codec.grid)
         for name, value in (("latent", latent), ("guess", guess.latent), ("coverage", coverage)):
             steps[name].append(value.to("cpu", torch.float16))
