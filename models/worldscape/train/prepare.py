@@ -49,6 +49,13 @@ class PreparedFrames:
     hands: Tensor | None = None
     hand_index: Tensor | None = None
 
+    @property
+    def has_hands(self) -> np.ndarray:
+        """Dreams in which a hand can be seen, bool [E]."""
+        if self.hand_index is None:
+            return np.zeros(len(self.frames), dtype=bool)
+        return (self.hand_index != NO_HAND).any(1).numpy()
+
     def pose_video(self, place: tuple[Tensor, Tensor]) -> Tensor | None:
         """What the generator is told of hands at (dreams, places), each [...]: [..., 4, h, w] in [0, 1]; or None."""
         if self.hands is None or self.hand_index is None:

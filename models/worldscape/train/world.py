@@ -98,10 +98,11 @@ class WorldStage:
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """Clips of T = sink + retrieved + window + 1 frames: latent and guess [B, T, P, C], coverage [B, T, P], rays,
         frames long [B, T] (positions in the store), has_anchor bool [B] (False: memory is withheld); where frames are
-        retrieved at all, sees bool [B, T, T] (sight.py); and where the recordings have hands, their pose video: hands
-        [B, T, 4, h, w]."""
+        retrieved at all, sees bool [B, T, T] (sight.py); and where dreams have hands, their pose video: hands
+        [B, T, 4, h, w]. All clips of a batch have hands or none has, since a pose video doubles the tokens of a
+        batch."""
         rng = np.random.default_rng([self.config.seed, step, rank, 4])
-        clips = self.draw_clips(rng, self.config.batch_size)
+        clips = self.draw_clips(rng, self.config.batch_size, is_one_kind=True)
         has_anchor = torch.from_numpy(rng.random(self.config.batch_size) >= self.config.anchor_dropout)
         return self.gather(*clips) | {"has_anchor": has_anchor}
 
@@ -110,7 +111,7 @@ class WorldStage:
         of the dream stands there, and nobody sees it): a batch without has_anchor."""
         is_held, places = torch.from_numpy(places[:, self.retrieved] >= 0), np.maximum(places, 0)
         clip = (torch.from_numpy(dreams)[:, None], torch.from_numpy(places))
-        hands = self.prepared.pose_video(clip)
+        hands = self.prepared.pose_video(clip) if self.prepared.has_hands[dreams].any() else None
         batch = {
             "latent": self.prepared.latent[clip].float(),
             "guess": self.prepared.guess[clip].float(),
@@ -124,11 +125,14 @@ class WorldStage:
         memory, is_causal = self.model_config.memory, self.model_config.transformer.is_causal
         return batch | {"sees": sight(is_held, memory.num_sink, memory.local_window + 1, is_causal)}
 
-    def draw_clips(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def draw_clips(
+        self, rng: np.random.Generator, size: int, *, is_one_kind: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Dreams [B] and the places of the clips' frames in them [B, T]: the first num_sink, those retrieved for the
-        target (-1: none), then consecutive ones."""
+        target (-1: none), then consecutive ones. is_one_kind: either all of the dreams have hands or none has."""
         memory = self.model_config.memory
-        drawn = np.searchsorted(self.odds, rng.random(size), side="right")
+        odds = odds_of_one_kind(self.odds, self.prepared.has_hands, rng) if is_one_kind else self.odds
+        drawn = np.searchsorted(odds, rng.random(size), side="right")
         dreams, first = np.divmod(drawn, clip_places(self.prepared, memory))
         first = memory.num_sink + np.where(rng.random(size) < OPENING_SHARE, 0, first)
         sink = np.broadcast_to(np.arange(memory.num_sink), (size, memory.num_sink))
@@ -241,6 +245,17 @@ def clip_odds(prepared: PreparedFrames, memory: MemoryConfig, novelty_share: flo
     share = novelty_share if novel.sum() > 0 else 0.0
     odds = np.cumsum((1.0 - share) * even + share * novel / max(novel.sum(), 1e-12))
     return odds / odds[-1]
+
+
+def odds_of_one_kind(odds: np.ndarray, has_hands: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Cumulative probabilities (clip_odds) -> the same among the dreams with hands (bool [E]) or among the others,
+    drawn as often as clips of theirs would be; unchanged, without a draw, where there is one kind only."""
+    if has_hands.all() or not has_hands.any():
+        return odds
+    each = np.diff(odds, prepend=0.0).reshape(len(has_hands), -1)
+    is_hands = rng.random() < each[has_hands].sum()
+    of_kind = np.cumsum(each * (has_hands == is_hands)[:, None])
+    return of_kind / of_kind[-1]
 
 
 def build_stage(
