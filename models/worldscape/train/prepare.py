@@ -15,6 +15,7 @@ from torch import Tensor
 
 from worldscape.codec import normalise_tokens
 from worldscape.conditioning.pose_video import POSE_CHANNELS
+from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.config import MemoryConfig
 from worldscape.data.clips import Datasets, FrameStore
 from worldscape.data.hand_tracks import HandTracks
@@ -139,7 +140,7 @@ def _replay(
         index = frames[:, step].numpy()
         rgbd, pose = store.rgbd(index).to(device), torch.from_numpy(store.pose[index]).to(device)
         limbs = None if store.hands is None else store.hands.limbs(index, pose)
-        recall = memory.recall(pose, intrinsics, limbs=limbs)
+        recall = memory.recall(pose, intrinsics, rebuild=reproject_fast, limbs=limbs)
         anchor = recall.anchor
         with torch.autocast(device.type, torch.bfloat16):
             latent, guess = model.codec.encode(rgbd).float(), model.codec.encode_anchor(anchor)
