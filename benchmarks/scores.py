@@ -2,7 +2,8 @@
 
     python benchmarks/scores.py RESULTS.jsonl [MORE.jsonl ...]
 
-The files hold outputs of `worldscape eval ...` and benchmarks/env_steps.py; the last JSON line of each name counts. All
+The files hold outputs of `worldscape eval ...` (fidelity of rooms and tabletop, actions, drift, hands) and of
+benchmarks/env_steps.py; the last JSON line of each name counts. All
 must have been measured on the same weights. The text between the markers `<!-- scores: begin -->` and
 `<!-- scores: end -->` of each document is replaced.
 """
@@ -17,9 +18,12 @@ from worldscape.evaluate.report import Table, parse_report
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "model_card.md")
 BEGIN, END = "<!-- scores: begin -->", "<!-- scores: end -->"
-NEEDED = ("fidelity", "actions", "drift", "env_steps")
+NEEDED = ("fidelity", "actions", "drift", "env_steps", "fidelity_tabletop", "hands")
 HORIZONS = (1, 4, 16, 64)
+HAND_HORIZONS = (4, 16, 32)
 FIDELITY = "worldscape eval fidelity --source rooms --episodes 64 --batch 32"
+TABLETOP = "worldscape eval fidelity --source tabletop --episodes 64 --batch 32 --horizons 1,4,16,32"
+HANDS = "worldscape eval hands --episodes 64 --batch 32"
 SPEED = "python benchmarks/env_steps.py --num-envs 1,4,16 --device cpu --horizon 2000"
 COLUMNS = (
     ("psnr_model", ".1f", "dream"),
@@ -35,7 +39,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path)
     try:
-        text = describe(read_results(parser.parse_args().results))
+        text = describe(*read_results(parser.parse_args().results))
     except (OSError, ValueError) as error:
         print(f"scores: error: {error}", file=sys.stderr)
         return 1
@@ -45,22 +49,26 @@ def main() -> int:
     return 0
 
 
-def read_results(paths: list[Path]) -> dict[str, Mapping[str, float]]:
-    """The metrics of each result by name. Raises ValueError when one is missing or weights differ."""
+def read_results(paths: list[Path]) -> tuple[dict[str, Mapping[str, float]], str]:
+    """The metrics of each result by name, and the device of the speeds.
+
+    Raises ValueError when a result is missing or weights differ.
+    """
     lines = [line for path in paths for line in path.read_text().splitlines() if line.startswith('{"name"')]
     reports = {report.name: report for report in map(parse_report, lines)}
+    device = reports["env_steps"].device if "env_steps" in reports else ""
     missing = [name for name in NEEDED if name not in reports]
     if missing:
         raise ValueError(f"no JSON line of {', '.join(missing)} in {', '.join(map(str, paths))}")
     weights = {reports[name].weights.split("@")[-1] for name in NEEDED}  # checksums: a folder may have been renamed
     if len(weights) > 1:
         raise ValueError(f"the results are of different weights: {', '.join(sorted(weights))}")
-    return {name: reports[name].metrics for name in NEEDED}
+    return {name: reports[name].metrics for name in NEEDED}, device
 
 
-def describe(found: dict[str, Mapping[str, float]]) -> str:
+def describe(found: dict[str, Mapping[str, float]], device: str) -> str:
     """The Markdown of all scores, the command beside each."""
-    fidelity, actions, drift, speed = (found[name] for name in NEEDED)
+    fidelity, actions, drift, speed, *of_hands = (found[name] for name in NEEDED)
     rows = [[str(h), *[f"{fidelity[f'{name}_h{h}']:{form}}" for name, form, _ in COLUMNS]] for h in HORIZONS]
     scores = Table(title="scores", columns=["step", *[title for *_, title in COLUMNS]], rows=rows)
     last = HORIZONS[-1]
@@ -99,9 +107,33 @@ def describe(found: dict[str, Mapping[str, float]]) -> str:
             "",
             Table(title="facts", columns=["what", "number", "command"], rows=others).to_markdown(),
             "",
-            "On two CPU cores (Xeon, torch 2.13).",
+            *describe_hands(*of_hands),
+            "",
+            f"Speeds: {device}.",
         ]
     )
+
+
+def describe_hands(fidelity: Mapping[str, float], hands: Mapping[str, float]) -> list[str]:
+    """Lines of Markdown with the scores of hands."""
+    columns = ["step", "dream", "frozen picture", "hand overlap (IoU)", "keypoints off, pixels", "object moved (F1)"]
+    rows = [
+        [
+            str(h),
+            *[f"{fidelity[f'psnr_{which}_h{h}']:.1f}" for which in ("model", "copy")],
+            *[f"{hands[f'{name}_h{h}']:.2f}" for name in ("hand_iou", "keypoint_error", "object_moved_f1")],
+        ]
+        for h in HAND_HORIZONS
+    ]
+    return [
+        f"Hands: `{TABLETOP}` and `{HANDS}`, 64 held-out tables, commanded actions;",
+        "PSNR in dB; hand and object as a network trained on the simulator reads them off the pictures.",
+        "",
+        Table(title="hands", columns=columns, rows=rows).to_markdown(),
+        "",
+        f"Of {hands['success_share']:.0%} of the tables solved in the simulator: F1 of the learned success "
+        f"{hands['success_f1']:.2f}; correlation of learned and true reward {hands['reward_correlation']:.2f}.",
+    ]
 
 
 def put_between(document: str, text: str) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.clock import Clock
+from worldscape.memory import world_memory
 from worldscape.memory.world_memory import WorldMemory
 from ws_gym.core import WorldCore
 
@@ -76,6 +77,8 @@ def timed_calls(core: WorldCore) -> list[tuple[Any, str, str]]:
         (engine, "look", "conditioning"),
         (WorldMemory, "recall", "memory"),
         (engine, "rebuild", "reprojection"),
+        (world_memory, "split_layers", "reprojection"),
+        (world_memory, "owned_by", "reprojection"),
         (engine.codec, "encode_anchor", "encode"),
         (engine, "read", "history"),
         (engine, "denoise", "denoise"),

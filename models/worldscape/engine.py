@@ -256,16 +256,13 @@ class WorldEngine:
         hands: those in the view; None takes the slots' own.
         """
         pose = pose_from_state(camera)
-        recall = state.memory.recall(
-            pose, state.intrinsics, use_anchor=self.config.transformer.anchor, rebuild=self.rebuild
-        )
-        shown = None
+        shown = limbs = None
         if self.hands is not None:
             hands = state.hands if hands is None else hands
-            keypoints, side = hands.keypoints(pose), self.config.codec.size
-            rows = HANDS[self.hands]
-            picture = draw_hands(keypoints, hands.present, pose, state.intrinsics, side, rows)
-            shown = ShownHands(hands, keypoints, picture)
+            limbs = hands.limbs(pose, HANDS[self.hands])
+            shown = ShownHands(hands, limbs, draw_hands(limbs, pose, state.intrinsics, self.config.codec.size))
+        use_anchor = self.config.transformer.anchor
+        recall = state.memory.recall(pose, state.intrinsics, use_anchor=use_anchor, rebuild=self.rebuild, limbs=limbs)
         return self._view(pose, previous, recall, state.intrinsics, shown)
 
     def read(self, state: SlotState, view: View) -> PlacedHistory:
@@ -291,7 +288,8 @@ class WorldEngine:
         """Run the finished frame once, append it to the active slots' memory and make it their current frame."""
         level, positions = self.config.context_level, state.memory.next_positions()
         prediction = self.generator.refine(new.latent[:, None], level, view.told, positions, history)
-        frame = Frame(prediction.layers, new.rgbd, view.pose, state.intrinsics, new.is_real)
+        limbs = None if view.hands is None else view.hands.limbs
+        frame = Frame(prediction.layers, new.rgbd, view.pose, state.intrinsics, new.is_real, limbs)
         state.memory.append(frame, view.recall, active)
         self._finish(state, new, prediction, view, active)
 
@@ -334,7 +332,7 @@ class WorldEngine:
             "hand_command": hands.command,
             "hand_present": hands.present,
             "hand_base": hands.base,
-            "keypoints": shown.keypoints,
+            "keypoints": shown.limbs.keypoints,
             "tasks": torch.stack(tasks(features, latent), 1).sigmoid(),
         }
 

@@ -20,6 +20,7 @@ from worldscape.conditioning.hands import (
     state_from_vector,
     state_to_vector,
 )
+from worldscape.conditioning.layers import Limbs
 from worldscape.conditioning.pose_video import draw_pose_video
 
 HANDS_UNDER_EYES = (
@@ -68,23 +69,25 @@ class SlotHands(NamedTuple):
         """Hands where a recording has them: states in world axes, seen by a camera at `pose` [B, 4, 4]."""
         return SlotHands(state, command, present, invert_pose(level_pose(pose)))
 
-    def keypoints(self, pose: Tensor) -> Tensor:
-        """[B, 2, 21, 3] metres in world axes, with the camera at `pose` [B, 4, 4]."""
+    def limbs(self, pose: Tensor, rows: tuple[int, ...]) -> Limbs:
+        """The hands in world axes, with the camera at `pose` [B, 4, 4]; rows: those that can be present at all."""
         is_left = torch.tensor([True, False], device=self.state.device)
-        points = hand_keypoints(state_from_vector(self.state), is_left.expand(self.present.shape))
+        state = state_from_vector(self.state)
+        points = hand_keypoints(state, is_left.expand(self.present.shape))
         workspace = (level_pose(pose) @ self.base)[:, None]
-        return points @ workspace[..., :3, :3].mT + workspace[..., None, :3, 3]
+        keypoints = points @ workspace[..., :3, :3].mT + workspace[..., None, :3, 3]
+        wrists = torch.eye(4).to(state.position).repeat(*self.present.shape, 1, 1)
+        wrists[..., :3, :3], wrists[..., :3, 3] = state.rotation, state.position
+        return Limbs(workspace @ wrists, keypoints, self.present, rows)
 
 
-def draw_hands(
-    keypoints: Tensor, present: Tensor, pose: Tensor, intrinsics: Tensor, size: int, rows: tuple[int, ...]
-) -> Tensor:
-    """Keypoints [B, 2, 21, 3] and present [B, 2] -> what the generator is told of them [B, 4, size, size].
+def draw_hands(limbs: Limbs, pose: Tensor, intrinsics: Tensor, size: int) -> Tensor:
+    """Hands seen from cameras at `pose` [B, 4, 4] -> what the generator is told of them [B, 4, size, size].
 
-    rows: the hands that can be present at all (`hands.HANDS`). Joints count as visible: what hides them is not known
-    before the frame is dreamed.
+    Joints count as visible: what hides them is not known before the frame is dreamed.
     """
-    if rows == HANDS["right"]:
+    keypoints, present = limbs.keypoints, limbs.present
+    if limbs.rows == HANDS["right"]:
         keypoints, present = keypoints[:, 1:], present[:, 1:]
     visible = torch.ones_like(keypoints[..., 0])
     return draw_pose_video(keypoints, visible, present, pose, intrinsics, (size, size)).picture

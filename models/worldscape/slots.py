@@ -7,6 +7,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from worldscape.codec import Encoded, rgbd_to_frame
+from worldscape.conditioning.layers import Limbs
 from worldscape.conditioning.reproject import Anchor, decode_depth
 from worldscape.memory.world_memory import Recall, WorldMemory
 from worldscape.slot_hands import SlotHands
@@ -130,10 +131,10 @@ class SlotState:
 
 
 class ShownHands(NamedTuple):
-    """Hands in a view: their keypoints [B, 2, 21, 3] in world axes, and the pose video's picture [B, 4, h, w]."""
+    """Hands in a view, as the slots have them and in world axes, and the pose video's picture [B, 4, h, w]."""
 
     hands: SlotHands
-    keypoints: Tensor
+    limbs: Limbs
     picture: Tensor
 
 

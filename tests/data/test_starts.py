@@ -54,6 +54,18 @@ def test_the_more_detailed_half_of_the_frames_qualifies():
         chosen_frames(make_episode(), 6)
 
 
+def test_with_hands_one_is_in_view_and_nothing_was_touched_or_reached_yet():
+    """Touched from frame 6 on, the target reached in step 6; in frames 0 and 3 most of the hand is out of view."""
+    visible = np.zeros((STEPS + 1, 2, 21), bool)
+    visible[:, 1] = True
+    visible[0, 1], visible[3, 1, :12] = False, False
+    contact, success = np.zeros(STEPS + 1, bool), np.zeros(STEPS, bool)
+    contact[6], success[6] = True, True
+    hands = {"hand_state": np.zeros((STEPS + 1, 2, 16), np.float32), "hand_visible": visible}
+    assert chosen_frames(make_episode(**hands, contact=contact, success=success), 4) == [1, 2, 4, 5]
+    assert chosen_frames(make_episode(**hands, success=success), 5) == [1, 2, 4, 5, 6]
+
+
 def test_frames_before_a_wall_or_tilted_or_at_the_goal_do_not_qualify():
     depth = np.full((STEPS + 1, 4, 4), 4.0, np.float16)
     depth[8], depth[7, 0] = 2.0, 0.5

@@ -10,9 +10,10 @@ from hypothesis import HealthCheck, given, settings
 
 from tests.model.memory_worlds import INTRINSICS, SHAPE, SIZE, layers
 from worldscape.conditioning.camera import pose_from_state
+from worldscape.conditioning.layers import Limbs
 from worldscape.config import MemoryConfig
 from worldscape.memory.naive import NaiveMemory
-from worldscape.memory.world_memory import Frame, WorldMemory
+from worldscape.memory.world_memory import Frame, Recall, WorldMemory
 
 SLOTS = 3
 CONFIG = MemoryConfig(num_sink=1, local_window=3, num_keyframes=5, num_anchors=3, num_retrieved=2, novelty=0.8)
@@ -20,10 +21,12 @@ KINDS = {
     "maco": CONFIG,
     "maco without retrieved keys": replace(CONFIG, num_retrieved=0),
     "maco with residuals": replace(CONFIG, residual_weight=0.7),
+    "maco with hands": CONFIG,
     "two sinks": replace(CONFIG, num_sink=2),
     "full": replace(CONFIG, policy="full"),
     "sink+local": replace(CONFIG, policy="sink+local"),
     "local": replace(CONFIG, policy="local"),
+    "local with hands": replace(CONFIG, policy="local"),
 }
 ROWS = st.lists(st.integers(0, SLOTS - 1), unique=True, min_size=1)
 OPERATIONS = st.one_of(
@@ -51,28 +54,49 @@ def draw_frame(slots: int, rng: torch.Generator) -> Frame:
 def row_of(frame: Frame, row: int) -> Frame:
     one = slice(row, row + 1)
     kept = [type(layer)(layer.keys[one], layer.values[one]) for layer in frame.layers]
-    return Frame(kept, frame.rgbd[one], frame.pose[one], frame.intrinsics[one], frame.is_real)
+    limbs = None if frame.limbs is None else Limbs(*(part[one] for part in frame.limbs[:3]), frame.limbs.rows)
+    return Frame(kept, frame.rgbd[one], frame.pose[one], frame.intrinsics[one], frame.is_real, limbs)
+
+
+def draw_limbs(pose: torch.Tensor, rng: torch.Generator) -> Limbs:
+    """Large hands somewhere in front of the surface, one of them missing here and there."""
+    slots = len(pose)
+    wrists = pose_from_state(0.3 * torch.randn(slots * 2, 6, generator=rng)).unflatten(0, (slots, 2))
+    wrists[..., 2, 3] += 2.5
+    wrists = pose[:, None] @ wrists
+    spread = 0.3 * torch.randn(slots, 2, 21, 3, generator=rng)
+    keypoints = spread @ wrists[..., :3, :3].mT + wrists[..., None, :3, 3]
+    present = torch.rand(slots, 2, generator=rng) < 0.8
+    return Limbs(wrists, keypoints, present, (0, 1))
 
 
 @dataclass
 class Pair:
-    """The memory, its twins, and what was saved of both."""
+    """The memory, its twins, what was saved of both, and whether there are hands in the slots."""
 
     memory: WorldMemory
     twins: list[NaiveMemory]
     saved: list
     rng: torch.Generator
+    has_hands: bool
 
     @classmethod
-    def start(cls, config: MemoryConfig) -> "Pair":
+    def start(cls, config: MemoryConfig, has_hands: bool = False) -> "Pair":
         memory = WorldMemory.empty(config, SLOTS, SHAPE, torch.zeros(()))
         twins = [NaiveMemory(config, memory.tables.levels) for _ in range(SLOTS)]
-        return cls(memory, twins, [], torch.Generator().manual_seed(0))
+        return cls(memory, twins, [], torch.Generator().manual_seed(0), has_hands)
+
+    def draw(self, slots: int) -> Frame:
+        frame = draw_frame(slots, self.rng)
+        return frame._replace(limbs=draw_limbs(frame.pose, self.rng)) if self.has_hands else frame
+
+    def recall(self, memory: WorldMemory, view: Frame) -> Recall:
+        return memory.recall(view.pose, view.intrinsics, limbs=view.limbs)
 
     def append(self, active: list[bool]) -> None:
         is_real = not self.memory.count.any()
-        frame = draw_frame(SLOTS, self.rng)._replace(is_real=is_real)
-        self.memory.append(frame, self.memory.recall(frame.pose, frame.intrinsics), torch.tensor(active))
+        frame = self.draw(SLOTS)._replace(is_real=is_real)
+        self.memory.append(frame, self.recall(self.memory, frame), torch.tensor(active))
         for row in range(SLOTS):
             if active[row]:
                 self.twins[row].append(*row_of(frame, row))
@@ -85,9 +109,9 @@ class Pair:
     def reopen(self, rows: list[int]) -> None:
         """As the engine opens slots: apart, then adopted."""
         self.memory.clear(torch.tensor(rows))
-        frame = draw_frame(len(rows), self.rng)._replace(is_real=True)
+        frame = self.draw(len(rows))._replace(is_real=True)
         fresh = self.memory.empty_rows(len(rows))
-        fresh.append(frame, fresh.recall(frame.pose, frame.intrinsics), torch.ones(len(rows), dtype=torch.bool))
+        fresh.append(frame, self.recall(fresh, frame), torch.ones(len(rows), dtype=torch.bool))
         self.memory.adopt(fresh, torch.tensor(rows))
         for number, row in enumerate(rows):
             self.twins[row] = NaiveMemory(self.memory.config, self.memory.tables.levels)
@@ -116,24 +140,24 @@ class Pair:
     def compare(self) -> None:
         """Everything that can be read of memory, for a new view of each slot."""
         self.memory.check()
-        view = draw_frame(SLOTS, self.rng)
-        recall = self.memory.recall(view.pose, view.intrinsics)
+        view = self.draw(SLOTS)
+        recall = self.recall(self.memory, view)
         history, positions = self.memory.read(recall.retrieved), self.memory.next_positions()
         held = self.memory.store.fields.frame
         for row, twin in enumerate(self.twins):
-            target, intrinsics = row_of(view, row)[2:4]
+            _, _, target, intrinsics, _, limbs = row_of(view, row)
             retrieved = twin.retrieved(target, intrinsics)
             assert int(self.memory.count[row]) == len(twin.frames)
             assert known(held[self.memory.tables.pool[row]]) == sorted(twin.pool())
-            assert known(held[recall.anchors[row]]) == twin.anchors(target, intrinsics)
+            assert known(held[recall.anchors[row]]) == sorted(set(twin.anchors(target, intrinsics, limbs)))
             assert known(held[recall.retrieved[row]]) == retrieved
             assert torch.equal(positions[row], twin.next_positions()[0])
-            assert recall.real[row].tolist() == pytest.approx(twin.real_shares(target, intrinsics), abs=1e-5)
+            assert recall.real[row].tolist() == pytest.approx(twin.real_shares(target, intrinsics, limbs), abs=1e-5)
             if not twin.frames:
                 assert float(recall.coverage[row]) == 0
             else:
-                torch.testing.assert_close(recall.anchor.rgbd[row], twin.recall(target, intrinsics).rgbd[0])
-                assert bool(recall.is_real_shown[row]) == twin.is_real_shown(target, intrinsics)
+                torch.testing.assert_close(recall.anchor.rgbd[row], twin.recall(target, intrinsics, limbs).rgbd[0])
+                assert bool(recall.is_real_shown[row]) == twin.is_real_shown(target, intrinsics, limbs)
                 real = sum(twin.frames[-1].real) / len(twin.frames[-1].real)
                 assert float(self.memory.tables.real[row]) == pytest.approx(real, abs=1e-5)
                 compare_history(history, row, twin.read(retrieved))
@@ -157,7 +181,7 @@ def compare_history(history, row: int, expected) -> None:
 @settings(max_examples=6, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(operations=st.lists(OPERATIONS, min_size=6, max_size=16))
 def test_memory_equals_its_naive_twin(kind, operations):
-    pair = Pair.start(KINDS[kind])
+    pair = Pair.start(KINDS[kind], "hands" in kind)
     for name, *arguments in operations:
         getattr(pair, name)(*arguments)
         pair.compare()
@@ -166,7 +190,7 @@ def test_memory_equals_its_naive_twin(kind, operations):
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_long_dream_equals_its_naive_twin(kind):
     """Thirty frames in three slots: every level overflows many times."""
-    pair = Pair.start(KINDS[kind])
+    pair = Pair.start(KINDS[kind], "hands" in kind)
     for step in range(30):
         pair.append([True, step % 3 > 0, step % 2 > 0])
     pair.compare()

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from worldscape.conditioning import pose_video
 from worldscape.conditioning.camera import pose_from_state
 from worldscape.conditioning.hand_model import BONES, HandState, hand_keypoints
 from worldscape.conditioning.hands import rotation_from_vector
@@ -69,6 +70,18 @@ def test_it_equals_a_naive_drawing():
     assert image.amax() > 0.8
     for slot in range(2):
         np.testing.assert_allclose(image[slot], draw_naively(slot, **world), atol=2e-4)
+
+
+@pytest.mark.parametrize("aside", [0.0, 0.3, -0.3, 5.0])
+def test_nothing_is_lost_outside_of_the_window_that_is_drawn(aside, monkeypatch):
+    """Hands inside of the picture, on either edge of it, and out of it."""
+    world = scene(2, seed=3)
+    world["keypoints"][..., 0] += aside
+    fast = draw_pose_video(**world, size=SIZE).picture
+    monkeypatch.setattr(pose_video, "_window", lambda capsules, size: pose_video._Window(0, size[0], 0, size[1]))
+    whole = draw_pose_video(**world, size=SIZE).picture
+    assert whole.any() == (abs(aside) < 1)
+    torch.testing.assert_close(fast, whole, atol=1e-6, rtol=0)
 
 
 def test_a_slot_does_not_depend_on_its_neighbours():

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from worldscape.conditioning.camera import pose_from_state
-from worldscape.conditioning.reproject import decode_depth, encode_depth, reproject
+from worldscape.conditioning.reproject import believed, decode_depth, encode_depth, pixelwise, reproject
 
 INTRINSICS = torch.tensor([[0.5, 0.5, 0.5, 0.5]])  # 90 degrees
 SIZE = 32
@@ -22,9 +22,21 @@ def pose(**values: float) -> torch.Tensor:
     return pose_from_state(torch.tensor([[values.get(name, 0.0) for name in names]]))
 
 
-def rebuild(pictures: torch.Tensor, poses: list[torch.Tensor], target: torch.Tensor, valid=None):
+def rebuild(pictures: torch.Tensor, poses: list[torch.Tensor], target: torch.Tensor, valid=None, moves=None):
+    stacked = torch.stack(poses, 1)
     valid = torch.ones(1, pictures.shape[1], dtype=torch.bool) if valid is None else valid
-    return reproject(pictures, torch.stack(poses, 1), valid, target, INTRINSICS)
+    if moves is not None:
+        depth = decode_depth(pictures[:, :, 3])
+        valid = believed(depth, stacked, pixelwise(valid, pictures), INTRINSICS, torch.tensor([moves]))
+    return reproject(pictures, stacked, valid, target, INTRINSICS)
+
+
+def with_block(picture: torch.Tensor, columns: slice, depth: float, colour: float) -> torch.Tensor:
+    """The picture with a block of one colour in front of it, in some columns of the middle rows."""
+    picture = picture.clone()
+    picture[..., :3, 8:24, columns] = colour
+    picture[..., 3, 8:24, columns] = encode_depth(torch.tensor(depth))
+    return picture
 
 
 def test_inverse_depth_round_trip():
@@ -94,3 +106,47 @@ def test_invalid_pictures_count_for_nothing():
 def test_a_camera_turned_away_sees_nothing_of_the_wall():
     anchor = rebuild(wall(4.0), [pose()], pose(yaw=3.1))
     assert float(anchor.mask.max()) == 0.0
+
+
+def test_where_things_move_the_latest_picture_decides():
+    """A bug's story: a hand that had moved on stood in every later anchor, in front of the table, for good."""
+    table = wall(2.0)
+    before, now = with_block(table, slice(4, 12), 1.0, 0.9), with_block(table, slice(20, 28), 1.0, 0.9)
+    pictures, poses = torch.cat([now, before], 1), [pose(), pose()]
+    ghost = rebuild(pictures, poses, pose())
+    torch.testing.assert_close(ghost.rgbd[0, :3, 12:20, 6:10], torch.full((3, 8, 4), 0.9), atol=2e-3, rtol=0)
+    anchor = rebuild(pictures, poses, pose(), moves=True)
+    assert float(anchor.mask.min()) == 1.0
+    torch.testing.assert_close(anchor.rgbd, now[:, 0], atol=2e-3, rtol=0)
+
+
+def test_where_things_move_older_pictures_still_show_what_the_latest_cannot_see():
+    """Behind the block, and outside of the latest view."""
+    table = wall(2.0)
+    now = with_block(table, slice(12, 20), 1.0, 0.9)
+    aside = rebuild(torch.cat([now, table], 1), [pose(), pose()], pose(x=0.5), moves=True)
+    alone = rebuild(now, [pose()], pose(x=0.5), moves=True)
+    assert float(alone.mask[..., 8:24, : SIZE - 4].min()) == 0.0 and float(aside.mask[..., : SIZE - 4].min()) == 1.0
+    turned = rebuild(torch.cat([table, table], 1), [pose(), pose(x=1.0)], pose(x=1.0), moves=True)
+    assert float(turned.mask.min()) == 1.0
+
+
+def test_rows_in_which_nothing_moves_are_as_before():
+    pictures = torch.cat([with_block(wall(2.0), slice(4, 12), 1.0, 0.9), wall(2.0)], 1)
+    plain, still = (rebuild(pictures, [pose(), pose(x=0.3)], pose(), moves=moves) for moves in (None, False))
+    assert torch.equal(plain.rgbd, still.rgbd) and torch.equal(plain.mask, still.mask)
+
+
+def test_a_latest_picture_that_is_not_there_decides_nothing():
+    pictures, valid = torch.cat([wall(5.0), wall(2.0)], 1), torch.tensor([[False, True]])
+    anchor = rebuild(pictures, [pose(), pose()], pose(), valid=valid, moves=True)
+    torch.testing.assert_close(anchor.rgbd, wall(2.0)[:, 0], atol=2e-3, rtol=0)
+
+
+def test_pixels_that_do_not_count_are_neither_splatted_nor_looked_at():
+    pictures = torch.cat([with_block(wall(2.0), slice(4, 12), 1.0, 0.9), wall(2.0, seed=1)], 1)
+    valid = torch.ones(1, 2, SIZE, SIZE, dtype=torch.bool)
+    valid[0, 0, :, :16] = False
+    anchor = rebuild(pictures, [pose(), pose()], pose(), valid=valid)
+    torch.testing.assert_close(anchor.rgbd[..., :14], pictures[:, 1, :, :, :14], atol=2e-3, rtol=0)
+    torch.testing.assert_close(anchor.rgbd[..., 18:], pictures[:, 0, :, :, 18:], atol=2e-3, rtol=0)

@@ -25,10 +25,15 @@ def scene(seed: int, rows: int = 2, dtype: torch.dtype = torch.float64) -> tuple
     return pictures, poses[:, :-1], valid, poses[:, -1], intrinsics
 
 
+@pytest.mark.parametrize("is_pixelwise", [False, True])
 @pytest.mark.parametrize("seed", range(8))
-def test_the_fast_anchor_is_the_plain_one(seed):
+def test_the_fast_anchor_is_the_plain_one(seed, is_pixelwise):
     """In double precision, where no point lies on an edge by rounding alone, they agree everywhere."""
-    arguments = scene(seed)
+    pictures, poses, valid, *view = scene(seed)
+    if is_pixelwise:
+        blocks = torch.rand(*valid.shape, 8, 8, generator=torch.Generator().manual_seed(seed)) < 0.7
+        valid = valid[..., None, None] & blocks.repeat_interleave(SIZE // 8, 2).repeat_interleave(SIZE // 8, 3)
+    arguments = (pictures, poses, valid, *view)
     fast, plain = reproject_fast(*arguments), reproject(*arguments)
     assert 0.1 < float(plain.mask.mean()) < 1.0
     assert torch.equal(fast.mask, plain.mask)

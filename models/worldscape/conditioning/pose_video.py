@@ -1,7 +1,8 @@
 """Pose video: hand keypoints drawn as WorldScape conditions on them, a finger-coloured skeleton on black, with depth.
 
 Bones are capsules with soft edges, the nearer one in front at each pixel; a bone fades towards a joint that is hidden.
-Shapes are static and there is no loop over slots, so the drawing can be compiled and captured.
+There is no loop over slots, and on a GPU or compiled, shapes are static, so a step can be captured; elsewhere only the
+window that the hands reach is drawn.
 """
 
 from typing import NamedTuple
@@ -9,6 +10,7 @@ from typing import NamedTuple
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn.functional import pad
 
 from worldscape.conditioning.hand_model import BONES, NUM_KEYPOINTS
 
@@ -50,6 +52,15 @@ class _Capsules(NamedTuple):
     drawn: Tensor
 
 
+class _Window(NamedTuple):
+    """Rows top ... bottom - 1 and columns left ... right - 1 of a picture."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+
 def draw_pose_video(
     keypoints: Tensor,
     visible: Tensor,
@@ -69,10 +80,13 @@ def draw_pose_video(
     keypoints = torch.where(present[..., None, None], keypoints, torch.zeros_like(keypoints))
     capsules = _project(keypoints, visible.to(keypoints.dtype), present, pose, intrinsics, size)
     colours = bone_colours(keypoints.shape[1]).to(keypoints)
-    weight, depth = _composite(capsules, size)
+    is_static = keypoints.device.type != "cpu" or torch.compiler.is_compiling()
+    window = _Window(0, size[0], 0, size[1]) if is_static else _window(capsules, size)
+    weight, depth = _composite(capsules, window)
     image = torch.einsum("bnhw,nc->bchw", weight, colours)
     nearness = (weight * (CLOSE / depth.clamp_min(CLOSE))).sum(1, keepdim=True)
-    return PoseVideo(image, nearness, present)
+    around = (window.left, size[1] - window.right, window.top, size[0] - window.bottom)
+    return PoseVideo(pad(image, around), pad(nearness, around), present)
 
 
 def bone_colours(num_hands: int) -> Tensor:
@@ -100,9 +114,22 @@ def _project(
     return _Capsules(start, end, depths, radii, opacities, rearrange(drawn, "b h n -> b (h n)"))
 
 
-def _composite(capsules: _Capsules, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """-> share of each pixel that shows each of N bones, the nearest in front, and the bones' depths, [B, N, h, w]."""
-    alpha, depth = _cover(capsules, size)
+def _window(capsules: _Capsules, size: tuple[int, int]) -> _Window:
+    """The part of the picture, of at least a pixel, outside of which no bone of any row is drawn."""
+    reach = (capsules.radii.amax(-1, keepdim=True) + 1.0)[capsules.drawn]
+    low = (torch.minimum(capsules.start, capsules.end)[capsules.drawn] - reach).floor()
+    high = (torch.maximum(capsules.start, capsules.end)[capsules.drawn] + reach).ceil()
+    if not len(reach):
+        return _Window(0, 1, 0, 1)
+    left, top = (min(max(int(edge), 0), size[1 - axis] - 1) for axis, edge in enumerate(low.amin(0).tolist()))
+    right, bottom = (int(edge) for edge in high.amax(0).tolist())
+    return _Window(top, min(max(bottom, top + 1), size[0]), left, min(max(right, left + 1), size[1]))
+
+
+def _composite(capsules: _Capsules, window: _Window) -> tuple[Tensor, Tensor]:
+    """-> share of each pixel that shows each of N bones, the nearest in front, and the bones' depths, [B, N, h, w] of
+    the window."""
+    alpha, depth = _cover(capsules, window)
     # Bones last and in one piece: sorting them is most of the drawing's time, and a third faster like this.
     alpha, far = (rearrange(value, "b n h w -> b h w n").contiguous() for value in (alpha, depth))
     order = far.argsort(dim=-1, stable=True)  # fingers meet at the wrist at equal depth
@@ -112,11 +139,11 @@ def _composite(capsules: _Capsules, size: tuple[int, int]) -> tuple[Tensor, Tens
     return rearrange(torch.zeros_like(weight).scatter(-1, order, weight), "b h w n -> b n h w"), depth
 
 
-def _cover(capsules: _Capsules, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """-> opacity and depth of each bone at each pixel, [B, N, h, w] each."""
+def _cover(capsules: _Capsules, window: _Window) -> tuple[Tensor, Tensor]:
+    """-> opacity and depth of each bone at each pixel of the window, [B, N, h, w] each."""
     device, dtype = capsules.start.device, capsules.start.dtype
-    rows = torch.arange(size[0], device=device, dtype=dtype)[:, None] + 0.5
-    columns = torch.arange(size[1], device=device, dtype=dtype) + 0.5
+    rows = torch.arange(window.top, window.bottom, device=device, dtype=dtype)[:, None] + 0.5
+    columns = torch.arange(window.left, window.right, device=device, dtype=dtype) + 0.5
     start, along = capsules.start[..., None, None], (capsules.end - capsules.start)[..., None, None]
     x, y = columns - start[:, :, 0], rows - start[:, :, 1]
     length = along.square().sum(2).clamp_min(1e-6)

@@ -2,7 +2,8 @@
 
 All batched and of static shape. Stored depths are splatted into the new view (nearest wins); each pixel of the new view
 then looks back into the stored pictures and takes the (bicubic) colour of the best one that truly sees that point.
-Looking back keeps the result as sharp as its source, and refuses surfaces that are not there.
+Looking back keeps the result as sharp as its source, and refuses surfaces that are not there. What pictures show where
+things move is sorted out before, in `believed` and in layers.py.
 """
 
 from typing import NamedTuple
@@ -16,7 +17,8 @@ from worldscape.conditioning.camera import camera_rays, invert_pose
 
 NEARER = 0.85  # a wider surface replaces a finer one when it is nearer by at least this factor
 FAR = 1.0e4  # metres; stands for "nothing here" while splatting
-DEPTH_TOLERANCE = 0.06  # relative disagreement of depth up to which a stored picture sees the same point
+DEPTH_TOLERANCE = 0.06  # relative disagreement of depth up to which a stored picture sees the same point,
+DEPTH_MARGIN = 0.05  # and metres more
 BLUR_RATIO = 1.5  # a picture taken up to so many times farther away still counts as sharp
 MIN_DEPTH = 0.05  # metres; nearer points are behind or inside the camera
 
@@ -42,14 +44,52 @@ def reproject(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrin
     """Rebuild the view from `target` out of N stored pictures.
 
     rgbd [B, N, 4, h, h] (RGB and inverse depth in [-1, 1]), poses [B, N, 4, 4] and target [B, 4, 4] camera-to-world,
-    valid bool [B, N], intrinsics [B, 4] normalised, shared by all views of a row. Among pictures that show a point
-    sharply the first wins, so order them best first. Uncovered pixels are 0 with mask 0.
+    valid bool [B, N] or, pixel by pixel, [B, N, h, h], intrinsics [B, 4] normalised, shared by all views of a row.
+    Among pictures that show a point sharply the first wins, so order them best first. Uncovered pixels are 0 with
+    mask 0.
     """
+    valid = pixelwise(valid, rgbd)
     depth = decode_depth(rgbd[:, :, 3])
     rays = camera_rays(intrinsics, rgbd.shape[-1])
     fine = _splat_depth(depth, rays, invert_pose(target)[:, None] @ poses, valid, intrinsics)
     seen = _look_back(depth, _candidates(fine), rays, invert_pose(poses) @ target[:, None], valid, intrinsics)
     return _gather(rgbd, _choose(seen))
+
+
+def pixelwise(valid: Tensor, rgbd: Tensor) -> Tensor:
+    """Which of N pictures [B, N, 4, h, w] count, bool [B, N] or [B, N, h, w] -> which of their pixels do."""
+    return valid if valid.ndim == 4 else valid[..., None, None].expand(-1, -1, *rgbd.shape[-2:])
+
+
+def believed(depth: Tensor, poses: Tensor, valid: Tensor, intrinsics: Tensor, moves: Tensor) -> Tensor:
+    """Which pixels of N pictures of depth [B, N, h, w] (metres) count where things move: bool [B, N, h, w].
+
+    There pictures contradict each other, and the first, the latest, decides: of the others only those of the `valid`
+    pixels bool [B, N, h, w] count that lie out of its view or behind its surfaces. moves bool [B]: rows where things
+    move; in others all valid pixels count. poses and intrinsics are those of `reproject`.
+    """
+    if depth.shape[1] == 1:
+        return valid
+    rays = camera_rays(intrinsics, depth.shape[-1])
+    points = rearrange(rays[:, None] * depth[:, 1:, ..., None], "b n h w xyz -> b n (h w) xyz")
+    to_first = invert_pose(poses[:, :1]) @ poses[:, 1:]
+    x, y, z = (points @ to_first[..., :3, :3].mT + to_first[..., None, :3, 3]).unbind(-1)
+    column, row = _project(x, y, z, intrinsics, depth.shape[-1])
+    stored = _stored_at(depth[:, :1].masked_fill(~valid[:, :1], -FAR), column, row)
+    is_known = _is_inside(column, row, depth.shape[-1]) & (z > MIN_DEPTH)
+    is_known = is_known & (z - stored < DEPTH_TOLERANCE * z + DEPTH_MARGIN) & moves[:, None, None]
+    return torch.cat([valid[:, :1], valid[:, 1:] & ~is_known.unflatten(2, depth.shape[2:])], 1)
+
+
+def _stored_at(depth: Tensor, column: Tensor, row: Tensor) -> Tensor:
+    """Depth [B, 1 or N, h, h] that pictures hold at pixels [B, N, p] (those at the edge for what is outside)."""
+    size = depth.shape[-1]
+    index = row.clamp(0, size - 1).long() * size + column.clamp(0, size - 1).long()
+    return rearrange(depth, "b n h w -> b n (h w)").expand(-1, index.shape[1], -1).gather(2, index)
+
+
+def _is_inside(column: Tensor, row: Tensor, size: int) -> Tensor:
+    return (column >= 0) & (column < size) & (row >= 0) & (row < size)
 
 
 def visible_from(
@@ -62,7 +102,7 @@ def visible_from(
     rays = camera_rays(intrinsics, rgbd.shape[-1])
     to_source = invert_pose(poses) @ target[:, None]
     stored = decode_depth(rgbd[:, :, 3])
-    return _look_back(stored, depth[:, None], rays, to_source, valid, intrinsics).sees[:, :, 0]
+    return _look_back(stored, depth[:, None], rays, to_source, pixelwise(valid, rgbd), intrinsics).sees[:, :, 0]
 
 
 class LookBack(NamedTuple):
@@ -84,7 +124,7 @@ def _splat_depth(depth: Tensor, rays: Tensor, to_target: Tensor, valid: Tensor, 
     x, y, z = seen.unbind(-1)
     column, row = _project(x, y, z, intrinsics, size)
     column, row = column.floor().long(), row.floor().long()
-    is_inside = (z > MIN_DEPTH) & (column >= 0) & (column < size) & (row >= 0) & (row < size) & valid[..., None]
+    is_inside = (z > MIN_DEPTH) & _is_inside(column, row, size) & valid.flatten(2)
     index = torch.where(is_inside, row * size + column, size * size)  # one extra cell takes what falls outside
     surface = torch.full((b, size * size + 1), FAR, dtype=depth.dtype, device=depth.device)
     surface.scatter_reduce_(1, rearrange(index, "b n p -> b (n p)"), rearrange(z, "b n p -> b (n p)"), "amin")
@@ -110,12 +150,9 @@ def _look_back(
     seen = points @ to_source[..., :3, :3].transpose(-1, -2) + to_source[..., None, :3, 3]
     x, y, z = seen.unbind(-1)
     column, row = _project(x, y, z, intrinsics, size)
-    is_inside = (column >= 0) & (column < size) & (row >= 0) & (row < size)
-    index = row.clamp(0, size - 1).long() * size + column.clamp(0, size - 1).long()
-    stored = rearrange(depth, "b n h w -> b n (h w)").gather(2, index)
-    agrees = (stored - z).abs() < DEPTH_TOLERANCE * z + 0.05
+    agrees = (_stored_at(depth.masked_fill(~valid, -FAR), column, row) - z).abs() < DEPTH_TOLERANCE * z + DEPTH_MARGIN
     is_real = rearrange(surface < FAR, "b c h w -> b 1 (c h w)")
-    sees = is_inside & agrees & (z > MIN_DEPTH) & valid[..., None] & is_real
+    sees = _is_inside(column, row, size) & agrees & (z > MIN_DEPTH) & is_real
     grid = torch.stack([column, row], -1) * (2.0 / size) - 1.0
     split = "b n (c h w) ... -> b n c h w ..."
     return LookBack(surface, *(rearrange(part, split, h=size, w=size) for part in (grid, z, sees)))

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from worldscape.conditioning.reproject import (
     BLUR_RATIO,
+    DEPTH_MARGIN,
     DEPTH_TOLERANCE,
     FAR,
     MIN_DEPTH,
@@ -19,6 +20,7 @@ from worldscape.conditioning.reproject import (
     Anchor,
     decode_depth,
     encode_depth,
+    pixelwise,
 )
 
 MARGIN = 2  # rows repeated around each picture of the atlas: what a bicubic kernel reaches
@@ -36,11 +38,11 @@ class Warp(NamedTuple):
 
 def reproject_fast(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrinsics: Tensor) -> Anchor:
     """Exactly the arguments and, to rounding, the result of `reproject`."""
-    size = rgbd.shape[-1]
+    size, invalid = rgbd.shape[-1], ~pixelwise(valid, rgbd).flatten(2)
     depth = decode_depth(rgbd[:, :, 3]).flatten(2)
     to_target, to_source = _warps(poses, target, intrinsics, size)
-    surfaces = _candidates(_splat_depth(depth, to_target, valid, size))
-    index, mask, sees = _choose(surfaces, _look_back(depth, surfaces, to_source, valid, size))
+    surfaces = _candidates(_splat_depth(depth, to_target, invalid, size))
+    index, mask, sees = _choose(surfaces, _look_back(depth, surfaces, to_source, invalid, size))
     surface = surfaces.gather(1, index)
     colours = _sample_best(rgbd[:, :, :3], surface, sees, to_source)
     shown = torch.cat([colours, encode_depth(surface).unflatten(2, (size, size))], 1)
@@ -79,12 +81,12 @@ def _pixels(size: int, like: Tensor) -> Tensor:
     return torch.stack([column, row, torch.ones_like(column)]).flatten(1)
 
 
-def _splat_depth(depth: Tensor, warp: Warp, valid: Tensor, size: int) -> Tensor:
+def _splat_depth(depth: Tensor, warp: Warp, invalid: Tensor, size: int) -> Tensor:
     """Nearest depth that lands in each pixel of the target view: [B, h, w] metres, FAR where nothing lands."""
     seen = torch.addcmul(warp.shift, warp.turn, depth[:, :, None])
     z = seen[:, :, 2]
     cell = _bordered_cell(seen[:, :, :2], z, size)
-    z = z.masked_fill((z <= MIN_DEPTH) | ~valid[..., None], FAR)
+    z = z.masked_fill((z <= MIN_DEPTH) | invalid, FAR)
     surface = depth.new_full((len(depth), (size + 2) ** 2), FAR)
     surface.scatter_reduce_(1, cell.flatten(1), z.flatten(1), "amin")
     return surface.unflatten(1, (size + 2, size + 2))[:, 1:-1, 1:-1]
@@ -111,15 +113,15 @@ def _least(x: Tensor, axis: int, step: int) -> Tensor:
     return torch.minimum(torch.minimum(low, middle), high)
 
 
-def _look_back(depth: Tensor, surfaces: Tensor, warp: Warp, valid: Tensor, size: int) -> Tensor:
+def _look_back(depth: Tensor, surfaces: Tensor, warp: Warp, invalid: Tensor, size: int) -> Tensor:
     """Which of the N pictures truly see the supposed surfaces [B, C, P]: bool [B, N, C, P]."""
     seen = torch.addcmul(warp.shift[..., None], warp.turn[:, :, :, None], surfaces[:, None, None])
     z = seen[:, :, 2]
     cell = _bordered_cell(seen[:, :, :2], z, size).flatten(2)
-    known = depth.masked_fill(~valid[..., None], -FAR).unflatten(2, (size, size))
+    known = depth.masked_fill(invalid, -FAR).unflatten(2, (size, size))
     stored = F.pad(known, (1, 1, 1, 1), value=-FAR).flatten(2).gather(2, cell).view_as(z)
     disagreement = (stored - z).abs_().sub_(z, alpha=DEPTH_TOLERANCE)
-    return (disagreement < 0.05) & (z > MIN_DEPTH)
+    return (disagreement < DEPTH_MARGIN) & (z > MIN_DEPTH)
 
 
 def _choose(surfaces: Tensor, sees: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -130,12 +130,19 @@ def draw_targets(
     return rng.integers(low, after), first
 
 
-def draw_sources(rng: np.random.Generator, targets: np.ndarray, first: np.ndarray, num: int) -> np.ndarray:
-    """For each target `num` earlier frames of its episode [batch, num]: half of them recent, the rest from anywhere."""
+def draw_sources(
+    rng: np.random.Generator, targets: np.ndarray, first: np.ndarray, num: int, moves: np.ndarray | None = None
+) -> np.ndarray:
+    """For each target `num` earlier frames of its episode [batch, num]: half of them recent, the rest from anywhere.
+
+    moves bool [batch]: targets for which memory begins with the frame before them, as it does where things move.
+    """
     age = (targets - first)[:, None].clip(1)
     recent = rng.integers(1, 9, size=(len(targets), num))
     anywhere = 1 + (rng.random((len(targets), num)) * age).astype(int)
     back = np.where(rng.random((len(targets), num)) < 0.5, recent, anywhere)
+    if moves is not None:
+        back[:, 0] = np.where(moves, 1, back[:, 0])
     return np.maximum(targets[:, None] - np.minimum(back, age), first[:, None])
 
 

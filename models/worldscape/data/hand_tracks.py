@@ -7,7 +7,9 @@ import torch
 from einops import rearrange
 
 from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HAND_STATE_WIDTH, HANDS
+from worldscape.conditioning.layers import Limbs
 from worldscape.data.episode import Episode
+from worldscape.slot_hands import SlotHands
 from worldscape.slots import RecordedHands
 
 NO_TASK = -1
@@ -31,6 +33,15 @@ class HandTracks:
     def at(self, index: np.ndarray) -> RecordedHands:
         """The hands of the frames at these positions [...]."""
         return RecordedHands(*(torch.from_numpy(part[index]) for part in (self.state, self.command, self.present)))
+
+    def moves(self, index: np.ndarray) -> torch.Tensor:
+        """Whether things move in the frames at these positions [...]: where there are hands. bool [...]."""
+        return torch.from_numpy(self.present[index].any(-1))
+
+    def limbs(self, index: np.ndarray, pose: torch.Tensor) -> Limbs:
+        """The kinematic hands of the frames at these positions [B], seen from poses [B, 4, 4], on their device."""
+        recorded = (part.to(pose.device) for part in self.at(index))
+        return SlotHands.absent(len(index), pose).placed(*recorded, pose).limbs(pose, self.rows)
 
     @property
     def rows(self) -> tuple[int, ...]:

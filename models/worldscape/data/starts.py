@@ -1,8 +1,8 @@
 """Start frames: the real frames that open worlds, collected from a dataset into one small safetensors file.
 
 A start is F consecutive frames of an episode, the last one being where the dream begins. Starts look into open space
-with something to see in it, are level and away from the goal (with hands: nothing was touched yet), and come from as
-many different layouts as possible.
+with something to see in it, are level and away from the goal (with hands: a hand is in view, and nothing was touched
+yet), and come from as many different layouts as possible.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ def _candidates(episode: Episode, config: StartsConfig) -> np.ndarray:
     """Frames of the episode that a world can open with -> indices, ascending; the plainer half is left out."""
     suits = np.arange(len(episode.frames)) >= config.frames - 1
     if episode.hand_state is not None:
-        return np.flatnonzero(suits & is_untouched(episode))
+        return np.flatnonzero(suits & is_untouched(episode) & is_hand_in_view(episode))
     if config.min_depth > 0 and episode.depth is not None:
         depth = episode.depth.reshape(len(episode.depth), -1)
         suits &= np.median(depth, axis=1) >= config.min_depth
@@ -145,6 +145,13 @@ def is_untouched(episode: Episode) -> np.ndarray:
     if episode.success is not None:
         suits[1:] &= np.cumsum(episode.success) == 0
     return suits
+
+
+def is_hand_in_view(episode: Episode) -> np.ndarray:
+    """Frames [T+1] that show at least half of a hand's keypoints; all of them where the recording does not say."""
+    if episode.hand_visible is None:
+        return np.ones(len(episode.frames), dtype=bool)
+    return (episode.hand_visible.mean(axis=-1) >= 0.5).any(axis=-1)
 
 
 def _detail(frames: np.ndarray) -> np.ndarray:

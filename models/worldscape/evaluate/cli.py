@@ -122,7 +122,7 @@ def run_fidelity(args: argparse.Namespace) -> None:
     judged = fidelity.judge_fidelity(engine, episodes, warp_start, config)
     if args.out:
         _name_files(fidelity.save_pictures(args.out, judged.dream, episodes, warp_start, config))
-    _finish("fidelity", args, begin, judged.metrics, judged.tables)
+    _finish(_name_of("fidelity", args), args, begin, judged.metrics, judged.tables)
 
 
 def run_actions(args: argparse.Namespace) -> None:
@@ -142,7 +142,7 @@ def run_actions(args: argparse.Namespace) -> None:
     judged = actions.judge_actions(engine, segments, reader)
     if args.out:
         _name_files(actions.save_pictures(args.out, engine, segments))
-    _finish("actions", args, begin, judged.metrics, judged.tables)
+    _finish(_name_of("actions", args), args, begin, judged.metrics, judged.tables)
 
 
 def _run_hand_actions(args: argparse.Namespace) -> None:
@@ -153,7 +153,7 @@ def _run_hand_actions(args: argparse.Namespace) -> None:
     _check_segment(args)
     engine, episodes = _prepare(args, args.steps)
     judged = hands.judge_hand_motion(engine, episodes.segments(args.segment), _load_hand_reader(args, episodes))
-    _finish("actions", args, begin, judged.metrics, judged.tables)
+    _finish(_name_of("actions", args), args, begin, judged.metrics, judged.tables)
 
 
 def run_hands(args: argparse.Namespace) -> None:
@@ -180,6 +180,11 @@ def _load_hand_reader(args: argparse.Namespace, episodes: EpisodeBatch):
         return judge.episodes(config.num_episodes, config.num_steps, first_seed=config.first_seed)
 
     return hand_reader.load_or_train_reader(args.out and args.out / "hand_reader.safetensors", config, walk)
+
+
+def _name_of(name: str, args: argparse.Namespace) -> str:
+    """A result's name, with the simulator that judged where it is not the first one."""
+    return name if args.source == SOURCES[0] else f"{name}_{args.source}"
 
 
 def _check_segment(args: argparse.Namespace) -> None:
@@ -209,7 +214,7 @@ def run_drift(args: argparse.Namespace) -> None:
     judged = drift.judge_drift(engine, episodes, window=args.window)
     if args.out:
         _name_files(drift.save_pictures(args.out, judged.dream, episodes))
-    _finish("drift", args, begin, judged.metrics, judged.tables)
+    _finish(_name_of("drift", args), args, begin, judged.metrics, judged.tables)
 
 
 def run_geometry(args: argparse.Namespace) -> None:

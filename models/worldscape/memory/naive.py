@@ -3,6 +3,7 @@
 Nothing is evicted: what sink, pool and local hold follows from the list, the pool by going through all admissions.
 """
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 import torch
@@ -10,7 +11,8 @@ from einops import rearrange
 from torch import Tensor
 
 from worldscape.conditioning.camera import METRES_PER_RADIAN, invert_pose
-from worldscape.conditioning.reproject import MIN_DEPTH, Anchor, reproject
+from worldscape.conditioning.layers import Limbs, Pictures, owned_by, split_layers
+from worldscape.conditioning.reproject import MIN_DEPTH, Anchor, decode_depth, reproject
 from worldscape.config import MemoryConfig
 from worldscape.memory.lineage import REAL_CELLS
 from worldscape.memory.pages import Levels
@@ -20,7 +22,8 @@ from worldscape.transformer import History
 
 
 class NaiveFrame(NamedTuple):
-    """A committed frame, without a batch axis, how much of it memory explained then, and how real each cell is."""
+    """A committed frame, without a batch axis, how much of it memory explained then, how real each cell is, and the
+    hands in it (of one slot)."""
 
     layers: list[KeysValues]
     rgbd: Tensor
@@ -29,23 +32,31 @@ class NaiveFrame(NamedTuple):
     explained: float
     real: list[float]
     is_real: bool
+    limbs: Limbs | None
 
 
 class NaiveMemory:
-    """One slot. Frames are named by their number; `levels` as in the real memory."""
+    """One slot. Frames are named by their number; `levels` as in the real memory. limbs, where asked for: the hands in
+    the view, of one slot; None where there can be none."""
 
     def __init__(self, config: MemoryConfig, levels: Levels):
         self.config, self.levels = config, levels
         self.frames: list[NaiveFrame] = []
 
     def append(
-        self, layers: list[KeysValues], rgbd: Tensor, pose: Tensor, intrinsics: Tensor, is_real: bool = False
+        self,
+        layers: list[KeysValues],
+        rgbd: Tensor,
+        pose: Tensor,
+        intrinsics: Tensor,
+        is_real: bool = False,
+        limbs: Limbs | None = None,
     ) -> None:
         """Commit a frame; shapes as in worldscape.memory.world_memory.Frame, with one slot."""
-        explained = self._explained(rgbd, self.recall(pose, intrinsics)) if self.frames else 0.0
-        real = [1.0] * CELLS**2 if is_real else self.real_shares(pose, intrinsics)
+        explained = self._explained(rgbd, self.recall(pose, intrinsics, limbs)) if self.frames else 0.0
+        real = [1.0] * CELLS**2 if is_real else self.real_shares(pose, intrinsics, limbs)
         probes = world_probes(rgbd, pose, intrinsics)[0]
-        self.frames.append(NaiveFrame(layers, rgbd[0], pose[0], probes, explained, real, is_real))
+        self.frames.append(NaiveFrame(layers, rgbd[0], pose[0], probes, explained, real, is_real, limbs))
 
     def sink(self) -> list[int]:
         """The first frames."""
@@ -74,26 +85,43 @@ class NaiveMemory:
             return self.sink() + self.local()
         return self.sink() + self.pool() + self.local()[-1:]
 
-    def anchors(self, target: Tensor, intrinsics: Tensor) -> list[int]:
-        """Frames to reproject into the view from `target` [1, 4, 4], oldest first."""
-        return self._cover(self.shown(), target, intrinsics, self.config.num_anchors, 0)
+    def anchors(self, target: Tensor, intrinsics: Tensor, limbs: Limbs | None = None) -> list[int]:
+        """Frames to reproject into the view from `target` [1, 4, 4], oldest first; with hands newest first."""
+        shown, num_picks = self.shown(), self.config.num_anchors
+        if limbs is None or not limbs.present.any() or not shown:
+            return self._cover(shown, target, intrinsics, num_picks, 0)
+        latest = len(self.frames) - 1
+        seen, others = self._cells(latest, target, intrinsics), [number for number in shown if number != latest]
+        return [latest, *reversed(self._cover(others, target, intrinsics, num_picks - 1, 0, seen))]
 
     def retrieved(self, target: Tensor, intrinsics: Tensor) -> list[int]:
         """Pool frames whose keys and values are read, oldest first."""
         apart = [number for number in self.pool() if number not in self.local()]
         return self._cover(apart, target, intrinsics, self.config.num_retrieved, 1)
 
-    def recall(self, target: Tensor, intrinsics: Tensor) -> Anchor:
+    def recall(self, target: Tensor, intrinsics: Tensor, limbs: Limbs | None = None) -> Anchor:
         """What memory shows of the view from `target`, once there are frames."""
-        chosen = self.anchors(target, intrinsics)
-        rgbd = torch.stack([self.frames[number].rgbd for number in chosen])[None]
-        poses = torch.stack([self.frames[number].pose for number in chosen])[None]
-        return reproject(rgbd, poses, torch.ones(1, len(chosen), dtype=torch.bool), target, intrinsics)
+        still = self._pictures(self.anchors(target, intrinsics, limbs), intrinsics)
+        if limbs is None:
+            return reproject(still.rgbd, still.poses, still.valid, target, intrinsics)
+        with_hands = self._pictures([len(self.frames) - 1, *self.sink()[:1]], intrinsics)
+        return reproject(*split_layers(still, with_hands, limbs, intrinsics), target, intrinsics)
 
-    def real_shares(self, target: Tensor, intrinsics: Tensor) -> list[float]:
+    def _pictures(self, chosen: list[int], intrinsics: Tensor) -> Pictures:
+        size = self.frames[0].rgbd.shape[-1]
+        owner, wrists = torch.zeros(1, size, size, dtype=torch.uint8), torch.eye(4).expand(1, 2, 4, 4)
+        parts = []
+        for frame in (self.frames[number] for number in chosen):
+            if frame.limbs is not None:
+                owner = owned_by(decode_depth(frame.rgbd[None, 3]), frame.pose[None], intrinsics, frame.limbs)
+                wrists = frame.limbs.wrists
+            parts.append((frame.rgbd, frame.pose, torch.tensor(True), owner[0], wrists[0]))
+        return Pictures(*(torch.stack(part)[None] for part in zip(*parts, strict=True)))
+
+    def real_shares(self, target: Tensor, intrinsics: Tensor, limbs: Limbs | None = None) -> list[float]:
         """Share of each cell of the view that goes back to real frames."""
         shown: dict[int, float] = {}
-        for number in self.anchors(target, intrinsics) if self.frames else []:
+        for number in self.anchors(target, intrinsics, limbs) if self.frames else []:
             frame = self.frames[number]
             fallen: dict[int, list[float]] = {}
             for place, cell in enumerate(self._probe_cells(number, target, intrinsics)):
@@ -103,13 +131,14 @@ class NaiveMemory:
         shown.pop(CELLS**2, None)  # what is out of view
         if not shown:
             return [0.0] * CELLS**2
-        mask = rearrange(self.recall(target, intrinsics).mask, "1 1 (r y) (c x) -> (r c) (y x)", r=CELLS, c=CELLS)
+        mask = self.recall(target, intrinsics, limbs).mask
+        mask = rearrange(mask, "1 1 (r y) (c x) -> (r c) (y x)", r=CELLS, c=CELLS)
         average = sum(shown.values()) / len(shown)
         return [float(pixels.mean()) * shown.get(cell, average) for cell, pixels in enumerate(mask)]
 
-    def is_real_shown(self, target: Tensor, intrinsics: Tensor) -> bool:
+    def is_real_shown(self, target: Tensor, intrinsics: Tensor, limbs: Limbs | None = None) -> bool:
         """Whether real frames themselves show a good part of the view."""
-        real = [number for number in self.anchors(target, intrinsics) if self.frames[number].is_real]
+        real = [number for number in self.anchors(target, intrinsics, limbs) if self.frames[number].is_real]
         return len(set().union(*(self._cells(number, target, intrinsics) for number in real))) >= REAL_CELLS
 
     def read(self, retrieved: list[int]) -> History:
@@ -151,11 +180,18 @@ class NaiveMemory:
         return float((a[:3, 3] - b[:3, 3]).norm() / METRES_PER_RADIAN + turn)
 
     def _cover(
-        self, candidates: list[int], target: Tensor, intrinsics: Tensor, num_picks: int, least: int
+        self,
+        candidates: list[int],
+        target: Tensor,
+        intrinsics: Tensor,
+        num_picks: int,
+        least: int,
+        seen: Collection[int] = (),
     ) -> list[int]:
-        """Greedy set cover of the view's cells by what each candidate shows; ties go to the older one."""
+        """Greedy set cover of the view's cells, but those `seen` already, by what each candidate shows; ties go to the
+        older one."""
         cells = {number: self._cells(number, target, intrinsics) for number in candidates}
-        covered: set[int] = set()
+        covered = set(seen)
         picks: list[int] = []
         for _ in range(min(num_picks, len(cells))):
             best = max(sorted(cells), key=lambda number: len(cells[number] - covered))

@@ -29,8 +29,9 @@ class PageShape(NamedTuple):
 class Page(NamedTuple):
     """N frames to write: keys_values [2 L, N, P, H, K] (all layers' keys, before temporal rotation, then all values),
     rgbd [N, 4, h, w], pose [N, 4, 4] camera to world, probes [N, M, 3] (world points, metres), real [N, M] (share of
-    what the probes stand for that goes back to real frames; 1 in a real one), frame long [N] (number of the frame in
-    its dream).
+    what the probes stand for that goes back to real frames; 1 in a real one), owner uint8 [N, h, w] (which hand a pixel
+    belongs to, `layers.owned_by`), wrists [N, 2, 4, 4] (of the hands in it, to world), frame long [N] (number of the
+    frame in its dream).
     """
 
     keys_values: Tensor
@@ -38,6 +39,8 @@ class Page(NamedTuple):
     pose: Tensor
     probes: Tensor
     real: Tensor
+    owner: Tensor
+    wrists: Tensor
     frame: Tensor
 
 
@@ -59,7 +62,8 @@ class PageStore:
         self.shape, self.num_pages = shape, num_pages
         self.fields = Page(*(like.new_zeros(size, dtype=dtype) for size, dtype in _sizes(total, shape, like)))
         self.fields.frame[:FIRST] = -1
-        self.fields.pose[:FIRST] = torch.eye(4, dtype=like.dtype, device=like.device)
+        for places in (self.fields.pose, self.fields.wrists):
+            places[:FIRST] = torch.eye(4, dtype=like.dtype, device=like.device)
         self.references = torch.zeros(total, dtype=torch.long, device=like.device)
 
     @property
@@ -88,7 +92,7 @@ class PageStore:
 
     def write(self, pages: Tensor, new: Page) -> None:
         """Write N frames into the allocated `pages` [N]."""
-        for stored, value, axis in zip(self.fields, new, (1, 0, 0, 0, 0, 0), strict=True):
+        for stored, value, axis in zip(self.fields, new, (1, *[0] * (len(new) - 1)), strict=True):
             stored.index_copy_(axis, pages, value.to(stored.dtype))
 
     def read_keys_values(self, pages: Tensor) -> Tensor:
@@ -162,5 +166,9 @@ def _sizes(pages: int, shape: PageShape, like: Tensor) -> list[tuple[torch.Size,
     """Size and dtype of each field of Page."""
     keys_values = (2 * shape.layers, pages, shape.tokens, shape.heads, shape.head_width)
     probes = (pages, _num_probes(shape.size))
-    sizes = (keys_values, (pages, 4, shape.size, shape.size), (pages, 4, 4), (*probes, 3), probes)
-    return [*((torch.Size(size), like.dtype) for size in sizes), (torch.Size((pages,)), torch.long)]
+    picture = (shape.size, shape.size)
+    sizes = (keys_values, (pages, 4, *picture), (pages, 4, 4), (*probes, 3), probes, (pages, *picture))
+    sizes = (*sizes, (pages, 2, 4, 4), (pages,))
+    dtypes = [like.dtype] * len(sizes)
+    dtypes[Page._fields.index("owner")], dtypes[Page._fields.index("frame")] = torch.uint8, torch.long
+    return [(torch.Size(size), dtype) for size, dtype in zip(sizes, dtypes, strict=True)]

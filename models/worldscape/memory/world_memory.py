@@ -15,7 +15,8 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from worldscape.codec import empty_anchor
-from worldscape.conditioning.reproject import Anchor, reproject
+from worldscape.conditioning.layers import Layers, Limbs, Pictures, owned_by, split_layers
+from worldscape.conditioning.reproject import Anchor, decode_depth, reproject
 from worldscape.config import MemoryConfig
 from worldscape.memory import lineage, policy
 from worldscape.memory.pages import BLANK, Page, PageShape, PageStore, fit_levels, page_bytes
@@ -55,7 +56,8 @@ class Remembered(NamedTuple):
 
 class Frame(NamedTuple):
     """A finished frame: keys and values [B, 1, P, H, K] per layer (none: geometry only), rgbd [B, 4, h, w], pose
-    [B, 4, 4] camera to world, intrinsics [B, 4] normalised. is_real: a recorded frame, not a dreamed one.
+    [B, 4, 4] camera to world, intrinsics [B, 4] normalised. is_real: a recorded frame, not a dreamed one. limbs: the
+    hands in it, None where there can be none.
     """
 
     layers: list[KeysValues]
@@ -63,6 +65,7 @@ class Frame(NamedTuple):
     pose: Tensor
     intrinsics: Tensor
     is_real: bool = False
+    limbs: Limbs | None = None
 
 
 @dataclass(slots=True)
@@ -98,11 +101,18 @@ class WorldMemory:
         return self.tables.count
 
     def recall(
-        self, target: Tensor, intrinsics: Tensor, *, use_anchor: bool = True, rebuild: Rebuild = reproject
+        self,
+        target: Tensor,
+        intrinsics: Tensor,
+        *,
+        use_anchor: bool = True,
+        rebuild: Rebuild = reproject,
+        limbs: Limbs | None = None,
     ) -> Recall:
         """What memory shows of the view from `target` [B, 4, 4]; intrinsics [B, 4]. Without use_anchor: no pixels.
 
-        rebuild: reproject or its faster twin.
+        rebuild: reproject or its faster twin. limbs: the hands in that view, None where there can be none. Where there
+        are some, things move: the latest frame is believed before older ones, and remembered hands are taken along.
         """
         pages, tables = self.tables.shown(), self.tables
         frames = self.store.fields.frame[pages]
@@ -113,8 +123,10 @@ class WorldMemory:
             none, unreal = anchor.mask[:, 0, 0, 0], torch.zeros_like(cells[:, 0])
             return Recall(torch.zeros_like(tables.anchors), anchor, none, unreal, none.bool(), retrieved)
         anchors = policy.choose_cover(cells, pages, frames, tables.anchors.shape[1], policy.ANY)
-        rgbd, poses = self.store.fields.rgbd[anchors], self.store.fields.pose[anchors]
-        anchor = rebuild(rgbd, poses, anchors != BLANK, target, intrinsics)
+        if limbs is not None:
+            is_moving = limbs.present.any(1, keepdim=True)
+            anchors = torch.where(is_moving, self._latest_first(cells, pages, frames), anchors)
+        anchor = rebuild(*self._layers(anchors, limbs, intrinsics), target, intrinsics)
         is_anchor = (pages[:, :, None] == anchors[:, None]).any(2) & (pages != BLANK)
         from_real = cells * (is_anchor & (frames < tables.num_real[:, None]))[..., None]
         is_real_shown = from_real.amax(1).sum(1) >= lineage.REAL_CELLS
@@ -122,6 +134,29 @@ class WorldMemory:
         numbers = numbers.masked_fill((anchors == BLANK)[..., None], policy.CELLS**2)
         real = lineage.inherited_real(numbers, self.store.fields.real[anchors], anchor.mask)
         return Recall(anchors, anchor, anchor.mask.mean((1, 2, 3)), real, is_real_shown, retrieved)
+
+    def _layers(self, anchors: Tensor, limbs: Limbs | None, intrinsics: Tensor) -> Layers:
+        """What to rebuild a view from, of pages long [B, A]; hands come from the latest and from the first frame."""
+        fields, tables = self.store.fields, self.tables
+        if limbs is None:
+            return Layers(fields.rgbd[anchors], fields.pose[anchors], anchors != BLANK)
+        with_hands = torch.cat([tables.latest[:, None], tables.sink[:, :1]], 1)
+        still, hands = (
+            Pictures(fields.rgbd[of], fields.pose[of], of != BLANK, fields.owner[of], fields.wrists[of])
+            for of in (anchors, with_hands)
+        )
+        return split_layers(still, hands, limbs, intrinsics)
+
+    def _latest_first(self, cells: Tensor, pages: Tensor, frames: Tensor) -> Tensor:
+        """Pages long [B, A] to rebuild a view from in which things move: the latest frame, then those that show most of
+        what it does not, newest first."""
+        tables = self.tables
+        latest, num_others = tables.latest[:, None], tables.anchors.shape[1] - 1
+        is_latest = pages == latest
+        shown = (cells * is_latest[..., None]).amax(1, keepdim=True)
+        apart = torch.where(is_latest, -1, frames)
+        others = policy.choose_cover(cells * (1 - shown), pages, apart, num_others, policy.ANY) if num_others else None
+        return latest if others is None else torch.cat([latest, others.flip(1)], 1)
 
     def _retrieve(self, cells: Tensor, pages: Tensor, frames: Tensor) -> Tensor:
         """Pool pages that show most of the view; what the local window holds is read anyway."""
@@ -193,7 +228,15 @@ class WorldMemory:
         keys_values = torch.stack(both)[:, :, 0] if both else probes.new_zeros(shape)
         real = recall.real[:, lineage.probe_cells(self.store.shape.size, probes.device)]
         real = torch.ones_like(real) if frame.is_real else real
-        return Page(keys_values, frame.rgbd, frame.pose, probes, real, self.count)
+        return Page(keys_values, frame.rgbd, frame.pose, probes, real, *self._of_hands(frame), self.count)
+
+    def _of_hands(self, frame: Frame) -> tuple[Tensor, Tensor]:
+        """Whose the frame's pixels are, and the wrists of the hands in it (Page)."""
+        size, limbs = self.store.shape.size, frame.limbs
+        if limbs is None:
+            nobody = torch.zeros(len(frame.pose), size, size, dtype=torch.uint8, device=frame.pose.device)
+            return nobody, torch.eye(4).to(frame.pose).expand(len(frame.pose), 2, 4, 4)
+        return owned_by(decode_depth(frame.rgbd[:, 3]), frame.pose, frame.intrinsics, limbs), limbs.wrists
 
     def _note(self, page: Tensor, explained: Tensor, anchors: Tensor, retrieved: Tensor, active: Tensor) -> None:
         """What is known of the last frame, and that there is one more. anchors, retrieved: numbers of frames."""

@@ -15,13 +15,17 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from worldscape.codec import RGBD_CHANNELS, empty_anchor, normalise_tokens, rgbd_to_frame
-from worldscape.conditioning.reproject import Anchor, reproject
+from worldscape.conditioning.hands import HANDS
+from worldscape.conditioning.layers import Layers, Limbs, Pictures, owned_by, split_layers
+from worldscape.conditioning.reproject import Anchor, decode_depth, reproject
 from worldscape.config import WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, corrupt_sources, draw_sources, draw_targets, load_frames
+from worldscape.data.hand_tracks import HandTracks
 from worldscape.evaluate import metrics
 from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.world import WorldModel
 
+LIMBS = ("wrists", "keypoints", "present")  # what a batch holds of the fields of Limbs
 LATENT_NOISE = 0.2  # largest noise added to latents, so that the decoder forgives the generator
 
 
@@ -73,8 +77,7 @@ class CodecStage:
         return self._draw(rng, self.config.batch_size)
 
     def _draw(self, rng: np.random.Generator, batch: int) -> dict[str, Tensor]:
-        targets, first = draw_targets(self.store, rng, batch, history=1)
-        sources = draw_sources(rng, targets, first, self.num_anchors)
+        targets, sources = draw_pairs(self.store, rng, batch, self.num_anchors)
         return gather_targets(self.store, targets, sources, rng.integers(1, self.num_anchors + 1, size=batch))
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
@@ -118,10 +121,20 @@ class CodecStage:
         return {"codec": picture_grid([target, blind, anchor.rgbd, with_memory, alone])}
 
 
+def draw_pairs(store: FrameStore, rng: np.random.Generator, batch: int, num: int) -> tuple[np.ndarray, np.ndarray]:
+    """Frames to rebuild [batch], and `num` earlier frames to remember each by [batch, num]."""
+    targets, first = draw_targets(store, rng, batch, history=1)
+    moves = None if store.hands is None else store.hands.moves(targets).numpy()
+    return targets, draw_sources(rng, targets, first, num, moves)
+
+
 def gather_targets(store: FrameStore, targets: np.ndarray, sources: np.ndarray, count: np.ndarray) -> dict[str, Tensor]:
     """Frames [B] to rebuild and frames [B, N] to remember them by, of which the first `count` [B] do count:
-    target [B, 4, h, w], sources [B, N, 4, h, w], pose, source_poses, valid bool [B, N], intrinsics [B, 4]."""
+    target [B, 4, h, w], sources [B, N, 4, h, w], pose, source_poses, valid bool [B, N], intrinsics [B, 4]; and where
+    the recordings have hands, those of the targets and of the sources: wrists, keypoints, present and source_wrists,
+    source_keypoints, source_present (Limbs)."""
     return {
+        **({} if store.hands is None else _gather_hands(store.hands, store, targets, sources)),
         "target": store.rgbd(targets),
         "sources": store.rgbd(sources),
         "pose": torch.from_numpy(store.pose[targets]),
@@ -133,7 +146,38 @@ def gather_targets(store: FrameStore, targets: np.ndarray, sources: np.ndarray, 
 
 def recall_targets(sources: Tensor, batch: dict[str, Tensor]) -> Anchor:
     """What source pictures [B, N, 4, h, w] show of the targets of a batch (gather_targets)."""
-    return reproject(sources, batch["source_poses"], batch["valid"], batch["pose"], batch["intrinsics"])
+    pose, intrinsics = batch["pose"], batch["intrinsics"]
+    layers = Layers(sources, batch["source_poses"], batch["valid"])
+    if "present" in batch:
+        still = Pictures(*layers, *_own_hands(sources, batch))
+        latest_and_another = Pictures(*(part[:, :2] for part in still))
+        layers = split_layers(still, latest_and_another, limbs_in(batch), intrinsics)
+    return reproject(*layers, pose, intrinsics)
+
+
+def _gather_hands(tracks: HandTracks, store: FrameStore, targets: np.ndarray, sources: np.ndarray) -> dict[str, Tensor]:
+    """The Limbs of targets [B] and, as source_..., of sources [B, N]."""
+    now = tracks.limbs(targets, torch.from_numpy(store.pose[targets]))
+    flat = sources.reshape(-1)
+    before = tracks.limbs(flat, torch.from_numpy(store.pose[flat]))
+    found = {name: getattr(now, name) for name in LIMBS}
+    return found | {f"source_{name}": getattr(before, name).unflatten(0, sources.shape) for name in LIMBS}
+
+
+def limbs_in(batch: dict[str, Tensor], prefix: str = "") -> Limbs:
+    """The Limbs of a batch's rows, whose left hands count where there are any."""
+    wrists, keypoints, present = (batch[prefix + name] for name in LIMBS)
+    return Limbs(wrists, keypoints, present, HANDS["both"] if present[:, 0].any() else HANDS["right"])
+
+
+def _own_hands(sources: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Whose pixels are whose in source pictures [B, N, 4, h, w], and the wrists in them (Pictures)."""
+    num = sources.shape[1]
+    flat = {f"source_{name}": batch[f"source_{name}"].flatten(0, 1) for name in LIMBS}
+    poses, intrinsics = batch["source_poses"].flatten(0, 1), batch["intrinsics"].repeat_interleave(num, 0)
+    depth = decode_depth(sources[:, :, 3]).flatten(0, 1)
+    owner = owned_by(depth, poses, intrinsics, limbs_in(flat, "source_"))
+    return owner.unflatten(0, (-1, num)), batch["source_wrists"]
 
 
 def disturb_latent(latent: Tensor, generator: torch.Generator) -> Tensor:
@@ -203,5 +247,5 @@ def build_stage(
 ) -> CodecStage:
     """The stage for a dataset. Raises ValueError when the dataset lacks depth or poses or has another picture size."""
     assert isinstance(train_config, CodecTrainConfig)
-    store = load_frames(dataset, model_config.codec.size)
+    store = load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands)
     return CodecStage(store=store, config=train_config, num_anchors=model_config.memory.num_anchors)

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from worldscape.checkpoint import load_world
 from worldscape.conditioning.reproject import Anchor, visible_from
 from worldscape.config import WorldConfig
-from worldscape.data.clips import Datasets, FrameStore, corrupt_sources, draw_sources, draw_targets, load_frames
+from worldscape.data.clips import Datasets, FrameStore, corrupt_sources, load_frames
 from worldscape.train.codec import (
     disturb_latent,
+    draw_pairs,
     gather_targets,
     picture_grid,
     picture_loss,
@@ -105,8 +106,7 @@ class DecoderStage:
         }
 
     def _draw_recorded(self, rng: np.random.Generator, size: int) -> dict[str, Tensor]:
-        targets, first = draw_targets(self.store, rng, size, history=1)
-        sources = draw_sources(rng, targets, first, self.num_anchors)
+        targets, sources = draw_pairs(self.store, rng, size, self.num_anchors)
         count = rng.integers(1, self.num_anchors + 1, size=size)
         count = np.where(rng.random(size) < self.config.blind_share, 0, count)
         return gather_targets(self.store, targets, sources, count)

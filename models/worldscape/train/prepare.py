@@ -15,6 +15,7 @@ from torch import Tensor
 
 from worldscape.codec import normalise_tokens
 from worldscape.conditioning.pose_video import POSE_CHANNELS
+from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.config import MemoryConfig
 from worldscape.data.clips import Datasets, FrameStore
 from worldscape.data.hand_tracks import HandTracks
@@ -22,7 +23,7 @@ from worldscape.engine import token_coverage
 from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import Frame, WorldMemory
 from worldscape.progress import Progress
-from worldscape.slot_hands import SlotHands, draw_hands
+from worldscape.slot_hands import draw_hands
 from worldscape.train.cache import cached
 from worldscape.world import WorldModel
 
@@ -49,6 +50,13 @@ class PreparedFrames:
     hands: Tensor | None = None
     hand_index: Tensor | None = None
 
+    @property
+    def has_hands(self) -> np.ndarray:
+        """Dreams in which a hand can be seen, bool [E]."""
+        if self.hand_index is None:
+            return np.zeros(len(self.frames), dtype=bool)
+        return (self.hand_index != NO_HAND).any(1).numpy()
+
     def pose_video(self, place: tuple[Tensor, Tensor]) -> Tensor | None:
         """What the generator is told of hands at (dreams, places), each [...]: [..., 4, h, w] in [0, 1]; or None."""
         if self.hands is None or self.hand_index is None:
@@ -67,7 +75,7 @@ def prepare(
     """
     config = replace(model.config, memory=memory).to_dict()
     settings = [config["codec"], config["memory"], len(store.frames), store.num_episodes, length, seed]
-    settings += [] if store.hands is None else ["hands"]
+    settings += [] if store.hands is None else ["hands are taken along"]
     tensors = cached(
         dataset,
         [*settings, LARGEST_DISTURBANCE],
@@ -104,10 +112,9 @@ def draw_tracks(store: FrameStore, tracks: HandTracks, frames: Tensor) -> dict[s
     with Progress("pose video drawn", total=len(with_hands)) as progress:
         for rows in with_hands.split(FRAMES_AT_ONCE):
             where = frames.flatten()[rows].numpy()
-            pose, recorded = torch.from_numpy(store.pose[where]), tracks.at(where)
-            hands = SlotHands.absent(len(where), pose).placed(*recorded, pose)
-            intrinsics = torch.from_numpy(store.intrinsics[where])
-            picture = draw_hands(hands.keypoints(pose), hands.present, pose, intrinsics, size, tracks.rows)
+            pose = torch.from_numpy(store.pose[where])
+            limbs = tracks.limbs(where, pose)
+            picture = draw_hands(limbs, pose, torch.from_numpy(store.intrinsics[where]), size)
             shown = picture.flatten(1).any(1)
             drawn.append((picture[shown] * 255.0).round().to(torch.uint8))
             index[rows[shown]] = count + torch.arange(int(shown.sum()))
@@ -132,7 +139,8 @@ def _replay(
     for step in range(frames.shape[1]):
         index = frames[:, step].numpy()
         rgbd, pose = store.rgbd(index).to(device), torch.from_numpy(store.pose[index]).to(device)
-        recall = memory.recall(pose, intrinsics)
+        limbs = None if store.hands is None else store.hands.limbs(index, pose)
+        recall = memory.recall(pose, intrinsics, rebuild=reproject_fast, limbs=limbs)
         anchor = recall.anchor
         with torch.autocast(device.type, torch.bfloat16):
             latent, guess = model.codec.encode(rgbd).float(), model.codec.encode_anchor(anchor)
@@ -141,7 +149,7 @@ def _replay(
                 noise = torch.randn(latent.shape, generator=generator).to(device)
                 disturbed = normalise_tokens(latent + strength * noise)
                 kept = model.codec.decode(disturbed, anchor, guess.skips).float().clamp(-1.0, 1.0)
-        memory.append(Frame([], kept, pose, intrinsics), recall, active)
+        memory.append(Frame([], kept, pose, intrinsics, limbs=limbs), recall, active)
         coverage = token_coverage(anchor.mask, model.config.codec.grid)
         for name, value in (("latent", latent), ("guess", guess.latent), ("coverage", coverage)):
             steps[name].append(value.to("cpu", torch.float16))

@@ -35,9 +35,9 @@ class WorldTrainConfig(TrainConfig):
 
     dream_frames: frames of each prepared dream. context_share: frames of a clip at most context_level noisy.
     anchor_dropout: share of clips that memory shows nothing of. level_weight: how much less a frame of noise counts.
-    novelty_share: share of the clips drawn in proportion to what memory does not show of them; the others evenly.
-    novelty_weight: how much more a token counts that memory shows nothing of. Both because memory shows nine tokens
-    of ten: drawn evenly, nearly all of the training goes into copying.
+    novelty_share: share of the clips drawn in proportion to what memory does not show of them, or shows wrongly because
+    things move; the others evenly. novelty_weight: how much more such a token counts. Both because memory shows nine
+    tokens of ten: drawn evenly, nearly all of the training goes into copying.
     """
 
     dream_frames: int = 64
@@ -98,10 +98,11 @@ class WorldStage:
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """Clips of T = sink + retrieved + window + 1 frames: latent and guess [B, T, P, C], coverage [B, T, P], rays,
         frames long [B, T] (positions in the store), has_anchor bool [B] (False: memory is withheld); where frames are
-        retrieved at all, sees bool [B, T, T] (sight.py); and where the recordings have hands, their pose video: hands
-        [B, T, 4, h, w]."""
+        retrieved at all, sees bool [B, T, T] (sight.py); and where dreams have hands, their pose video: hands
+        [B, T, 4, h, w]. All clips of a batch have hands or none has, since a pose video doubles the tokens of a
+        batch."""
         rng = np.random.default_rng([self.config.seed, step, rank, 4])
-        clips = self.draw_clips(rng, self.config.batch_size)
+        clips = self.draw_clips(rng, self.config.batch_size, is_one_kind=True)
         has_anchor = torch.from_numpy(rng.random(self.config.batch_size) >= self.config.anchor_dropout)
         return self.gather(*clips) | {"has_anchor": has_anchor}
 
@@ -110,7 +111,7 @@ class WorldStage:
         of the dream stands there, and nobody sees it): a batch without has_anchor."""
         is_held, places = torch.from_numpy(places[:, self.retrieved] >= 0), np.maximum(places, 0)
         clip = (torch.from_numpy(dreams)[:, None], torch.from_numpy(places))
-        hands = self.prepared.pose_video(clip)
+        hands = self.prepared.pose_video(clip) if self.prepared.has_hands[dreams].any() else None
         batch = {
             "latent": self.prepared.latent[clip].float(),
             "guess": self.prepared.guess[clip].float(),
@@ -124,11 +125,14 @@ class WorldStage:
         memory, is_causal = self.model_config.memory, self.model_config.transformer.is_causal
         return batch | {"sees": sight(is_held, memory.num_sink, memory.local_window + 1, is_causal)}
 
-    def draw_clips(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
+    def draw_clips(
+        self, rng: np.random.Generator, size: int, *, is_one_kind: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Dreams [B] and the places of the clips' frames in them [B, T]: the first num_sink, those retrieved for the
-        target (-1: none), then consecutive ones."""
+        target (-1: none), then consecutive ones. is_one_kind: either all of the dreams have hands or none has."""
         memory = self.model_config.memory
-        drawn = np.searchsorted(self.odds, rng.random(size), side="right")
+        odds = odds_of_one_kind(self.odds, self.prepared.has_hands, rng) if is_one_kind else self.odds
+        drawn = np.searchsorted(odds, rng.random(size), side="right")
         dreams, first = np.divmod(drawn, clip_places(self.prepared, memory))
         first = memory.num_sink + np.where(rng.random(size) < OPENING_SHARE, 0, first)
         sink = np.broadcast_to(np.arange(memory.num_sink), (size, memory.num_sink))
@@ -146,8 +150,8 @@ class WorldStage:
         return frame_rays(pose, reference, intrinsics, self.model_config.codec.grid)
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Mean squared error of the predicted clean latent: tokens that memory does not show count more, frames of
-        high level less."""
+        """Mean squared error of the predicted clean latent: tokens that memory does not show, or shows wrongly, count
+        more, frames of high level less."""
         return self.flow_loss(batch, self.refine(model, batch, generator))
 
     def refine(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> Refined:
@@ -180,7 +184,7 @@ class WorldStage:
             parts = [part[present(batch["sees"])] for part in parts]
         clean, guess, found, level, coverage = parts
         error = (found - clean).pow(2).mean(-1)
-        weight = 1.0 + self.config.novelty_weight * (1.0 - coverage)
+        weight = 1.0 + self.config.novelty_weight * novelty(clean, guess, coverage)
         weight = weight / weight.mean() * (1.0 - self.config.level_weight * level)[..., None]
         is_noise = (level == 1.0)[..., None].expand_as(error)
         return {
@@ -208,6 +212,16 @@ def dream_pictures(model: WorldModel, store: FrameStore, frames: np.ndarray) -> 
     return picture_rows(rows)
 
 
+def novelty(latent: Tensor, guess: Tensor, coverage: Tensor) -> Tensor:
+    """How new tokens are to memory, [..., P] in [0, 1]: the share that it does not show, or how far off it is.
+
+    latent and what memory guessed [..., P, C], coverage [..., P]. Tokens have unit root mean square, so two that have
+    nothing in common differ by 2 in mean square.
+    """
+    is_off = (guess - latent).square().mean(-1) / 2.0
+    return torch.maximum(1.0 - coverage, is_off.clamp_max(1.0))
+
+
 def mean_where(values: Tensor, where: Tensor) -> Tensor:
     """Mean of values [...] where bool [...] holds; 0 where it never does."""
     return (values * where).sum() / where.sum().clamp_min(1)
@@ -219,10 +233,11 @@ def clip_places(prepared: PreparedFrames, memory: MemoryConfig) -> int:
 
 
 def clip_odds(prepared: PreparedFrames, memory: MemoryConfig, novelty_share: float) -> np.ndarray:
-    """Cumulative probability of each clip, flat over (dream, first place of its tail): evenly, or in proportion to
-    what memory does not show of the tail. The last NUM_SAMPLES dreams, if there are more, are never drawn."""
+    """Cumulative probability of each clip, flat over (dream, first place of its tail): evenly, or in proportion to how
+    new the tail is to memory (novelty). The last NUM_SAMPLES dreams, if there are more, are never drawn."""
     dreams, places = len(prepared.frames), clip_places(prepared, memory)
-    unseen = 1.0 - prepared.coverage.float().mean(2)
+    known = zip(prepared.latent, prepared.guess, prepared.coverage, strict=True)  # dream by dream: they are large
+    unseen = torch.stack([novelty(*(part.float() for part in dream)).mean(1) for dream in known])
     tails = unseen[:, memory.num_sink :].unfold(1, memory.local_window + 1, 1).mean(2).double().numpy()
     allowed = np.zeros((dreams, places))
     allowed[: max(dreams - NUM_SAMPLES, 1)] = 1.0
@@ -230,6 +245,17 @@ def clip_odds(prepared: PreparedFrames, memory: MemoryConfig, novelty_share: flo
     share = novelty_share if novel.sum() > 0 else 0.0
     odds = np.cumsum((1.0 - share) * even + share * novel / max(novel.sum(), 1e-12))
     return odds / odds[-1]
+
+
+def odds_of_one_kind(odds: np.ndarray, has_hands: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Cumulative probabilities (clip_odds) -> the same among the dreams with hands (bool [E]) or among the others,
+    drawn as often as clips of theirs would be; unchanged, without a draw, where there is one kind only."""
+    if has_hands.all() or not has_hands.any():
+        return odds
+    each = np.diff(odds, prepend=0.0).reshape(len(has_hands), -1)
+    is_hands = rng.random() < each[has_hands].sum()
+    of_kind = np.cumsum(each * (has_hands == is_hands)[:, None])
+    return of_kind / of_kind[-1]
 
 
 def build_stage(

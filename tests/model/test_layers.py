@@ -1,0 +1,136 @@
+"""Hands in remembered pictures: whose pixels are whose, and where they are shown again."""
+
+import torch
+
+from worldscape.conditioning.layers import FLESH, NOBODY, Layers, Limbs, Pictures, owned_by, split_layers
+from worldscape.conditioning.reproject import decode_depth, encode_depth, reproject
+
+SIZE = 32
+INTRINSICS = torch.tensor([[1.0, 1.0, 0.5, 0.5]])
+NEAR, FAR = 0.4, 0.8  # metres: the hand, and the wall behind it and its forearm; a pixel is 1/80 m wide at the hand
+PIXEL = NEAR / SIZE
+HAND, WALL = 0.9, -0.5
+RIGHT = 2  # owner of the right hand's pixels
+
+
+def limbs_at(column: float, present: bool = True, rows: tuple[int, ...] = (1,)) -> Limbs:
+    """A right hand of 6 x 6 pixels around a column of the middle row, its forearm away from the camera."""
+    wrist = torch.eye(4)
+    wrist[:3, :3] = torch.tensor([[1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, -1.0]])
+    wrist[:3, 3] = torch.tensor([(column - SIZE / 2) * PIXEL, 0.0, NEAR])
+    places = torch.linspace(-2.5, 2.5, 5) * PIXEL
+    grid = torch.cartesian_prod(places, places[:4], torch.zeros(1))
+    points = torch.cat([wrist[None, :3, 3], wrist[:3, 3] + grid])
+    wrists, keypoints = torch.eye(4).repeat(1, 2, 1, 1), torch.zeros(1, 2, 21, 3)
+    wrists[0, 1], keypoints[0, 1] = wrist, points
+    return Limbs(wrists, keypoints, torch.tensor([[False, present]]), rows)
+
+
+def picture(column: int | None) -> torch.Tensor:
+    """A wall, and a square hand of 6 x 6 pixels around this column, [1, 4, h, w]."""
+    rgbd = torch.full((1, 4, SIZE, SIZE), WALL)
+    rgbd[:, 3] = encode_depth(torch.tensor(FAR))
+    if column is not None:
+        rgbd[:, :3, 13:19, column - 3 : column + 3] = HAND
+        rgbd[:, 3, 13:19, column - 3 : column + 3] = encode_depth(torch.tensor(NEAR))
+    return rgbd
+
+
+def seen_with(rgbd: torch.Tensor, limbs: Limbs) -> Pictures:
+    """One picture [1, 4, h, w] with these hands in it."""
+    eye = torch.eye(4)[None]
+    owner = owned_by(decode_depth(rgbd[:, 3]), eye, INTRINSICS, limbs)
+    return Pictures(rgbd[:, None], eye[:, None], torch.tensor([[True]]), owner[:, None], limbs.wrists[:, None])
+
+
+def remember(*shown: tuple[int | None, Limbs]) -> Pictures:
+    """Pictures from one camera, in this order."""
+    parts = [seen_with(picture(column), limbs) for column, limbs in shown]
+    return Pictures(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
+
+
+def rebuild(layers: Layers):
+    return reproject(*layers, torch.eye(4)[None], INTRINSICS)
+
+
+def test_a_hand_owns_its_pixels_and_a_rim_of_one():
+    rgbd = picture(10)
+    owner = owned_by(decode_depth(rgbd[:, 3]), torch.eye(4)[None], INTRINSICS, limbs_at(10))
+    assert owner.dtype == torch.uint8
+    expected = torch.full((SIZE, SIZE), NOBODY, dtype=torch.uint8)
+    expected[12:20, 6:14] = RIGHT
+    assert torch.equal(owner[0], expected)
+
+
+def test_who_is_absent_owns_nothing_and_who_is_far_neither():
+    depth, eye = decode_depth(picture(10)[:, 3]), torch.eye(4)[None]
+    assert not owned_by(depth, eye, INTRINSICS, limbs_at(10, present=False)).any()
+    aside = limbs_at(10)
+    above = aside._replace(
+        keypoints=aside.keypoints - torch.tensor([0.0, 0.0, 2 * FLESH + NEAR]),
+        wrists=aside.wrists - torch.tensor([[0.0] * 4, [0.0] * 4, [0.0, 0.0, 0.0, 1.0], [0.0] * 4]),
+    )
+    assert not owned_by(depth, eye, INTRINSICS, above).any()
+
+
+def test_a_hand_is_taken_along_and_older_pictures_show_what_was_behind_it():
+    """It was at column 10, and before at column 24; it is at 16 now."""
+    still = remember((10, limbs_at(10)), (24, limbs_at(24)))
+    anchor = rebuild(split_layers(still, still, limbs_at(16), INTRINSICS))
+    assert float(anchor.mask.min()) == 1.0
+    torch.testing.assert_close(anchor.rgbd, picture(16), atol=2e-3, rtol=0)
+
+
+def test_what_no_picture_showed_behind_the_hand_stays_open():
+    still = remember((10, limbs_at(10)))
+    anchor = rebuild(split_layers(still, still, limbs_at(24), INTRINSICS))
+    hole = anchor.mask[0, 0] == 0
+    assert hole[13:19, 7:13].all() and int(hole.sum()) <= 64
+    torch.testing.assert_close(anchor.rgbd[0, :3, 13:19, 21:27], torch.full((3, 6, 6), HAND), atol=2e-3, rtol=0)
+
+
+def test_a_hand_that_turns_is_shown_turned():
+    """A quarter turn about the axis of view turns a bar into an upright one."""
+    limbs, turn = limbs_at(16), torch.eye(4)
+    turn[:2, :2] = torch.tensor([[0.0, -1.0], [1.0, 0.0]])
+    bar = torch.tensor([-4.5, -2.0, 0.0, 2.0, 4.5]) * PIXEL
+    points = torch.stack([bar.repeat(5)[:21], torch.zeros(21)], -1)
+    limbs.keypoints[0, 1, :, :2], limbs.keypoints[0, 1, :, 2] = points, NEAR
+    rgbd = picture(None)
+    rgbd[:, :3, 15:17, 11:21] = HAND
+    rgbd[:, 3, 15:17, 11:21] = encode_depth(torch.tensor(NEAR))
+    owner = owned_by(decode_depth(rgbd[:, 3]), torch.eye(4)[None], INTRINSICS, limbs)
+    seen = Pictures(
+        rgbd[:, None], torch.eye(4)[None, None], torch.tensor([[True]]), owner[:, None], limbs.wrists[:, None]
+    )
+    turned = limbs._replace(wrists=turn @ limbs.wrists)
+    anchor = rebuild(split_layers(seen, seen, turned, INTRINSICS))
+    torch.testing.assert_close(anchor.rgbd[0, :3, 11:21, 15:17], torch.full((3, 10, 2), HAND), atol=2e-3, rtol=0)
+
+
+def test_rows_without_hands_keep_their_pictures():
+    still = remember((10, limbs_at(10, present=False)), (24, limbs_at(24, present=False)))
+    layers = split_layers(still, still, limbs_at(16, present=False), INTRINSICS)
+    assert not layers.valid[:, :2].any() and layers.valid[:, 2:].all()
+    expected = reproject(still.rgbd, still.poses, still.valid, torch.eye(4)[None], INTRINSICS)
+    anchor = rebuild(layers)
+    assert torch.equal(anchor.rgbd, expected.rgbd) and torch.equal(anchor.mask, expected.mask)
+
+
+def test_a_fist_is_not_given_the_open_fingers_of_an_older_picture():
+    """The latest picture sees through the place where an older one had a finger."""
+    fist = limbs_at(16)
+    opened = picture(16)
+    opened[:, :3, 10:13, 15:17] = HAND
+    opened[:, 3, 10:13, 15:17] = encode_depth(torch.tensor(NEAR))
+    stretched = limbs_at(16)
+    stretched.keypoints[0, 1, 8] = torch.tensor([0.0, -4.5 * PIXEL, NEAR])
+    owner = owned_by(decode_depth(opened[:, 3]), torch.eye(4)[None], INTRINSICS, stretched)
+    assert (owner[0, 11:13, 15:17] == RIGHT).all()
+    now = remember((16, fist))
+    before = Pictures(
+        opened[:, None], torch.eye(4)[None, None], torch.tensor([[True]]), owner[:, None], fist.wrists[:, None]
+    )
+    hands = Pictures(*(torch.cat(parts, 1) for parts in zip(now, before, strict=True)))
+    anchor = rebuild(split_layers(hands, hands, fist, INTRINSICS))
+    torch.testing.assert_close(anchor.rgbd, picture(16), atol=2e-3, rtol=0)
