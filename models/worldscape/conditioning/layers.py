@@ -111,5 +111,5 @@ def _distance(points: Tensor, others: Tensor) -> Tensor:
     """Metres from each of points [B, P, 3] to the nearest of others [B, K, 3]: [B, P]."""
     centre = others.mean(1, keepdim=True)  # near zero, or single precision loses the millimetres
     points, others = points - centre, others - centre
-    cross = torch.baddbmm(others.square().sum(-1)[:, None], points, others.mT, alpha=-2.0)
-    return (points.square().sum(-1) + cross.amin(-1)).clamp_min(0.0).sqrt()
+    cross = torch.baddbmm(others.square().sum(-1, keepdim=True), others, points.mT, alpha=-2.0)
+    return (points.square().sum(-1) + cross.amin(1)).clamp_min(0.0).sqrt()
