@@ -23,7 +23,7 @@ LAYERS = (
     {"codec", "transformer", "heads", "memory", "splats"},
     {"world"},
     {"checkpoint", "fast", "fast_codec"},
-    {"slots", "slot_hands", "checks", "snapshot"},
+    {"slots", "slot_hands", "checks", "opening", "snapshot"},
     {"engine"},
     {"data"},
     {"train", "evaluate"},

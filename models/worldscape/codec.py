@@ -133,3 +133,8 @@ def rgbd_to_frame(rgbd: Tensor) -> Tensor:
     """RGB-D [B, 4, h, w] -> uint8 frames [B, h, w, 3], clamped and rounded."""
     rgb = rearrange(rgbd[:, :3].float(), "b c h w -> b h w c")
     return ((rgb.clamp(-1.0, 1.0) + 1.0) * 127.5 + 0.5).to(torch.uint8)
+
+
+def token_coverage(mask: Tensor, grid: int) -> Tensor:
+    """Coverage mask [B, 1, h, w] -> share of each token's pixels, [B, P]."""
+    return F.adaptive_avg_pool2d(mask, grid).flatten(1)

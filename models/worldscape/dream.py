@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from worldscape.checkpoint import load_world
-from worldscape.codec import normalise_tokens, rgbd_to_frame
+from worldscape.codec import normalise_tokens, rgbd_to_frame, token_coverage
 from worldscape.conditioning.camera import invert_pose, level_pose
 from worldscape.data.clips import FrameStore, load_frames
-from worldscape.engine import SAMPLER_SHIFT, WorldEngine, token_coverage
+from worldscape.engine import SAMPLER_SHIFT, WorldEngine
 from worldscape.evaluate.pictures import save_film
 from worldscape.flow import sampling_levels
 from worldscape.memory.pages import PageShape

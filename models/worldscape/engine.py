@@ -9,38 +9,34 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from einops import rearrange
 from torch import Tensor
 
 from worldscape.checkpoint import weights_id
 from worldscape.checks import check_controls, check_hands, check_hands_option, check_start, checked_rows
-from worldscape.codec import frame_to_rgbd, normalise_tokens
+from worldscape.codec import frame_to_rgbd, normalise_tokens, token_coverage
 from worldscape.conditioning.camera import (
     angle_difference,
     apply_control,
     invert_pose,
     level_pose,
     pose_from_state,
-    square_intrinsics,
     state_from_pose,
 )
-from worldscape.conditioning.hand_model import NUM_KEYPOINTS
 from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HAND_STATE_WIDTH, HANDS
-from worldscape.conditioning.reproject import decode_depth, encode_depth, reproject
+from worldscape.conditioning.reproject import encode_depth, reproject
 from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.config import MemoryConfig
 from worldscape.fast import FastTransformer
 from worldscape.fast_codec import FastCodec
 from worldscape.flow import euler_step, sampling_levels
-from worldscape.heads import HAND_TASKS
 from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import Frame, Recall, WorldMemory
 from worldscape.noise import slot_noise
+from worldscape.opening import complete_start
 from worldscape.slot_hands import SlotHands, draw_hands, resting_hands
 from worldscape.slots import (
     Dreamed,
     EngineFrame,
-    HandFrame,
     NewFrame,
     RecordedHands,
     ShownHands,
@@ -101,7 +97,7 @@ class WorldEngine:
         self.generator = FastTransformer(self.model.transformer, levels) if use_fast else self.model.transformer
         self.codec = FastCodec(self.model.codec) if use_fast and FastCodec.runs_on(self.device) else self.model.codec
         self.rebuild = reproject_fast if use_fast else reproject
-        self.state = self._fresh(num_slots, self._memory(num_slots, memory_budget))
+        self.state = SlotState.empty(self.config, self._memory(num_slots, memory_budget))
 
     @torch.inference_mode()
     def open(self, start: Start, seeds: Tensor, rows: Tensor | None = None) -> EngineFrame:
@@ -111,9 +107,9 @@ class WorldEngine:
         """
         rows = checked_rows(rows, self.num_slots, self.device)
         check_start(start, self.config.codec.size, len(seeds), len(rows), self.hands)
-        start = self._complete(start)
+        start = complete_start(start, self.model, self.device)
         self.state.memory.clear(rows)
-        fresh = self._fresh(len(rows), self.state.memory.empty_rows(len(rows)))
+        fresh = SlotState.empty(self.config, self.state.memory.empty_rows(len(rows)))
         fresh.seeds = seeds.to(self.device, torch.long)
         fresh.is_open[:] = True
         assert start.intrinsics is not None and start.depth is not None and start.pose is not None
@@ -123,7 +119,7 @@ class WorldEngine:
             self.commit_real(fresh, rgbd, start.pose[:, index], None if start.hands is None else start.hands.at(index))
         self.state.memory.adopt(fresh.memory, rows)
         self.state.write_rows(rows, fresh.tensors())
-        return self._present(start.frames.shape[1])
+        return self.state.present(start.frames.shape[1], self.hands is not None)
 
     @torch.inference_mode()
     def step(
@@ -156,11 +152,11 @@ class WorldEngine:
         if hands is not None:
             moved = self.place_hands(state, realised, hands) if is_realised else self.realise_hands(state, hands)
         self.advance(state, realised, active, hands=moved)
-        return self._present(len(self.levels))
+        return self.state.present(len(self.levels), self.hands is not None)
 
     def close(self) -> None:
         """Free the slots' memory; the engine cannot be used afterwards."""
-        self.state = self._fresh(0, self._memory(0, None))
+        self.state = SlotState.empty(self.config, self._memory(0, None))
         self.num_slots = 0
 
     @torch.inference_mode()
@@ -185,7 +181,7 @@ class WorldEngine:
         tensors = {name: tensor.to(self.device) for name, tensor in snapshot.fitted(likes, len(rows)).items()}
         memory.load(tensors, rows)
         self.state.write_rows(rows, tensors)
-        return self._present(0)
+        return self.state.present(0, self.hands is not None)
 
     @torch.inference_mode()
     def fork(self, row: int, rows: Tensor) -> EngineFrame:
@@ -198,7 +194,7 @@ class WorldEngine:
         self.state.memory.fork(row, rows)
         copies = {name: tensor[torch.full_like(rows, row)] for name, tensor in self.state.tensors().items()}
         self.state.write_rows(rows, copies)
-        return self._present(0)
+        return self.state.present(0, self.hands is not None)
 
     def realise(self, state: SlotState, controls: Tensor) -> Tensor:
         """What the world lets happen of the controls [B, 6].
@@ -320,23 +316,13 @@ class WorldEngine:
         events = torch.stack(self.model.heads.events(features, new.latent), 1).sigmoid()
         seen = {"camera": new.camera, "realised": new.realised, "rgbd": new.rgbd, "latent": new.latent}
         told = {"features": features, "coverage": view.recall.coverage, "events": events, "steps": state.steps + 1}
-        hands = {} if view.hands is None else self._judge_hands(view.hands, features, new.latent)
+        hands = {}
+        if view.hands is not None:
+            assert self.model.heads.tasks is not None
+            hands = view.hands.fields(self.model.heads.tasks(features, new.latent))
         for name, value in {**seen, **told, **hands}.items():
             old = getattr(state, name)
             setattr(state, name, torch.where(active.reshape(-1, *[1] * (value.ndim - 1)), value.to(old.dtype), old))
-
-    def _judge_hands(self, shown: ShownHands, features: Tensor, latent: Tensor) -> dict[str, Tensor]:
-        """What is new of the slots' hands, by the names of their fields."""
-        hands, tasks = shown.hands, self.model.heads.tasks
-        assert tasks is not None
-        return {
-            "hand_state": hands.state,
-            "hand_command": hands.command,
-            "hand_present": hands.present,
-            "hand_base": hands.base,
-            "keypoints": shown.limbs.keypoints,
-            "tasks": torch.stack(tasks(features, latent), 1).sigmoid(),
-        }
 
     def _view(
         self, pose: Tensor, previous: Tensor, recall: Recall, intrinsics: Tensor, hands: ShownHands | None
@@ -347,36 +333,6 @@ class WorldEngine:
         drawn = None if hands is None else hands.picture[:, None]
         told = self.generator.embed_view(rays[:, None], guess.latent[:, None].float(), coverage[:, None], drawn)
         return View(pose, rays, coverage, told, recall, guess, hands)
-
-    def _present(self, model_calls: int) -> EngineFrame:
-        """The slots' current frames as fresh tensors."""
-        state = self.state
-        reward, end = state.events.clone().unbind(1)
-        return EngineFrame(
-            rgbd=state.rgbd,
-            pose=pose_from_state(state.camera),
-            camera=state.camera.clone(),
-            realised=state.realised.clone(),
-            reward=reward,
-            end=end,
-            coverage=state.coverage.clone(),
-            latent=state.latent.clone(),
-            steps=state.steps.clone(),
-            model_calls=model_calls,
-            hands=None if self.hands is None else self._present_hands(),
-        )
-
-    def _present_hands(self) -> HandFrame:
-        state = self.state
-        reward, success = state.tasks.clone().unbind(1)
-        return HandFrame(
-            keypoints=state.keypoints.clone(),
-            state=state.hand_state.clone(),
-            command=state.hand_command.clone(),
-            present=state.hand_present.clone(),
-            reward=reward,
-            success=success,
-        )
 
     @cached_property
     def _kind(self) -> dict[str, Any]:
@@ -393,51 +349,3 @@ class WorldEngine:
         codec, generator = self.config.codec, self.config.transformer
         shape = PageShape(generator.num_layers, codec.num_tokens, generator.num_heads, generator.head_width, codec.size)
         return WorldMemory.empty(self.config.memory, slots, shape, torch.zeros((), device=self.device), budget)
-
-    def _fresh(self, slots: int, memory: WorldMemory) -> SlotState:
-        """Slots that hold nothing."""
-        like, codec, transformer = torch.zeros((), device=self.device), self.config.codec, self.config.transformer
-        hands = SlotHands.absent(slots, like)
-        return SlotState(
-            memory=memory,
-            camera=like.new_zeros(slots, 6),
-            intrinsics=like.new_zeros(slots, 4),
-            seeds=torch.zeros(slots, dtype=torch.long, device=self.device),
-            steps=torch.zeros(slots, dtype=torch.long, device=self.device),
-            is_open=torch.zeros(slots, dtype=torch.bool, device=self.device),
-            latent=like.new_zeros(slots, codec.num_tokens, codec.latent_channels),
-            features=like.new_zeros(slots, codec.num_tokens, transformer.width),
-            rgbd=like.new_zeros(slots, 4, codec.size, codec.size),
-            coverage=like.new_zeros(slots),
-            realised=like.new_zeros(slots, 6),
-            events=like.new_zeros(slots, 2),
-            hand_state=hands.state,
-            hand_command=hands.command,
-            hand_present=hands.present,
-            hand_base=hands.base,
-            keypoints=like.new_zeros(slots, 2, NUM_KEYPOINTS, 3),
-            tasks=like.new_zeros(slots, 2, len(HAND_TASKS)),
-        )
-
-    def _complete(self, start: Start) -> Start:
-        """The start with every field but hands filled in, on the device."""
-        frames = start.frames.to(self.device)
-        num_rows, num_frames = frames.shape[:2]
-        pose = torch.eye(4).repeat(num_rows, num_frames, 1, 1) if start.pose is None else start.pose
-        depth = self._guess_depth(frames) if start.depth is None else start.depth
-        intrinsics = start.intrinsics
-        if intrinsics is None:
-            intrinsics = torch.from_numpy(square_intrinsics(self.config.field_of_view)).repeat(num_rows, 1)
-        depth, pose, intrinsics = (part.to(self.device, torch.float32) for part in (depth, pose, intrinsics))
-        hands = None if start.hands is None else RecordedHands(*(part.to(self.device) for part in start.hands))
-        return Start(frames, depth, pose, intrinsics, hands)
-
-    def _guess_depth(self, frames: Tensor) -> Tensor:
-        rgb = rearrange(frames, "r f h w c -> (r f) c h w").float() / 127.5 - 1.0
-        depth = decode_depth(self.model.heads.depth(rgb))
-        return rearrange(depth, "(r f) h w -> r f h w", f=frames.shape[1])
-
-
-def token_coverage(mask: Tensor, grid: int) -> Tensor:
-    """Coverage mask [B, 1, h, w] -> share of each token's pixels, [B, P]."""
-    return torch.nn.functional.adaptive_avg_pool2d(mask, grid).flatten(1)

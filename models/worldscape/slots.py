@@ -4,11 +4,16 @@ from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from worldscape.codec import Encoded, rgbd_to_frame
+from worldscape.conditioning.camera import pose_from_state
+from worldscape.conditioning.hand_model import NUM_KEYPOINTS
 from worldscape.conditioning.layers import Limbs
 from worldscape.conditioning.reproject import Anchor, decode_depth
+from worldscape.config import WorldConfig
+from worldscape.heads import HAND_TASKS, TaskValues
 from worldscape.memory.world_memory import Recall, WorldMemory
 from worldscape.slot_hands import SlotHands
 from worldscape.transformer import EmbeddedView
@@ -115,6 +120,33 @@ class SlotState:
     keypoints: Tensor = field(repr=False)
     tasks: Tensor = field(repr=False)
 
+    @classmethod
+    def empty(cls, config: WorldConfig, memory: WorldMemory) -> "SlotState":
+        """As many slots as `memory` has, on its device; they hold nothing."""
+        slots, like, codec = len(memory.count), memory.store.fields.pose, config.codec
+        numbers = torch.zeros(slots, dtype=torch.long, device=like.device)
+        hands = SlotHands.absent(slots, like)
+        return cls(
+            memory=memory,
+            camera=like.new_zeros(slots, 6),
+            intrinsics=like.new_zeros(slots, 4),
+            seeds=numbers,
+            steps=numbers.clone(),
+            is_open=torch.zeros_like(numbers, dtype=torch.bool),
+            latent=like.new_zeros(slots, codec.num_tokens, codec.latent_channels),
+            features=like.new_zeros(slots, codec.num_tokens, config.transformer.width),
+            rgbd=like.new_zeros(slots, 4, codec.size, codec.size),
+            coverage=like.new_zeros(slots),
+            realised=like.new_zeros(slots, 6),
+            events=like.new_zeros(slots, 2),
+            hand_state=hands.state,
+            hand_command=hands.command,
+            hand_present=hands.present,
+            hand_base=hands.base,
+            keypoints=like.new_zeros(slots, 2, NUM_KEYPOINTS, 3),
+            tasks=like.new_zeros(slots, 2, len(HAND_TASKS)),
+        )
+
     @property
     def hands(self) -> SlotHands:
         """Both hands of the slots; absent in an engine that has none."""
@@ -129,6 +161,34 @@ class SlotState:
         for name, stored in self.tensors().items():
             setattr(self, name, stored.index_copy(0, rows, new[name]))
 
+    def present(self, model_calls: int, has_hands: bool) -> EngineFrame:
+        """The slots' current frames, after so many model calls, as tensors that later steps leave alone."""
+        reward, end = self.events.clone().unbind(1)
+        return EngineFrame(
+            rgbd=self.rgbd,
+            pose=pose_from_state(self.camera),
+            camera=self.camera.clone(),
+            realised=self.realised.clone(),
+            reward=reward,
+            end=end,
+            coverage=self.coverage.clone(),
+            latent=self.latent.clone(),
+            steps=self.steps.clone(),
+            model_calls=model_calls,
+            hands=self._present_hands() if has_hands else None,
+        )
+
+    def _present_hands(self) -> HandFrame:
+        reward, success = self.tasks.clone().unbind(1)
+        return HandFrame(
+            keypoints=self.keypoints.clone(),
+            state=self.hand_state.clone(),
+            command=self.hand_command.clone(),
+            present=self.hand_present.clone(),
+            reward=reward,
+            success=success,
+        )
+
 
 class ShownHands(NamedTuple):
     """Hands in a view, as the slots have them and in world axes, and the pose video's picture [B, 4, h, w]."""
@@ -136,6 +196,17 @@ class ShownHands(NamedTuple):
     hands: SlotHands
     limbs: Limbs
     picture: Tensor
+
+    def fields(self, values: TaskValues) -> dict[str, Tensor]:
+        """What is new of the slots, by the names of SlotState's fields; values: what the frame is worth."""
+        return {
+            "hand_state": self.hands.state,
+            "hand_command": self.hands.command,
+            "hand_present": self.hands.present,
+            "hand_base": self.hands.base,
+            "keypoints": self.limbs.keypoints,
+            "tasks": torch.stack(values, 1).sigmoid(),
+        }
 
 
 class View(NamedTuple):

@@ -13,13 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldscape.codec import normalise_tokens
+from worldscape.codec import normalise_tokens, token_coverage
 from worldscape.conditioning.pose_video import POSE_CHANNELS
 from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.config import MemoryConfig
 from worldscape.data.clips import Datasets, FrameStore
 from worldscape.data.hand_tracks import HandTracks
-from worldscape.engine import token_coverage
 from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import Frame, WorldMemory
 from worldscape.progress import Progress
