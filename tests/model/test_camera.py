@@ -77,6 +77,16 @@ def test_pitch_is_limited_and_yaw_wraps():
     assert float(moved[0, 3]) == pytest.approx(5.0 - 2 * math.pi)
 
 
+def test_a_camera_that_looks_steeply_down_stays_so():
+    """A bug's story: eyes over a table look 47 degrees down; the first step of a dream lifted them to a walker's 30."""
+    steep, limit = state(pitch=-0.8), 0.5
+    pitches = [
+        float(apply_control(steep, torch.tensor([[0.0, 0.0, 0.0, 0.0, change, 0.0]]).to(steep), limit)[0, 4])
+        for change in (0.0, -0.1, 0.1, 1.0, 2.0)
+    ]
+    assert pitches == pytest.approx([-0.8, -0.8, -0.7, 0.2, 0.5])
+
+
 def test_twenty_four_turns_come_full_circle():
     control = torch.tensor(discrete_controls()[6:7], dtype=torch.float64)
     camera = state()

@@ -50,11 +50,13 @@ def state_from_pose(pose: Tensor) -> Tensor:
 def apply_control(state: Tensor, control: Tensor, max_pitch: float) -> Tensor:
     """Advance camera states [..., 6] by controls [..., 6]: rotate, then walk along the new yaw-levelled axes.
 
-    Control is (right, down, forward) in metres and (yaw, pitch, roll) in radians; pitch stays within +-max_pitch.
+    Control is (right, down, forward) in metres and (yaw, pitch, roll) in radians. Pitch stays within +-max_pitch; a
+    camera that looks farther up or down already may stay there or turn back.
     """
     angles = state[..., 3:] + control[..., 3:]
     yaw = torch.remainder(angles[..., 0] + math.pi, 2 * math.pi) - math.pi
-    pitch = angles[..., 1].clamp(-max_pitch, max_pitch)
+    before = state[..., 4]
+    pitch = angles[..., 1].clamp(before.clamp_max(-max_pitch), before.clamp_min(max_pitch))
     right, down, forward = control[..., 0], control[..., 1], control[..., 2]
     x = state[..., 0] + forward * yaw.sin() + right * yaw.cos()
     y = state[..., 1] + down
