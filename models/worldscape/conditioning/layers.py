@@ -13,14 +13,15 @@ from torch import Tensor
 
 from worldscape.conditioning.camera import camera_rays, invert_pose
 from worldscape.conditioning.hand_model import BONES
-from worldscape.conditioning.reproject import believed, decode_depth, pixelwise
+from worldscape.conditioning.reproject import MIN_DEPTH, believed, decode_depth, pixelwise
 
 NOBODY = 0  # owner of pixels of the still scene; hand k owns those with k + 1
-FLESH = 0.024  # metres around points of the bones that are the hand's
-FOREARM = (0.32, 0.034)  # metres: length behind the wrist, and radius
+FOREARM = 0.32  # metres behind the wrist that move with it
 ALONG_BONES = (0.5, 1.0)  # places on each bone whose surroundings are looked at
 ALONG_PALM = (0.25, 0.5, 0.75)  # the same on the long first bones of the fingers
 ALONG_FOREARM = 12  # points on the forearm
+FLESH, SLEEVE = 0.024, 0.034  # metres around points of bones and forearm: surfaces there are the hand's
+CORE_OF_FINGER, CORE_OF_PALM, CORE_OF_SLEEVE = 0.009, 0.016, 0.024  # metres around those points: whatever is seen there
 
 
 class Limbs(NamedTuple):
@@ -55,14 +56,20 @@ class Layers(NamedTuple):
 
 def owned_by(depth: Tensor, pose: Tensor, intrinsics: Tensor, limbs: Limbs) -> Tensor:
     """Depth [B, h, w] in metres seen from poses [B, 4, 4], intrinsics [B, 4] -> who owns each pixel, uint8 [B, h, w]:
-    NOBODY, 1 for the left hand, 2 for the right one, where hand or forearm is within reach of the surface."""
-    rays = camera_rays(intrinsics, depth.shape[-1]) * depth[..., None]
-    points = rearrange(rays @ pose[:, None, :3, :3].mT + pose[:, None, None, :3, 3], "b h w c -> b (h w) c")
+    NOBODY, 1 for the left hand, 2 for the right one.
+
+    Hand or forearm lies within reach of the surface there, or their core lies in the pixel, whatever its depth: in a
+    dream that is not to be relied on.
+    """
+    size = depth.shape[-1]
+    rays = camera_rays(intrinsics, size) * depth[..., None]
+    surface = rearrange(rays, "b h w c -> b (h w) c")
     owner = torch.zeros_like(depth, dtype=torch.uint8)
     for hand in limbs.rows:
-        near = _distance(points, _body(limbs, hand)) < FLESH
-        behind = _distance(points, _forearm(limbs, hand)) < FOREARM[1]
-        is_own = ((near | behind) & limbs.present[:, hand, None]).unflatten(1, depth.shape[1:])
+        body = _body(limbs, hand)
+        centres = (body.centres - pose[:, None, :3, 3]) @ pose[:, :3, :3]
+        is_own = _reaches(surface, centres, body.reach) | _covers(centres, body.core, intrinsics, size)
+        is_own = (is_own & limbs.present[:, hand, None]).unflatten(1, depth.shape[1:])
         owner = owner.masked_fill(_with_rim(is_own), hand + 1)
     return owner
 
@@ -90,26 +97,52 @@ def _with_rim(is_own: Tensor) -> Tensor:
     return torch.nn.functional.max_pool2d(is_own[:, None].float(), 3, 1, 1)[:, 0] > 0
 
 
-def _body(limbs: Limbs, hand: int) -> Tensor:
-    """Points inside the hand, [B, K, 3] in world axes."""
-    points = limbs.keypoints[:, hand]
+class _Body(NamedTuple):
+    """Points inside a hand and its forearm: centres [B, K, 3] in world axes, reach and core [K] metres around them."""
+
+    centres: Tensor
+    reach: Tensor
+    core: Tensor
+
+
+def _body(limbs: Limbs, hand: int) -> _Body:
+    points, wrist = limbs.keypoints[:, hand], limbs.wrists[:, hand]
     ends = torch.tensor(BONES, device=points.device)
     first, second = points[:, ends[:, 0]], points[:, ends[:, 1]]
-    palm = ends[:, 0] == 0
-    inside = [first.lerp(second, share) for share in ALONG_BONES]
-    return torch.cat([*inside, *(first[:, palm].lerp(second[:, palm], share) for share in ALONG_PALM)], 1)
+    is_palm = ends[:, 0] == 0
+    fingers = torch.cat([first.lerp(second, share)[:, ~is_palm] for share in ALONG_BONES], 1)
+    palm = torch.cat([first.lerp(second, share)[:, is_palm] for share in (*ALONG_PALM, 1.0)], 1)
+    back = torch.linspace(0.0, FOREARM, ALONG_FOREARM, device=wrist.device, dtype=wrist.dtype)
+    forearm = wrist[:, None, :3, 3] - back[:, None] * wrist[:, None, :3, 2]
+    counts = torch.tensor([fingers.shape[1], palm.shape[1], ALONG_FOREARM], device=wrist.device)
+    reach, core = (
+        wrist.new_tensor(radii).repeat_interleave(counts)
+        for radii in ((FLESH, FLESH, SLEEVE), (CORE_OF_FINGER, CORE_OF_PALM, CORE_OF_SLEEVE))
+    )
+    return _Body(torch.cat([fingers, palm, forearm], 1), reach, core)
 
 
-def _forearm(limbs: Limbs, hand: int) -> Tensor:
-    """Points on the axis of the forearm, [B, K, 3] in world axes."""
-    wrist = limbs.wrists[:, hand]
-    back = torch.linspace(0.0, FOREARM[0], ALONG_FOREARM, device=wrist.device, dtype=wrist.dtype)
-    return wrist[:, None, :3, 3] - back[:, None] * wrist[:, None, :3, 2]
+def _reaches(surface: Tensor, centres: Tensor, reach: Tensor) -> Tensor:
+    """Which points [B, P, 3] lie within reach [K] of one of the centres [B, K, 3], both in camera axes: bool [B, P]."""
+    middle = centres.mean(1, keepdim=True)  # near zero, or single precision loses the millimetres
+    return _is_within(surface - middle, centres - middle, reach.expand(centres.shape[:2]))
 
 
-def _distance(points: Tensor, others: Tensor) -> Tensor:
-    """Metres from each of points [B, P, 3] to the nearest of others [B, K, 3]: [B, P]."""
-    centre = others.mean(1, keepdim=True)  # near zero, or single precision loses the millimetres
-    points, others = points - centre, others - centre
-    cross = torch.baddbmm(others.square().sum(-1, keepdim=True), others, points.mT, alpha=-2.0)
-    return (points.square().sum(-1) + cross.amin(1)).clamp_min(0.0).sqrt()
+def _covers(centres: Tensor, core: Tensor, intrinsics: Tensor, size: int) -> Tensor:
+    """Which pixels show a place within `core` [K] metres of one of the centres [B, K, 3] in camera axes, if nothing is
+    before it: bool [B, P]."""
+    x, y, z = centres.unbind(-1)
+    focal, centre = intrinsics[:, None, :2] * size, intrinsics[:, None, 2:] * size
+    ahead = z.clamp_min(MIN_DEPTH)
+    places = torch.stack([x, y], -1) / ahead[..., None] * focal + centre
+    radius = torch.where(z > MIN_DEPTH, core * focal[..., 0] / ahead, 0.0)
+    along = torch.arange(size, device=z.device, dtype=z.dtype) + 0.5
+    pixels = torch.stack([along.repeat(size), along.repeat_interleave(size)], -1)
+    return _is_within(pixels.expand(len(z), -1, -1), places, radius)
+
+
+def _is_within(points: Tensor, centres: Tensor, radius: Tensor) -> Tensor:
+    """Which points [B, P, C] lie nearer than radius [B, K] to one of the centres [B, K, C]: bool [B, P]."""
+    excess = centres.square().sum(-1, keepdim=True) - radius.square()[..., None]
+    excess = torch.baddbmm(excess, centres, points.mT, alpha=-2.0).amin(1)
+    return excess + points.square().sum(-1) < 0.0
