@@ -112,13 +112,22 @@ def test_rllib_ppo(run_example):
     assert output.splitlines()[-1].startswith("iteration 2: 16 steps, ")
 
 
-@pytest.mark.parametrize("env", ["WorldScape-Nav-v0", "WorldScape-Rooms-v0"])
-def test_ppo_nav(run_example, tmp_path: Path, env: str):
-    pytest.importorskip("worldscape.data.rooms_gl", exc_type=ImportError)
-    table = run_example("ppo_nav.py", "--out", "run", "--env", env).splitlines()
-    where = "dream" if env == "WorldScape-Nav-v0" else "simulator"
+@pytest.mark.parametrize(
+    ("name", "env", "where"),
+    [
+        ("ppo_nav.py", "WorldScape-Nav-v0", "dream"),
+        ("ppo_nav.py", "WorldScape-Rooms-v0", "simulator"),
+        ("ppo_hand.py", "WorldScape-Hand-v0", "dream"),
+        ("ppo_hand.py", "WorldScape-Tabletop-v0", "simulator"),
+    ],
+)
+def test_ppo(run_example, tmp_path: Path, name: str, env: str, where: str):
+    for module in ("rooms_gl", "tabletop_gl"):
+        pytest.importorskip(f"worldscape.data.{module}", exc_type=ImportError)
+    table = run_example(name, "--out", "run", "--env", env).splitlines()
     rows = [line.split()[:2] for line in table[-4:]]
     assert rows == [[where, "simulator"], [where, "dream"], ["random", "simulator"], ["random", "dream"]]
+    assert table[-6] == ("reach" if name == "ppo_hand.py" else "goal_object") + ", held-out layouts"
     assert len(list((tmp_path / "run" / "policies").iterdir())) == 2
     assert list((tmp_path / "run" / "tb").iterdir())
     assert len(read_video(tmp_path / "run" / "videos" / "step_000000064.mp4")) > 2

@@ -1,12 +1,13 @@
-"""A policy that sees the last few frames: a convolutional actor-critic, and its file on disk.
+"""A policy that sees the last few frames: a convolutional actor-critic, what it draws actions from, its file on disk.
 
-`examples/ppo_nav.py` trains it, `worldscape eval transfer` scores it; both must see frames in the same way. Files are
-safetensors with JSON in the header, as everywhere here: loading a stranger's policy runs nothing.
+`ws_gym.ppo` trains it, `worldscape eval transfer` scores it; both must see frames and draw actions in the same way.
+Files are safetensors with JSON in the header, as everywhere here: loading a stranger's policy runs nothing.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -21,13 +22,19 @@ from torch import Tensor, nn
 
 FORMAT = "worldscape-policy"
 POLICY_FILE = "policy.safetensors"
+STD_RANGE = (0.05, 1.0)
+"""Standard deviations between which continuous actions are drawn, in units of an action's full size."""
+NOISE_EDGE = 2.0**-24
+"""Noise is kept this far from 0 and 1, where a normal number would be infinite."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyConfig:
-    """Actions to choose from, frames seen (height and width `size`, multiples of 2 ** len(channels)), widths."""
+    """Actions to choose from, or with `is_continuous` the numbers in [-1, 1] that make one action; frames seen (height
+    and width `size`, multiples of 2 ** len(channels)); widths."""
 
     num_actions: int
+    is_continuous: bool = False
     size: int = 64
     frames: int = 4
     channels: tuple[int, ...] = (16, 32, 32)
@@ -41,10 +48,58 @@ class PolicyConfig:
             raise ValueError(f"channels {self.channels} halve pictures of {self.size} pixels into parts of a pixel")
 
 
-class PolicyOutput(NamedTuple):
-    """logits [B, A] over the actions, value [B]: the return that the critic expects."""
+class Choice(NamedTuple):
+    """One of A actions, for each of B rows: logits [B, A]."""
 
     logits: Tensor
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """Noise [B, A], uniform in [0, 1) -> actions long [B]: the largest of logits with Gumbel noise."""
+        return (self.logits - (-_inside(noise).log()).log()).argmax(-1)
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Actions long [B] -> [B]."""
+        return self.logits.log_softmax(-1).gather(1, actions[:, None])[:, 0]
+
+    def entropy(self) -> Tensor:
+        """Nats [B]."""
+        log_probs = self.logits.log_softmax(-1)
+        return -(log_probs.exp() * log_probs).sum(-1)
+
+
+class Gaussian(NamedTuple):
+    """A independent numbers around means [B, A] in (-1, 1), with standard deviations [A] that know no state.
+
+    Environments clip what lies outside [-1, 1]. The density is that of the number drawn, before the clip, so PPO's
+    ratio is exact. Squashed samples would have the same ratio, but no entropy in closed form; free means would wander
+    off to where the clip hides them.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def draw(self, noise: Tensor) -> Tensor:
+        """Noise [B, A], uniform in [0, 1) -> actions float32 [B, A], not clipped."""
+        return self.mean + self.std * torch.special.ndtri(_inside(noise))
+
+    def log_prob(self, actions: Tensor) -> Tensor:
+        """Actions [B, A] -> log density [B]."""
+        away = (actions - self.mean) / self.std
+        return -(0.5 * away.square() + self.std.log() + 0.5 * math.log(2 * math.pi)).sum(-1)
+
+    def entropy(self) -> Tensor:
+        """Nats [B], of the numbers before the clip."""
+        return (self.std.log() + 0.5 * math.log(2 * math.pi * math.e)).sum(-1).expand(len(self.mean))
+
+
+def _inside(noise: Tensor) -> Tensor:
+    return noise.clamp(NOISE_EDGE, 1.0 - NOISE_EDGE)
+
+
+class PolicyOutput(NamedTuple):
+    """What B actions are drawn from; value [B]: the return that the critic expects."""
+
+    actions: Choice | Gaussian
     value: Tensor
 
 
@@ -63,9 +118,10 @@ class PixelPolicy(nn.Module):
         self.trunk = nn.Sequential(*stages, nn.ReLU(), nn.Flatten())
         self.hidden = nn.Sequential(nn.Linear(widths[-1] * side * side, config.hidden), nn.ReLU())
         self.actor = nn.Linear(config.hidden, config.num_actions)
+        self.spread = nn.Parameter(torch.zeros(config.num_actions)) if config.is_continuous else None
         self.critic = nn.Linear(config.hidden, 1)
         nn.init.orthogonal_(self.hidden[0].weight, 2**0.5)  # pyright: ignore[reportArgumentType]
-        # Nearly equal odds at first: PPO's usual start.
+        # Nearly equal odds, or means of zero, at first: PPO's usual start.
         nn.init.orthogonal_(self.actor.weight, 0.01)
         nn.init.orthogonal_(self.critic.weight, 1.0)
         for layer in (self.hidden[0], self.actor, self.critic):
@@ -74,7 +130,13 @@ class PixelPolicy(nn.Module):
     def forward(self, stacks: Tensor) -> PolicyOutput:
         pixels = rearrange(stacks, "b f h w c -> b (f c) h w").float() / 255.0 - 0.5
         hidden = self.hidden(self.trunk(pixels))
-        return PolicyOutput(self.actor(hidden), rearrange(self.critic(hidden), "b 1 -> b"))
+        return PolicyOutput(self._to_actions(self.actor(hidden)), rearrange(self.critic(hidden), "b 1 -> b"))
+
+    def _to_actions(self, outputs: Tensor) -> Choice | Gaussian:
+        if self.spread is None:
+            return Choice(outputs)
+        least, most = STD_RANGE
+        return Gaussian(torch.tanh(outputs), least + (most - least) * torch.sigmoid(self.spread))
 
 
 class Stage(nn.Module):
@@ -117,7 +179,7 @@ def load_policy(path: str | os.PathLike[str]) -> tuple[PixelPolicy, dict[str, An
     path = path / POLICY_FILE if path.is_dir() else path
     tensors, header = load_tensors(path)
     if header.get("format") != FORMAT:
-        raise ValueError(f"{path} holds no policy; give a file or a run folder that examples/ppo_nav.py wrote")
+        raise ValueError(f"{path} holds no policy; give a file or a run folder of examples/ppo_nav.py or ppo_hand.py")
     policy = build_policy(header["policy"])
     try:
         policy.load_state_dict(tensors)
@@ -147,7 +209,7 @@ def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `save_tensors` wrote: tensors and header. Raises ValueError for a missing or damaged file."""
     if not path.is_file():
-        raise ValueError(f"there is no file {path}; train a policy with examples/ppo_nav.py")
+        raise ValueError(f"there is no file {path}; train a policy with examples/ppo_nav.py or ppo_hand.py")
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("json", "{}"))

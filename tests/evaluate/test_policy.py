@@ -1,10 +1,23 @@
-"""What a policy sees, and its file."""
+"""What a policy sees, what it draws actions from, and its file."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
-from worldscape.policy import PixelPolicy, PolicyConfig, load_policy, open_stack, push_frames, save_policy, save_tensors
+from worldscape.policy import (
+    STD_RANGE,
+    Choice,
+    Gaussian,
+    PixelPolicy,
+    PolicyConfig,
+    load_policy,
+    open_stack,
+    push_frames,
+    save_policy,
+    save_tensors,
+)
 
 CONFIG = PolicyConfig(num_actions=3, size=8, frames=3, channels=(4, 4), hidden=8)
 
@@ -26,21 +39,80 @@ def test_frames_are_stacked_oldest_first_and_a_new_episode_forgets():
 def test_rows_do_not_depend_on_each_other_and_frames_matter():
     policy = PixelPolicy(CONFIG)
     stacks = torch.randint(0, 256, (4, 3, 8, 8, 3), dtype=torch.uint8)
-    logits, values = policy(stacks)
-    assert logits.shape == (4, 3) and values.shape == (4,)
+    odds, values = policy(stacks)
+    assert isinstance(odds, Choice) and odds.logits.shape == (4, 3) and values.shape == (4,)
     torch.testing.assert_close(policy(stacks[2:3]).value, values[2:3])
     assert not torch.allclose(policy(stacks.flip(1)).value, values)
 
 
-def test_a_file_gives_the_same_policy_back(tmp_path):
-    policy = PixelPolicy(CONFIG)
+def uniform(*shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(0))
+
+
+def test_choices_are_drawn_as_often_as_their_odds_say():
+    odds = Choice(torch.tensor([0.5, 0.3, 0.2]).log().expand(20_000, 3))
+    drawn = odds.draw(uniform(20_000, 3))
+    shares = drawn.bincount(minlength=3) / len(drawn)
+    np.testing.assert_allclose(shares, [0.5, 0.3, 0.2], atol=0.01)
+    known = torch.distributions.Categorical(logits=odds.logits)
+    torch.testing.assert_close(odds.log_prob(drawn), known.log_prob(drawn))
+    torch.testing.assert_close(odds.entropy(), known.entropy())
+
+
+def test_numbers_are_drawn_around_their_means():
+    odds = Gaussian(torch.tensor([[-0.9, 0.4]]).expand(20_000, 2), torch.tensor([0.5, 0.1]))
+    drawn = odds.draw(uniform(20_000, 2))
+    np.testing.assert_allclose(drawn.mean(0), [-0.9, 0.4], atol=0.01)
+    np.testing.assert_allclose(drawn.std(0), [0.5, 0.1], rtol=0.02)
+    known = torch.distributions.Independent(torch.distributions.Normal(odds.mean, odds.std), 1)
+    torch.testing.assert_close(odds.log_prob(drawn), known.log_prob(drawn))
+    torch.testing.assert_close(odds.entropy(), known.entropy())
+
+
+def test_no_noise_draws_an_infinite_number():
+    """float32 noise may be 0 once in 17 million; an environment takes no infinity."""
+    odds = Gaussian(torch.zeros(1, 2), torch.ones(2))
+    drawn = odds.draw(torch.tensor([[0.0, 1.0]]))
+    assert drawn.isfinite().all() and drawn[0, 0] < -4 and drawn[0, 1] > 4
+    assert Choice(torch.zeros(1, 2)).draw(torch.tensor([[0.0, 1.0]])).tolist() == [1]
+
+
+@pytest.mark.parametrize("push", [-1e4, 1e4])
+def test_a_continuous_policy_keeps_its_bounds(push):
+    """Whatever training does to it: means in the box of actions, widths between the bounds, gradients finite."""
+    policy = PixelPolicy(replace(CONFIG, is_continuous=True))
+    assert policy.spread is not None
+    policy.actor.bias.data += push
+    policy.spread.data += push
+    stacks = torch.randint(0, 256, (4, 3, 8, 8, 3), dtype=torch.uint8)
+    odds, _ = policy(stacks)
+    assert isinstance(odds, Gaussian) and odds.mean.shape == (4, 3) and odds.std.shape == (3,)
+    assert (odds.mean.abs() <= 1).all()
+    torch.testing.assert_close(odds.std, torch.full((3,), STD_RANGE[push > 0]))
+    odds.log_prob(torch.zeros(4, 3)).sum().backward()
+    assert all(weight.grad is None or weight.grad.isfinite().all() for weight in policy.parameters())
+
+
+def test_widths_do_not_depend_on_the_picture_and_learn():
+    policy = PixelPolicy(replace(CONFIG, is_continuous=True))
+    odds, _ = policy(torch.randint(0, 256, (4, 3, 8, 8, 3), dtype=torch.uint8))
+    odds.log_prob(odds.mean.detach()).sum().backward()
+    assert policy.spread is not None and policy.spread.grad is not None
+    assert (policy.spread.grad < 0).all()  # the density of the mean grows as the widths shrink
+
+
+@pytest.mark.parametrize("is_continuous", [False, True])
+def test_a_file_gives_the_same_policy_back(is_continuous, tmp_path):
+    config = replace(CONFIG, is_continuous=is_continuous)
+    policy = PixelPolicy(config)
     save_policy(policy, tmp_path / "policy.safetensors", {"steps": 5})
     state = torch.get_rng_state()
     loaded, facts = load_policy(tmp_path)
     assert torch.equal(torch.get_rng_state(), state)
-    assert facts == {"steps": 5} and loaded.config == CONFIG and not loaded.training
+    assert facts == {"steps": 5} and loaded.config == config and not loaded.training
     stacks = open_stack(grey(7), 3)
-    torch.testing.assert_close(loaded(stacks).logits, policy(stacks).logits, rtol=0, atol=0)
+    for known, wanted in zip(loaded(stacks).actions, policy(stacks).actions, strict=True):
+        torch.testing.assert_close(known, wanted.detach(), rtol=0, atol=0)
     assert [path.name for path in tmp_path.iterdir()] == ["policy.safetensors"]
 
 

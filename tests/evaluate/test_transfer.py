@@ -3,21 +3,30 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from gymnasium import spaces
 
-from tests.evaluate.corridor import BACK, FORWARD, Corridor, stubborn
+from tests.evaluate.corridor import BACK, FORWARD, Corridor, Finger, pointing, stubborn
 from tests.evaluate.test_documented import DOCUMENTED
 from worldscape.cli import main
+from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.evaluate import transfer
-from worldscape.evaluate.arenas import Arenas, Walk
-from worldscape.policy import POLICY_FILE, save_policy
+from worldscape.evaluate.arenas import Arenas, Walk, describe_actions
+from worldscape.policy import POLICY_FILE, PixelPolicy, save_policy
 
 
 @pytest.fixture(scope="module")
 def arenas():
     with Arenas("debug", num_episodes=5, limit=6, batch=3, make_simulator=Corridor) as arenas:
+        yield arenas
+
+
+@pytest.fixture(scope="module")
+def tables():
+    with Arenas("debug", num_episodes=3, task="reach", limit=6, batch=2, make_simulator=Finger) as arenas:
         yield arenas
 
 
@@ -55,9 +64,58 @@ def test_scores_in_the_dream_do_not_depend_on_the_slots(arenas):
     np.testing.assert_allclose(play.returns, alone.returns)
 
 
-def test_a_policy_for_other_pictures_is_refused(arenas):
+def test_the_return_of_a_hand_counts_what_success_would_have_gone_on_to_earn(tables):
+    """Nearer by 0.2 each step: rewards of 0.2, 0.4 and 1 on success in the third, and then one for each of the three
+    steps that are left. Who never comes near earns nothing in six steps."""
+    play = tables.play_simulator(pointing(1.0), num_filmed=1)
+    assert play.success.all() and (play.lengths == 3).all() and ((play.spl > 0.9) & (play.spl <= 1)).all()
+    np.testing.assert_allclose(play.returns, 0.2 + 0.4 + 1 + 3, rtol=1e-6)
+    play = tables.play_simulator(pointing(-1.0))
+    assert not play.success.any() and (play.lengths == 6).all()
+    np.testing.assert_allclose(play.returns, 0, atol=1e-6)
+
+
+def test_random_hands_stay_in_the_box_of_actions(tables):
+    simulator: Any = tables._simulator.envs[0].unwrapped
+    simulator.actions.clear()
+    tables.play_simulator(None)
+    actions = np.concatenate(simulator.actions)
+    assert (
+        np.abs(actions).max() <= 1 and np.abs(actions.mean()) < 0.1 and actions.std() == pytest.approx(0.58, abs=0.05)
+    )
+
+
+def test_a_dream_opens_with_the_hand_of_the_simulator(tables):
+    """Picture, depth, pose and hand: the score is paired only if all four are."""
+    truth = tables._simulator.envs[0].reset(seed=HELD_OUT_SEED)[1]
+    frames, infos = tables._dream.reset(seed=0, options={"start": 0})
+    assert np.abs(frames[0].astype(int) - 100).mean() < 3
+    assert infos["hand_present"][0].tolist() == [False, True]
+    np.testing.assert_allclose(infos["hand_state"][0, 1], truth["hand_state"][1], atol=1e-4)
+    np.testing.assert_allclose(infos["hand_keypoints"][0, 1, 0], truth["hand_keypoints"][1, 0], atol=1e-3)
+    np.testing.assert_allclose(infos["camera"][0], truth["camera"], atol=1e-5)
+
+
+def test_scores_of_a_dreamed_hand_do_not_depend_on_the_slots(tables):
+    play = tables.play_dream(pointing(0.5))
+    assert len(play.lengths) == 3 and ((play.returns >= 0) & (play.returns <= 6)).all()
+    with Arenas("debug", num_episodes=3, task="reach", limit=6, batch=1, make_simulator=Finger) as one_by_one:
+        alone = one_by_one.play_dream(pointing(0.5))
+    np.testing.assert_array_equal(play.lengths, alone.lengths)
+    np.testing.assert_allclose(play.returns, alone.returns, atol=1e-3)
+
+
+def test_a_policy_for_something_else_is_refused(arenas, tables):
     with pytest.raises(ValueError, match="sees 32 pixels, these weights dream 64"):
         arenas.play_dream(stubborn(FORWARD, size=32))
+    with pytest.raises(ValueError, match="does not act in Discrete.* it is none for goal_object"):
+        arenas.play_simulator(pointing(1.0))
+    with pytest.raises(ValueError, match="does not act in Box.* it is none for reach"):
+        tables.play_dream(stubborn(FORWARD))
+    with pytest.raises(ValueError, match="no policy here acts in MultiDiscrete"):
+        describe_actions(spaces.MultiDiscrete([3, 3]))
+    with pytest.raises(ValueError, match="task 'juggle' has no simulator"):
+        Arenas("debug", num_episodes=1, task="juggle")
 
 
 def test_bootstrap_interval():
@@ -107,21 +165,30 @@ def undocumented(names) -> set[str]:
     return missing
 
 
-def write_run(folder: Path, action: int, **facts) -> str:
-    save_policy(stubborn(action), folder / POLICY_FILE, {"steps": 64, **facts})
-    save_policy(stubborn(action), folder / transfer.POLICY_FOLDER / "step_64.safetensors", {})
+def write_run(folder: Path, policy: PixelPolicy, **facts) -> str:
+    save_policy(policy, folder / POLICY_FILE, {"steps": 64, "task": "goal_object", **facts})
+    save_policy(policy, folder / transfer.POLICY_FOLDER / "step_64.safetensors", {})
     return str(folder)
 
 
-def test_command_line(capsys, tmp_path):
-    pytest.importorskip("worldscape.data.rooms_gl", exc_type=ImportError)
-    dream = write_run(tmp_path / "dream", FORWARD, trained_in="dream")
-    rooms = write_run(tmp_path / "rooms", BACK, trained_in="simulator")
+@pytest.mark.parametrize(
+    ("task", "simulator", "policies"),
+    [
+        ("goal_object", "rooms_gl", (stubborn(FORWARD), stubborn(BACK))),
+        ("reach", "tabletop_gl", (pointing(0.5), pointing(-0.5))),
+    ],
+)
+def test_command_line(task, simulator, policies, capsys, tmp_path):
+    pytest.importorskip(f"worldscape.data.{simulator}", exc_type=ImportError)
+    dream = write_run(tmp_path / "dream", policies[0], trained_in="dream", task=task)
+    other = write_run(tmp_path / "other", policies[1], trained_in="simulator", task=task)
     options = ["--weights", "debug", "--episodes", "2", "--limit", "4", "--checkpoint-episodes", "1", "--batch", "2"]
-    runs = ["--dream-run", dream, "--simulator-run", rooms, "--out", str(tmp_path / "out")]
-    assert main(["eval", "transfer", "--task", "goal_object", *options, *runs]) == 0
-    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    runs = ["--dream-run", dream, "--simulator-run", other, "--out", str(tmp_path / "out")]
+    assert main(["eval", "transfer", "--task", task, *options, *runs]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    report = json.loads(lines[-1])
     assert report["name"] == "transfer" and report["metrics"]["num_episodes"] == 2
+    assert f"{task}, held-out layouts" in lines
     assert (tmp_path / "out" / "transfer.mp4").stat().st_size > 1000
 
 
@@ -130,6 +197,7 @@ def test_command_line(capsys, tmp_path):
     [
         ((("dream", 64), ("simulator", 32)), "different numbers of steps, {'dream': 64, 'simulator': 32}"),
         ((("simulator", 64), ("simulator", 64)), "was trained in the simulator, not in the dream"),
+        ((("dream", 64), None), "there is no file"),
         ((None, None), "there is no file"),
     ],
 )
@@ -138,7 +206,13 @@ def test_runs_that_cannot_be_compared(capsys, tmp_path, runs, message):
     for folder, run in zip(folders, runs, strict=True):
         folder.mkdir()
         if run is not None:
-            write_run(folder, FORWARD, trained_in=run[0], steps=run[1])
+            write_run(folder, stubborn(FORWARD), trained_in=run[0], steps=run[1])
     options = ["--weights", "debug", "--dream-run", str(folders[0]), "--simulator-run", str(folders[1])]
     assert main(["eval", "transfer", *options]) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_run_for_another_task_is_refused(tmp_path):
+    folder = write_run(tmp_path, pointing(1.0), trained_in="dream", task="push")
+    with pytest.raises(ValueError, match="was trained for the task push, not for reach; give --task"):
+        transfer.load_run(Path(folder), "dream", "reach")

@@ -1,13 +1,14 @@
 """The same held-out places twice, in the simulator and in the dream, and policies that are played in them.
 
-A dream opens on the picture, depth and pose that the simulator's reset shows, so both score a policy from one start.
+A dream opens on the picture, depth, pose and hands that the simulator's reset shows, so both score a policy from one
+start.
 """
 
 from __future__ import annotations
 
 import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,17 +17,52 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
 from worldscape.checkpoint import load_world
+from worldscape.conditioning.hand_model import FINGERTIPS
+from worldscape.conditioning.hands import HANDS
 from worldscape.data.episode import HELD_OUT_SEED
-from worldscape.data.starts import Starts, save_starts
+from worldscape.data.starts import WINDOWED, Starts, save_starts
+from worldscape.heads import HAND_TASKS
 from worldscape.policy import PixelPolicy, open_stack, push_frames
 from worldscape.progress import Progress
 
-DREAM = "ws_gym:WorldScape-Nav-v0"
+
+def find_walker(infos: Mapping[str, Any], row: int) -> np.ndarray:
+    """Where the walker of a row stands on the floor, [2] metres."""
+    return np.array(infos["camera"][row])[[0, 2]]
+
+
+def find_fingertip(infos: Mapping[str, Any], row: int) -> np.ndarray:
+    """Where the right index finger of a row ends, [3] metres."""
+    return np.array(infos["hand_keypoints"][row])[HANDS["right"][0], FINGERTIPS[1]]
+
+
+class Counterparts(NamedTuple):
+    """The dream and the simulator of one task.
+
+    dream, simulator: ids of the environments; options: of the simulator beside its picture size; limit: steps of an
+    episode; find: where the agent is, whose way SPL measures.
+    held_reward: what a success would go on to earn each step if it did not end the episode; 0 where the task rewards it
+    once. A dense reward needs it: who hovers beside the goal would otherwise earn more than who reaches it.
+    """
+
+    dream: str
+    simulator: str
+    limit: int
+    find: Callable[[Mapping[str, Any], int], np.ndarray]
+    held_reward: float = 0.0
+    options: Mapping[str, Any] = {}
+
+
+NAV = Counterparts("WorldScape-Nav-v0", "WorldScape-Rooms-v0", 300, find_walker)
+HAND = Counterparts("WorldScape-Hand-v0", "WorldScape-Tabletop-v0", 150, find_fingertip, held_reward=1.0)
+COUNTERPARTS = {"goal_object": NAV, **{task: HAND._replace(options={"task": task}) for task in HAND_TASKS}}
+"""Of each task that policies are trained for."""
 
 
 class Opening(NamedTuple):
@@ -37,8 +73,9 @@ class Opening(NamedTuple):
 
 
 class Play(NamedTuple):
-    """N episodes that a policy walked: success bool, returns, Euclidean SPL and lengths in steps, each [N].
+    """N episodes that a policy played: success bool, returns, Euclidean SPL and lengths in steps, each [N].
 
+    The return of an episode that ends early counts `held_reward` for each step that is left.
     films: frames uint8 [T, h, w, 3] of the first episodes, as many as were asked for.
     """
 
@@ -51,7 +88,7 @@ class Play(NamedTuple):
 
 @dataclass(slots=True)
 class Walk:
-    """One episode being walked; the number -1 fills a slot for which no episode is left."""
+    """One episode being played; the number -1 fills a slot for which no episode is left."""
 
     number: int
     rng: np.random.Generator
@@ -64,31 +101,39 @@ class Walk:
     frames: list[np.ndarray] = field(default_factory=list)
 
     def spl(self) -> float:
-        """Success * straight way / way walked, the straight way being that to where the episode ended (Euclidean)."""
-        straight = float(np.hypot(*(self.place - self.start)[[0, 2]]))
+        """Success * straight way / way taken, the straight way being that to where the episode ended (Euclidean)."""
+        straight = float(np.linalg.norm(self.place - self.start))
         return float(self.success) * (straight / self.walked if self.walked > straight else 1.0)
 
 
 class Player:
-    """Walks every opening once with a policy (None: actions at random), in as many slots as `envs` has.
+    """Plays every opening of a task once with a policy (None: actions at random), in as many slots as `envs` has.
 
     Actions are drawn from the policy, each episode with its own generator: a score does not depend on the slots.
+    limit: steps of an episode.
     """
 
     def __init__(
-        self, envs: VectorEnv, policy: PixelPolicy | None, openings: Sequence[Opening], num_filmed: int
+        self,
+        envs: VectorEnv,
+        counterparts: Counterparts,
+        limit: int,
+        policy: PixelPolicy | None,
+        openings: Sequence[Opening],
+        num_filmed: int,
     ) -> None:
         if envs.metadata["autoreset_mode"] is not AutoresetMode.DISABLED:
             raise ValueError("a player opens each episode itself; make the environment with autoreset_mode='DISABLED'")
-        self.envs, self.policy, self.num_filmed = envs, policy, num_filmed
-        self.num_actions = int(envs.single_action_space.n)  # pyright: ignore[reportAttributeAccessIssue]
+        self.envs, self.counterparts, self.limit = envs, counterparts, limit
+        self.policy, self.num_filmed = policy, num_filmed
+        self.is_continuous, self.num_actions = describe_actions(envs.single_action_space)
         self.num_episodes = len(openings)
         self._openings = itertools.chain(enumerate(openings), itertools.repeat((-1, openings[0])))
         self._finished: dict[int, Walk] = {}
 
     @torch.inference_mode()
     def play(self, unit: str) -> Play:
-        """Walk until every episode has ended; `unit` names them in the progress bar."""
+        """Play until every episode has ended; `unit` names them in the progress bar."""
         num_slots = self.envs.num_envs
         num_frames = 1 if self.policy is None else self.policy.config.frames
         shape = self.envs.single_observation_space.shape or ()
@@ -100,7 +145,8 @@ class Player:
                 frames, rewards, terminated, truncated, infos = self.envs.step(self._act(stacks, walks))
                 stacks = push_frames(stacks, torch.from_numpy(frames), nothing_new)
                 for row, walk in enumerate(walks):
-                    self._follow(walk, frames[row], float(rewards[row]), {name: infos[name][row] for name in FOLLOWED})
+                    place, success = self.counterparts.find(infos, row), bool(infos["success"][row])
+                    self._follow(walk, frames[row], float(rewards[row]), place, success)
                 for row in np.flatnonzero(terminated | truncated).tolist():
                     if walks[row].number >= 0:
                         self._finished[walks[row].number] = walks[row]
@@ -115,26 +161,24 @@ class Player:
         seeds = np.where(mask, opening.seed, 0).tolist()
         frames, infos = self.envs.reset(seed=seeds, options={**opening.options, "reset_mask": mask})
         stacks[row] = open_stack(torch.from_numpy(frames[row : row + 1]), stacks.shape[1])[0]
-        place = np.array(infos["camera"][row][:3])
-        walk = Walk(number, np.random.default_rng((max(number, 0), 1)), place, place)
+        place, rng = self.counterparts.find(infos, row), np.random.default_rng((max(number, 0), 1))
+        walk = Walk(number, rng, place, place, total=self.counterparts.held_reward * self.limit)
         if 0 <= number < self.num_filmed:
             walk.frames.append(frames[row].copy())
         return walk
 
     def _act(self, stacks: Tensor, walks: list[Walk]) -> np.ndarray:
-        logits = np.zeros((len(walks), self.num_actions))
+        noise = np.stack([walk.rng.random(self.num_actions, np.float32) for walk in walks])
         if self.policy is not None:
             device = next(self.policy.parameters()).device
-            logits = self.policy(stacks.to(device)).logits.cpu().numpy()
-        # The largest of logits with Gumbel noise is a draw from their softmax.
-        noise = np.stack([walk.rng.gumbel(size=self.num_actions) for walk in walks])
-        return (logits + noise).argmax(axis=1)
+            return self.policy(stacks.to(device)).actions.draw(torch.from_numpy(noise).to(device)).cpu().numpy()
+        return 2.0 * noise - 1.0 if self.is_continuous else noise.argmax(axis=1)
 
-    def _follow(self, walk: Walk, frame: np.ndarray, reward: float, info: dict[str, Any]) -> None:
+    def _follow(self, walk: Walk, frame: np.ndarray, reward: float, place: np.ndarray, success: bool) -> None:
         walk.length += 1
-        walk.total += reward
-        walk.walked += float(np.hypot(*info["realised"][[0, 2]]))
-        walk.place, walk.success = np.array(info["camera"][:3]), bool(info["success"])
+        walk.total += reward - self.counterparts.held_reward
+        walk.walked += float(np.linalg.norm(place - walk.place))
+        walk.place, walk.success = place, success
         if walk.frames:
             walk.frames.append(frame.copy())
 
@@ -149,17 +193,24 @@ class Player:
         )
 
 
-FOLLOWED = ("camera", "realised", "success")
+def describe_actions(space: spaces.Space) -> tuple[bool, int]:
+    """An action space -> is it continuous, and how many choices, or numbers in [-1, 1], it has."""
+    if isinstance(space, spaces.Discrete):
+        return False, int(space.n)
+    if isinstance(space, spaces.Box) and space.shape and (space.low == -1).all() and (space.high == 1).all():
+        return True, int(np.prod(space.shape))
+    raise ValueError(f"no policy here acts in {space}; use actions that are Discrete or a Box from -1 to 1")
 
 
 class Arenas:
-    """Episodes of goal_object on the layouts `first_seed`, `first_seed` + 1, ..., in simulator and dream.
+    """Episodes of a task on the layouts `first_seed`, `first_seed` + 1, ..., in simulator and dream.
 
     Args:
         weights: of the dream: a shipped name, or a directory.
-        limit: steps after which an episode is truncated.
+        task: one of COUNTERPARTS.
+        limit: steps after which an episode is truncated; None for the task's own.
         batch: dreams that run side by side.
-        make_simulator: builds the simulator for a picture size; replaces the rooms (tests).
+        make_simulator: builds the simulator for a picture size; replaces the task's own (tests).
     """
 
     def __init__(
@@ -167,56 +218,67 @@ class Arenas:
         weights: str,
         *,
         num_episodes: int,
-        limit: int = 300,
+        task: str = "goal_object",
+        limit: int | None = None,
         first_seed: int = HELD_OUT_SEED,
         batch: int = 16,
         device: str = "cpu",
         steps_per_frame: int | None = None,
         make_simulator: Callable[[int], gym.Env] | None = None,
     ) -> None:
-        if num_episodes < 1 or limit < 1 or batch < 1:
-            raise ValueError(f"{num_episodes} episodes of {limit} steps, {batch} at once: each must be at least 1")
+        if task not in COUNTERPARTS:
+            raise ValueError(f"task {task!r} has no simulator that judges it; choose one of {', '.join(COUNTERPARTS)}")
+        self.task, self.counterparts = task, COUNTERPARTS[task]
+        self.limit = self.counterparts.limit if limit is None else limit
+        if num_episodes < 1 or self.limit < 1 or batch < 1:
+            raise ValueError(f"{num_episodes} episodes of {self.limit} steps, {batch} at once: each must be at least 1")
         self.size = load_world(weights, device).config.codec.size
-        make = make_simulator or make_rooms
+        make = make_simulator or self._make_simulator
         self._simulator = SyncVectorEnv(
-            [lambda: TimeLimit(make(self.size), limit)], autoreset_mode=AutoresetMode.DISABLED
+            [lambda: TimeLimit(make(self.size), self.limit)], autoreset_mode=AutoresetMode.DISABLED
         )
         self._layouts = range(first_seed, first_seed + num_episodes)
         with tempfile.TemporaryDirectory() as folder:
             starts = Path(folder) / "starts.safetensors"
             save_starts(show_starts(self._simulator.envs[0], self._layouts), starts)
             self._dream = gym.make_vec(
-                DREAM,
+                f"ws_gym:{self.counterparts.dream}",
                 num_envs=min(batch, num_episodes),
-                max_episode_steps=limit,
+                max_episode_steps=self.limit,
                 autoreset_mode="DISABLED",
                 weights=weights,
                 device=device,
                 steps_per_frame=steps_per_frame,
                 starts=str(starts),
-                task="goal_object",
+                task=task,
             )
+
+    def _make_simulator(self, size: int) -> gym.Env:
+        return gym.make(f"ws_gym:{self.counterparts.simulator}", size=size, **self.counterparts.options).unwrapped
 
     def play_simulator(
         self, policy: PixelPolicy | None, num_episodes: int | None = None, *, num_filmed: int = 0
     ) -> Play:
-        """The first episodes (default: all) walked in the simulator. Raises ValueError for a policy of other size."""
-        self._check(policy)
+        """The first episodes (default: all) played in the simulator. Raises ValueError for a policy of other pictures
+        or actions."""
         openings = [Opening(seed, {}) for seed in self._layouts[:num_episodes]]
-        return Player(self._simulator, policy, openings, num_filmed).play("episodes in the simulator")
+        return self._player(self._simulator, policy, openings, num_filmed).play("episodes in the simulator")
 
     def play_dream(self, policy: PixelPolicy | None, num_episodes: int | None = None, *, num_filmed: int = 0) -> Play:
         """The first episodes (default: all) dreamed from the same starts. Raises ValueError as `play_simulator`."""
-        self._check(policy)
         openings = [Opening(seed, {"start": index}) for index, seed in enumerate(self._layouts[:num_episodes])]
-        return Player(self._dream, policy, openings, num_filmed).play("episodes in the dream")
+        return self._player(self._dream, policy, openings, num_filmed).play("episodes in the dream")
 
-    def _check(self, policy: PixelPolicy | None) -> None:
+    def _player(self, envs: VectorEnv, policy: PixelPolicy | None, openings: list[Opening], num_filmed: int) -> Player:
         if policy is not None and policy.config.size != self.size:
             raise ValueError(
                 f"the policy sees {policy.config.size} pixels, these weights dream {self.size}; "
                 "score it with the weights that it was trained in"
             )
+        acts = describe_actions(envs.single_action_space)
+        if policy is not None and (policy.config.is_continuous, policy.config.num_actions) != acts:
+            raise ValueError(f"the policy does not act in {envs.single_action_space}; it is none for {self.task}")
+        return Player(envs, self.counterparts, self.limit, policy, openings, num_filmed)
 
     def __enter__(self) -> Arenas:
         return self
@@ -228,25 +290,13 @@ class Arenas:
         self._simulator.close()
 
 
-def make_rooms(size: int) -> gym.Env:
-    """The simulator of the rooms for pictures of `size` pixels."""
-    from worldscape.data.rooms import RoomsEnv
-
-    return RoomsEnv(size=size)
-
-
 def show_starts(simulator: gym.Env, seeds: Sequence[int]) -> Starts:
-    """What the simulator's reset shows on these layouts, one frame each."""
+    """What the simulator's reset shows on these layouts, one frame each, with hands where it has any."""
     shown = [simulator.reset(seed=seed) for seed in seeds]
-
-    def stack(name: str, dtype: type) -> np.ndarray:
-        return np.stack([info[name] for _, info in shown]).astype(dtype)
-
+    known = {name: np.stack([info[name] for _, info in shown])[:, None] for name in WINDOWED if name in shown[0][1]}
     return Starts(
         frames=np.stack([frame for frame, _ in shown])[:, None],
         seeds=np.asarray(seeds, np.int64),
-        depth=stack("depth", np.float16)[:, None],
-        pose=stack("pose", np.float32)[:, None],
-        intrinsics=stack("intrinsics", np.float32),
-        camera=stack("camera", np.float32)[:, None],
+        intrinsics=np.stack([info["intrinsics"] for _, info in shown]).astype(np.float32),
+        **{**known, "depth": known["depth"].astype(np.float16)},
     )

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from worldscape.data.episode import HELD_OUT_SEED
+from worldscape.evaluate.arenas import COUNTERPARTS, Arenas
 from worldscape.evaluate.episodes import SOURCES, EpisodeBatch, Judge
 from worldscape.evaluate.report import Table, print_report, report_on
 
@@ -65,11 +66,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     retrieval.add_argument("--every", type=int, default=4, help="steps between views that are scored")
     trust = _add_evaluation(evaluations, "trust", run_trust, episodes=32, policy="explore", sources=WALKED)
     trust.add_argument("--steps", type=int, default=128, help="length of each dream")
-    transfer = _add_evaluation(evaluations, "transfer", run_transfer, episodes=200, policy=None)
-    transfer.add_argument("--task", choices=("goal_object",), default="goal_object", help="what the simulator scores")
+    transfer = _add_evaluation(evaluations, "transfer", run_transfer, episodes=200, policy=None, sources=())
+    transfer.add_argument("--task", choices=COUNTERPARTS, default="goal_object", help="what the simulator scores")
     transfer.add_argument("--dream-run", type=Path, required=True, help="folder of a policy trained in the dream")
     transfer.add_argument("--simulator-run", type=Path, help="folder of one trained as long in the simulator")
-    transfer.add_argument("--limit", type=int, default=300, help="steps after which an episode is truncated")
+    transfer.add_argument("--limit", type=int, help="steps after which an episode is truncated; default: the task's")
     transfer.add_argument("--checkpoint-episodes", type=int, default=50, help="episodes that score each checkpoint")
     transfer.add_argument("--filmed", type=int, default=8, help="episodes in the film that --out asks for")
 
@@ -275,15 +276,14 @@ def run_trust(args: argparse.Namespace) -> None:
 def run_transfer(args: argparse.Namespace) -> None:
     """Policies trained in the dream and in the simulator, and random actions, scored in both from the same starts."""
     from worldscape.evaluate import transfer
-    from worldscape.evaluate.arenas import Arenas
 
     begin = time.perf_counter()
     _checked_model(args)
     folders = {"dream": args.dream_run, "simulator": args.simulator_run}
-    runs = {name: transfer.load_run(folder, name) for name, folder in folders.items() if folder is not None}
+    runs = {name: transfer.load_run(folder, name, args.task) for name, folder in folders.items() if folder is not None}
     transfer.check_runs(runs)
-    sizes = {"num_episodes": args.episodes, "first_seed": args.first_seed, "limit": args.limit, "batch": args.batch}
-    with Arenas(args.weights, **sizes, device=args.device, steps_per_frame=args.steps_per_frame) as arenas:
+    options = {name: vars(args)[name] for name in ("task", "limit", "first_seed", "batch", "device", "steps_per_frame")}
+    with Arenas(args.weights, num_episodes=args.episodes, **options) as arenas:
         judged = transfer.judge_transfer(
             arenas, runs, checkpoint_episodes=args.checkpoint_episodes, num_filmed=args.filmed if args.out else 0
         )
@@ -298,7 +298,8 @@ def _add_evaluation(
     parser = evaluations.add_parser(name, help=run.__doc__, description=run.__doc__)
     parser.set_defaults(func=run)
     parser.add_argument("--weights", default="nano", help="shipped name, or a directory of weights or of a run")
-    parser.add_argument("--source", choices=sources, default=sources[0], help="the simulator that judges")
+    if sources:
+        parser.add_argument("--source", choices=sources, default=sources[0], help="the simulator that judges")
     parser.add_argument("--episodes", type=int, default=episodes, help="number of held-out layouts")
     parser.add_argument("--first-seed", type=int, default=HELD_OUT_SEED, help="first layout; the others follow")
     if policy is not None:

@@ -46,11 +46,14 @@ class Trained(NamedTuple):
     checkpoints: list[PixelPolicy]
 
 
-def load_run(folder: Path, trained_in: str) -> Trained:
-    """A run folder of examples/ppo_nav.py. Raises ValueError when it is none or was trained somewhere else."""
+def load_run(folder: Path, trained_in: str, task: str) -> Trained:
+    """A run folder of examples/ppo_nav.py or ppo_hand.py. Raises ValueError when it is none, or was trained somewhere
+    else or for another task."""
     policy, facts = load_policy(folder)
     if facts.get("trained_in") != trained_in:
         raise ValueError(f"{folder} was trained in the {facts.get('trained_in')}, not in the {trained_in}")
+    if facts.get("task") != task:
+        raise ValueError(f"{folder} was trained for the task {facts.get('task')}, not for {task}; give --task")
     kept = sorted((folder / POLICY_FOLDER).glob("*.safetensors"))
     return Trained(policy, int(facts["steps"]), [load_policy(path)[0] for path in kept])
 
@@ -72,17 +75,24 @@ def judge_transfer(
     """
     check_runs(runs)
     policies = {**{name: run.policy for name, run in runs.items()}, "random": None}
-    plays = {
+    plays = play_everywhere(arenas, policies, num_filmed=num_filmed)
+    found = measure_plays(plays)
+    found["policy_steps"] = runs["dream"].steps
+    judged, table = judge_checkpoints(arenas, runs["dream"].checkpoints, checkpoint_episodes)
+    return Transfer(found | judged, [tabulate_plays(plays, arenas.task), table], plays)
+
+
+def play_everywhere(
+    arenas: Arenas, policies: Mapping[str, PixelPolicy | None], *, num_filmed: int = 0
+) -> dict[str, dict[str, Play]]:
+    """Every policy (None: actions at random) played in both arenas -> {policy: {arena: Play}}."""
+    return {
         name: {
             "simulator": arenas.play_simulator(policy, num_filmed=num_filmed),
             "dream": arenas.play_dream(policy, num_filmed=num_filmed),
         }
         for name, policy in policies.items()
     }
-    found = measure_plays(plays)
-    found["policy_steps"] = runs["dream"].steps
-    judged, table = judge_checkpoints(arenas, runs["dream"].checkpoints, checkpoint_episodes)
-    return Transfer(found | judged, [tabulate_plays(plays), table], plays)
 
 
 def measure_plays(plays: Mapping[str, Mapping[str, Play]]) -> dict[str, float]:
@@ -138,7 +148,7 @@ def _rank(values: np.ndarray) -> np.ndarray:
     return (np.cumsum(counts) - (counts + 1) / 2)[position]
 
 
-def tabulate_plays(plays: Mapping[str, Mapping[str, Play]]) -> Table:
+def tabulate_plays(plays: Mapping[str, Mapping[str, Play]], task: str) -> Table:
     """One row a policy and arena: success with its interval, mean return, SPL and length."""
     rows: list[list[Any]] = []
     for policy, arenas in plays.items():
@@ -147,7 +157,7 @@ def tabulate_plays(plays: Mapping[str, Mapping[str, Play]]) -> Table:
             means = [float(values.mean()) for values in (play.returns, play.spl, play.lengths)]
             rows.append([policy, arena, success.mean, f"{success.low:.2f}..{success.high:.2f}", *means])
     columns = ["trained in", "scored in", "success", "95 %", "return", "Euclidean SPL", "steps"]
-    return Table(title="goal_object, held-out layouts", columns=columns, rows=rows)
+    return Table(title=f"{task}, held-out layouts", columns=columns, rows=rows)
 
 
 def save_films(path: Path, plays: Mapping[str, Play]) -> Path:

@@ -1,0 +1,32 @@
+"""A hand learns to reach, push, or pick and place inside the dream, or, with --env, in the simulator itself.
+
+python examples/ppo_hand.py --out runs/reach_dream --task reach
+python examples/ppo_hand.py --out runs/reach_tabletop --task reach --env WorldScape-Tabletop-v0
+worldscape eval transfer --task reach --dream-run runs/reach_dream --simulator-run runs/reach_tabletop
+
+Needs pip install "worldscape[sim,train]", and weights that know hands (--preset, a name or the folder of your own run;
+--starts for its starts). As examples/ppo_nav.py in all but two things: an action is thirteen numbers in [-1, 1], drawn
+from Gaussians whose means depend on the picture and whose widths do not (worldscape.policy.Gaussian); and the reward is
+dense, so the agent learns from what is missing to the best reward (ws_gym.ppo.Worlds).
+"""
+
+from pathlib import Path
+
+from ws_gym.ppo_run import Lesson, teach
+
+LESSON = Lesson(
+    tasks=("reach", "push", "pick_place"),
+    # A reach takes some twenty steps: no need to look far ahead. The Gaussians have a least width, which keeps the hand
+    # exploring without a reward for it.
+    recipe={"num_steps": 128, "epochs": 4, "gamma": 0.97, "entropy": 0.0},
+    widths={"frames": 4, "channels": (16, 32, 32), "hidden": 256},
+    options={"steps": 300_000, "num_envs": 16, "limit": 100, "out": Path("runs/ppo_hand")},
+)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    teach(LESSON, __doc__, arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,257 @@
+"""PPO on tensors in one file: roll out in many worlds at once, estimate advantages, improve the policy; and again.
+
+`learn` at the end is the algorithm; `examples/ppo_nav.py` and `ppo_hand.py` run it, `ppo_run.py` keeps what they make.
+All worlds are in Gymnasium's autoreset mode NEXT_STEP: the step that ends an episode shows its last picture, whose
+value is credited to an episode that the time limit cut; the step after it only opens the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor
+
+import ws_gym  # noqa: F401  (registers the ids)
+from worldscape.checkpoint import load_world
+from worldscape.data.episode import HELD_OUT_SEED
+from worldscape.evaluate.arenas import COUNTERPARTS, describe_actions
+from worldscape.policy import PixelPolicy, PolicyConfig, open_stack, push_frames
+from worldscape.train.optim import set_lr
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The usual settings of PPO for small pictures; `num_steps` of each world make one update."""
+
+    num_steps: int = 128
+    epochs: int = 3
+    minibatches: int = 8
+    lr: float = 3e-4  # falls to zero in a straight line
+    gamma: float = 0.99
+    gae_lambda: float = 0.95
+    clip: float = 0.2
+    entropy: float = 0.01
+    value: float = 0.5
+    max_grad_norm: float = 0.5
+
+
+class Shown(NamedTuple):
+    """One step of B worlds: frames uint8 [B, h, w, 3], rewards float [B]; terminated, ended, success bool [B]."""
+
+    frames: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    ended: Tensor
+    success: Tensor
+
+
+@dataclass
+class Present:
+    """What the agent sees now: stacks uint8 [B, F, h, w, 3]; `ended` bool [B]: the next step only opens an episode."""
+
+    stacks: Tensor
+    ended: Tensor
+
+
+class Worlds:
+    """The worlds to learn in, as tensors on one device: dreams in one model, or simulators one after another.
+
+    `held_reward` is subtracted from every reward. A dense reward of at most 1 a step becomes what is missing to the
+    best, so that reaching the goal at once is worth more than staying near it; for a reward that comes once it is 0.
+    """
+
+    def __init__(self, envs: Any, device: str | torch.device, held_reward: float = 0.0) -> None:
+        self.envs, self.device, self.held_reward = envs, torch.device(device), held_reward
+        self._takes_tensors = getattr(envs.unwrapped, "output", "numpy") == "torch"
+
+    def open(self, seed: int, num_frames: int) -> Present:
+        """New episodes in all worlds, seen as stacks of `num_frames`."""
+        frames = torch.as_tensor(self.envs.reset(seed=seed)[0], device=self.device)
+        return Present(open_stack(frames, num_frames), torch.zeros(len(frames), dtype=torch.bool, device=self.device))
+
+    def step(self, actions: Tensor) -> Shown:
+        """Actions long [B] or float [B, A] -> what follows. A Box clips what lies outside."""
+        frames, rewards, terminated, truncated, infos = self.envs.step(
+            actions if self._takes_tensors else actions.cpu().numpy()
+        )
+        shown = (frames, rewards, terminated, terminated | truncated, infos["success"])
+        frames, rewards, terminated, ended, success = (torch.as_tensor(value, device=self.device) for value in shown)
+        return Shown(frames, rewards.float() - self.held_reward, terminated, ended, success)
+
+    def close(self) -> None:
+        """Free the worlds."""
+        self.envs.close()
+
+
+def make_worlds(
+    task: str, env: str, weights: str, *, num_envs: int, limit: int, device: str = "cpu", starts: str | None = None
+) -> Worlds:
+    """Worlds of a task: its dream or its simulator, whichever has the id `env`, with episodes of `limit` steps.
+
+    weights: of the dream, whose picture size the simulator takes; starts: of the dream, None for its own default.
+    Raises ValueError for weights that do not know the task's controls.
+    """
+    pair = COUNTERPARTS[task]
+    options: dict[str, Any] = {"num_envs": num_envs, "max_episode_steps": limit}
+    if env == pair.dream:
+        options |= {"weights": weights, "device": device, "output": "torch", "task": task}
+        options |= {} if starts is None else {"starts": starts}
+    else:
+        size = load_world(weights).config.codec.size
+        options |= {"vectorization_mode": "sync", "size": size, **pair.options}
+    return Worlds(gym.make_vec(env, **options), device, pair.held_reward)
+
+
+def fit_policy(worlds: Worlds, **widths: Any) -> PolicyConfig:
+    """The policy that sees the pictures of these worlds and acts in them; `widths` are settings of PolicyConfig."""
+    envs = worlds.envs
+    is_continuous, num_actions = describe_actions(envs.single_action_space)
+    size = envs.single_observation_space.shape[0]
+    return PolicyConfig(num_actions=num_actions, is_continuous=is_continuous, size=size, **widths)
+
+
+class Rollout(NamedTuple):
+    """T steps of B worlds, [T, B, ...] each; `counts` is False for steps that only opened an episode."""
+
+    stacks: Tensor
+    actions: Tensor
+    log_probs: Tensor
+    values: Tensor
+    rewards: Tensor
+    terminated: Tensor
+    ended: Tensor
+    success: Tensor
+    counts: Tensor
+
+
+@torch.no_grad()
+def collect(
+    worlds: Worlds, policy: PixelPolicy, present: Present, num_steps: int, generator: torch.Generator
+) -> tuple[Rollout, Tensor]:
+    """Act for `num_steps`, moving `present` along -> the rollout, and the values [B] of what is seen after it."""
+    steps = []
+    for _ in range(num_steps):
+        stacks, counts = present.stacks, ~present.ended
+        odds, values = policy(stacks)
+        shape = (len(stacks), policy.config.num_actions)
+        actions = odds.draw(torch.rand(shape, generator=generator, device=stacks.device))
+        shown = worlds.step(actions)
+        present.stacks = push_frames(stacks, shown.frames, present.ended)
+        present.ended = shown.ended
+        steps.append((stacks, actions, odds.log_prob(actions), values, *shown[1:], counts))
+    return Rollout(*(torch.stack(column) for column in zip(*steps, strict=True))), policy(present.stacks).value
+
+
+def estimate_advantages(rollout: Rollout, last_values: Tensor, gamma: float, gae_lambda: float) -> Tensor:
+    """Generalised advantage estimates [T, B] (Schulman et al. 2016): A_t = d_t + gamma lambda A_(t+1), with
+    d_t = r_t + gamma V_(t+1) - V_t, V_(t+1) = 0 after a termination, and A_(t+1) = 0 after any end.
+
+    In NEXT_STEP, V_(t+1) at a truncation is the value of the episode's own last picture.
+    """
+    next_values = torch.cat([rollout.values[1:], last_values[None]])
+    goes_on, has_future = (~rollout.ended).float(), (~rollout.terminated).float()
+    errors = rollout.rewards + gamma * next_values * has_future - rollout.values
+    advantages, later = torch.zeros_like(errors), torch.zeros_like(last_values)
+    for step in reversed(range(len(errors))):
+        later = errors[step] + gamma * gae_lambda * goes_on[step] * later
+        advantages[step] = later
+    return advantages
+
+
+class Losses(NamedTuple):
+    """Scalars of one minibatch; `total` is minimised."""
+
+    total: Tensor
+    policy: Tensor
+    value: Tensor
+    entropy: Tensor
+    kl: Tensor
+
+
+def ppo_loss(policy: PixelPolicy, batch: dict[str, Tensor], recipe: Recipe) -> Losses:
+    """The clipped objective on M steps: stacks, actions, log_probs, advantages and returns, each [M, ...]."""
+    odds, values = policy(batch["stacks"])
+    log_ratio = odds.log_prob(batch["actions"]) - batch["log_probs"]
+    ratio, advantages = log_ratio.exp(), batch["advantages"]
+    advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
+    clipped = ratio.clamp(1 - recipe.clip, 1 + recipe.clip)
+    policy_loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
+    value_loss = 0.5 * (values - batch["returns"]).square().mean()
+    entropy = odds.entropy().mean()
+    total = policy_loss + recipe.value * value_loss - recipe.entropy * entropy
+    return Losses(total, policy_loss, value_loss, entropy, ((ratio - 1) - log_ratio).mean())
+
+
+def improve(
+    policy: PixelPolicy,
+    optimizer: torch.optim.Optimizer,
+    rollout: Rollout,
+    last_values: Tensor,
+    recipe: Recipe,
+    generator: torch.Generator,
+) -> dict[str, float]:
+    """Some epochs of minibatches over the steps that count -> the mean of each loss."""
+    advantages = estimate_advantages(rollout, last_values, recipe.gamma, recipe.gae_lambda)
+    parts = {
+        "stacks": rollout.stacks,
+        "actions": rollout.actions,
+        "log_probs": rollout.log_probs,
+        "advantages": advantages,
+        "returns": advantages + rollout.values,
+    }
+    flat = {name: rearrange(part, "t b ... -> (t b) ...") for name, part in parts.items()}
+    counted = rearrange(rollout.counts, "t b -> (t b)").nonzero()[:, 0]
+    seen = []
+    for _ in range(recipe.epochs):
+        order = counted[torch.randperm(len(counted), generator=generator, device=counted.device)]
+        for rows in order.chunk(recipe.minibatches):
+            losses = ppo_loss(policy, {name: part[rows] for name, part in flat.items()}, recipe)
+            optimizer.zero_grad(set_to_none=True)
+            losses.total.backward()
+            torch.nn.utils.clip_grad_norm_(policy.parameters(), recipe.max_grad_norm)
+            optimizer.step()
+            seen.append(torch.stack(losses).detach())
+    return dict(zip(Losses._fields, torch.stack(seen).mean(0).tolist(), strict=True))
+
+
+class Update(NamedTuple):
+    """One update that is done: its number, whether all worlds were opened anew before it, the steps, the losses."""
+
+    number: int
+    is_opening: bool
+    rollout: Rollout
+    losses: dict[str, float]
+    lr: float
+
+
+def learn(
+    worlds: Worlds,
+    policy: PixelPolicy,
+    optimizer: torch.optim.Optimizer,
+    recipe: Recipe,
+    *,
+    updates: range,
+    reopen_at: Collection[int],
+    seed: int,
+) -> Iterator[Update]:
+    """PPO: each update rolls out and improves the policy in place. `updates` may begin in the middle: every random
+    number follows from `seed` and the update's, and all worlds are opened anew at the updates in `reopen_at`."""
+    present = None
+    for number in updates:
+        drawn = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
+        generator = torch.Generator(worlds.device).manual_seed(drawn)
+        is_opening = present is None or number in reopen_at
+        if present is None or is_opening:
+            # Worlds count on from the seed: far enough below those that are held out.
+            present = worlds.open(drawn % (HELD_OUT_SEED - 100_000), policy.config.frames)
+        lr = recipe.lr * (1 - number / updates.stop)
+        set_lr([optimizer], lr)
+        rollout, last_values = collect(worlds, policy, present, recipe.num_steps, generator)
+        losses = improve(policy, optimizer, rollout, last_values, recipe, generator)
+        yield Update(number, is_opening, rollout, losses, lr)
