@@ -18,9 +18,10 @@ from worldscape.data.tabletop_tasks import TASKS
 from worldscape.engine import WorldEngine
 from worldscape.heads import HAND_TASKS
 from worldscape.train import heads, world
+from worldscape.train.config import override
 from worldscape.train.hand_heads import hand_labels
 from worldscape.train.prepare import NO_HAND
-from worldscape.train.rollouts import follow, hands_in, start_at
+from worldscape.train.rollouts import follow, hands_at, hands_in, start_at
 
 QUIET = ["--set", "tensorboard=false", "--set", "device=cpu"]
 STEPS = 20
@@ -107,6 +108,26 @@ def test_clips_show_the_hands_of_their_frames(runs, datasets, store):
     assert followed.hands is not None and store.hands is not None
     wrist = torch.from_numpy(store.hands.state[frames[1], 1, :3])
     torch.testing.assert_close(followed.hands.keypoints[0, 1, 0], wrist, atol=1e-5, rtol=0)
+
+
+def test_memory_can_hold_the_generators_own_dreams_of_hands(runs, datasets, store):
+    """What memory showed is what the engine is shown that dreams along; the truth and walks are as they were."""
+    init, config = runs / "world", preset("debug")
+    plain, own = (
+        world.build_stage(config, override(world.DEFAULTS["debug"], {"own_dreams": flag}), datasets, init).prepared
+        for flag in (False, True)
+    )
+    assert torch.equal(plain.latent, own.latent) and torch.equal(plain.guess[0::2], own.guess[0::2])
+    assert torch.equal(plain.retrieved[0::2], own.retrieved[0::2])
+    frames = own.frames[1:2].numpy()
+    engine = WorldEngine(load_world(init), 1, hands=hands_in(store))
+    engine.open(start_at(store, frames[:, 0]), torch.tensor([0]))
+    for step in range(1, 4):
+        follow(engine, store, frames[:, step])
+    view = engine.look(engine.state, engine.state.camera, torch.eye(4)[None], hands_at(engine, store, frames[:, 4]))
+    torch.testing.assert_close(own.guess[1, 4].float(), view.guess.latent[0], atol=5e-3, rtol=0)
+    torch.testing.assert_close(own.coverage[1, 4].float(), view.token_coverage[0], atol=1e-3, rtol=0)
+    assert not torch.allclose(own.guess[1, 4], plain.guess[1, 4], atol=5e-3)
 
 
 def test_labels_are_what_the_simulator_let_the_wrist_do(store):

@@ -104,7 +104,7 @@ class NaiveMemory:
         still = self._pictures(self.anchors(target, intrinsics, limbs), intrinsics)
         if limbs is None:
             return reproject(still.rgbd, still.poses, still.valid, target, intrinsics)
-        with_hands = self._pictures([len(self.frames) - 1, *self.sink()[:1]], intrinsics)
+        with_hands = self._pictures([*self.sink()[:1], len(self.frames) - 1], intrinsics)
         return reproject(*split_layers(still, with_hands, limbs, intrinsics), target, intrinsics)
 
     def _pictures(self, chosen: list[int], intrinsics: Tensor) -> Pictures:

@@ -136,11 +136,12 @@ class WorldMemory:
         return Recall(anchors, anchor, anchor.mask.mean((1, 2, 3)), real, is_real_shown, retrieved)
 
     def _layers(self, anchors: Tensor, limbs: Limbs | None, intrinsics: Tensor) -> Layers:
-        """What to rebuild a view from, of pages long [B, A]; hands come from the latest and from the first frame."""
+        """What to rebuild a view from, of pages long [B, A]; hands come from the first frame, which is real, and what
+        it does not show of them from the latest."""
         fields, tables = self.store.fields, self.tables
         if limbs is None:
             return Layers(fields.rgbd[anchors], fields.pose[anchors], anchors != BLANK)
-        with_hands = torch.cat([tables.latest[:, None], tables.sink[:, :1]], 1)
+        with_hands = torch.cat([tables.sink[:, :1], tables.latest[:, None]], 1)
         still, hands = (
             Pictures(fields.rgbd[of], fields.pose[of], of != BLANK, fields.owner[of], fields.wrists[of])
             for of in (anchors, with_hands)

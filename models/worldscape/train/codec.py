@@ -150,8 +150,8 @@ def recall_targets(sources: Tensor, batch: dict[str, Tensor]) -> Anchor:
     layers = Layers(sources, batch["source_poses"], batch["valid"])
     if "present" in batch:
         still = Pictures(*layers, *_own_hands(sources, batch))
-        latest_and_another = Pictures(*(part[:, :2] for part in still))
-        layers = split_layers(still, latest_and_another, limbs_in(batch), intrinsics)
+        another_and_latest = Pictures(*(part[:, :2].flip(1) for part in still))
+        layers = split_layers(still, another_and_latest, limbs_in(batch), intrinsics)
     return reproject(*layers, pose, intrinsics)
 
 

@@ -6,9 +6,9 @@ latents keep their meaning.
 
 Half of each batch are recorded frames. The other half are moments of dreams along recorded motion, made once with the
 weights that the stage begins with (rollouts.py), so a second run of the stage learns from what the first one shows.
-What the real first frame shows of the view must be true there, pixel by pixel, and look real to the critic. The rest
-has no truth to be compared with and stays as it was dreamed: left to a critic, or to its twin's patch statistics, the
-decoder invents stripes and blobs on plain walls, which memory then keeps (docs/LOG.md).
+What the real first frame shows of the view must be true there, pixel by pixel, and look real to the critic; so must
+hands. The rest has no truth to be compared with and stays as it was dreamed: left to a critic, or to its twin's patch
+statistics, the decoder invents stripes and blobs on plain walls, which memory then keeps (docs/LOG.md).
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from worldscape.checkpoint import load_world
+from worldscape.conditioning.layers import NOBODY, owned_by
 from worldscape.conditioning.reproject import Anchor, visible_from
 from worldscape.config import WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, corrupt_sources, load_frames
@@ -170,12 +171,15 @@ class DecoderStage:
 
 def what_decoder_sees(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
     """`latent` [E, P, C], `anchor` [E, 4, h, w] and `mask` bool [E, 1, h, w], which the decoder is given; `shown`
-    [E, 4, h, w], what it makes of them; `real` bool [E, 1, h, w], where the stretch's first frame shows the view."""
+    [E, 4, h, w], what it makes of them; `real` bool [E, 1, h, w], where the stretch's first frame shows the view, or a
+    hand is, which is known too."""
     state, (rgbd, mask) = moment.engine.state, moment.view.recall.anchor
     depth, target = torch.from_numpy(store.depth[moment.index]).float(), torch.from_numpy(store.pose[moment.index])
     first, poses = store.rgbd(moment.first)[:, None], torch.from_numpy(store.pose[moment.first])[:, None]
     valid, intrinsics = torch.ones(len(depth), 1, dtype=torch.bool), torch.from_numpy(store.intrinsics[moment.index])
     real = visible_from(first, poses, valid, depth, target, intrinsics)
+    if store.hands is not None:
+        real |= (owned_by(depth, target, intrinsics, store.hands.limbs(moment.index, target)) > NOBODY)[:, None]
     return {"latent": state.latent, "anchor": rgbd, "mask": mask > 0, "shown": state.rgbd, "real": real}
 
 

@@ -13,17 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldscape.codec import normalise_tokens, token_coverage
+from worldscape.codec import empty_anchor, normalise_tokens, token_coverage
 from worldscape.conditioning.pose_video import POSE_CHANNELS
 from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.config import MemoryConfig
 from worldscape.data.clips import Datasets, FrameStore
 from worldscape.data.hand_tracks import HandTracks
+from worldscape.engine import WorldEngine
 from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import Frame, WorldMemory
 from worldscape.progress import Progress
 from worldscape.slot_hands import draw_hands
 from worldscape.train.cache import cached
+from worldscape.train.rollouts import hands_at, hands_in, start_at
 from worldscape.world import WorldModel
 
 EPISODES_AT_ONCE = 64
@@ -66,11 +68,19 @@ class PreparedFrames:
 
 
 def prepare(
-    model: WorldModel, memory: MemoryConfig, store: FrameStore, dataset: Datasets, length: int, seed: int
+    model: WorldModel,
+    memory: MemoryConfig,
+    store: FrameStore,
+    dataset: Datasets,
+    length: int,
+    seed: int,
+    *,
+    own_dreams: bool = False,
 ) -> PreparedFrames:
     """Replay every episode through memory, or read the result of an earlier call with the same inputs.
 
-    length: frames of each dream, cut from a random place of its episode. memory: the policy of the dreams.
+    length: frames of each dream, cut from a random place of its episode. memory: the policy of the dreams. own_dreams:
+    where there are hands, memory holds what the model dreams along the recorded motion.
     """
     config = replace(model.config, memory=memory).to_dict()
     settings = [config["codec"], config["memory"], len(store.frames), store.num_episodes, length, seed]
@@ -81,6 +91,11 @@ def prepare(
         [model.codec],
         lambda: _replay_all(model, memory, store, length, seed),
     )
+    if own_dreams and store.hands is not None:
+        config |= {"length": length, "seed": seed, "frames": len(store.frames)}
+        settings = ["own dreams", config, store.num_episodes]
+        parts = [model.codec, model.transformer]
+        tensors |= cached(dataset, settings, parts, lambda: _dream_all(model, memory, store, tensors))
     nothing = tensors["frames"].new_empty(*tensors["frames"].shape, 0)  # not kept where nothing can be retrieved
     return PreparedFrames(**{"retrieved": nothing, **tensors})
 
@@ -100,6 +115,47 @@ def _replay_all(
             progress.update(len(rows))
     hands = {} if store.hands is None else draw_tracks(store, store.hands, frames)
     return {"frames": frames, **{name: torch.cat([part[name] for part in parts]) for name in parts[0]}, **hands}
+
+
+def _dream_all(
+    model: WorldModel, memory: MemoryConfig, store: FrameStore, tensors: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    """What memory shows in replayed dreams, with those that have hands dreamed by the model: guess, coverage and, where
+    there are any, retrieved."""
+    assert store.hands is not None
+    frames = tensors["frames"]
+    shown = {name: tensors[name].clone() for name in ("guess", "coverage", "retrieved") if name in tensors}
+    with_hands = torch.from_numpy(store.hands.present[frames[:, 0].numpy()].any(1)).nonzero()[:, 0]
+    with Progress("episodes dreamed", total=len(with_hands)) as progress:
+        for rows in with_hands.split(EPISODES_AT_ONCE):
+            dreamed = _dream(model, memory, store, frames[rows].numpy())
+            for name, kept in shown.items():
+                kept[rows] = dreamed[name].to(kept.dtype)
+            progress.update(len(rows))
+    return shown
+
+
+@torch.inference_mode()
+def _dream(model: WorldModel, memory: MemoryConfig, store: FrameStore, frames: np.ndarray) -> dict[str, Tensor]:
+    """One batch of closed-loop dreams along recorded motion, frames [E, F] -> guess, coverage and retrieved."""
+    engine = WorldEngine(
+        model, len(frames), device=next(model.parameters()).device, hands=hands_in(store), memory=memory
+    )
+    engine.open(start_at(store, frames[:, 0]), torch.from_numpy(frames[:, 0]))
+    state, config = engine.state, model.config.codec
+    nothing = empty_anchor(len(frames), config.size, state.rgbd)
+    steps = {
+        "guess": [engine.codec.encode_anchor(nothing).latent.cpu()],
+        "coverage": [torch.zeros(len(frames), config.num_tokens)],
+        "retrieved": [state.memory.tables.retrieved.cpu()],
+    }
+    for index in frames.T[1:]:
+        realised, active = torch.from_numpy(store.realised[index]).to(engine.device), torch.ones_like(state.is_open)
+        view = engine.advance(state, realised, active, hands=hands_at(engine, store, index)).view
+        now = (view.guess.latent, view.token_coverage, state.memory.tables.retrieved)
+        for kept, value in zip(steps.values(), now, strict=True):
+            kept.append(value.cpu())
+    return {name: torch.stack(values, 1) for name, values in steps.items()}
 
 
 @torch.inference_mode()

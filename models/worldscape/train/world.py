@@ -38,6 +38,8 @@ class WorldTrainConfig(TrainConfig):
     novelty_share: share of the clips drawn in proportion to what memory does not show of them, or shows wrongly because
     things move; the others evenly. novelty_weight: how much more such a token counts. Both because memory shows nine
     tokens of ten: drawn evenly, nearly all of the training goes into copying.
+    own_dreams: in recordings with hands memory shows what the generator of --init dreams along them, with its errors,
+    instead of slightly disturbed recorded frames.
     """
 
     dream_frames: int = 64
@@ -47,6 +49,7 @@ class WorldTrainConfig(TrainConfig):
     level_weight: float = 0.5
     novelty_share: float = 0.7
     novelty_weight: float = 2.0
+    own_dreams: bool = False
 
 
 DEFAULTS: dict[str, TrainConfig] = {
@@ -265,7 +268,13 @@ def build_stage(
     assert init is not None and isinstance(train_config, WorldTrainConfig)
     store = load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands)
     prepared = prepare(
-        load_world(init), model_config.memory, store, dataset, train_config.dream_frames, train_config.seed
+        load_world(init),
+        model_config.memory,
+        store,
+        dataset,
+        train_config.dream_frames,
+        train_config.seed,
+        own_dreams=train_config.own_dreams,
     )
     needed = model_config.memory.num_sink + model_config.memory.local_window + 1
     if prepared.frames.shape[1] < needed + 1:
