@@ -54,7 +54,9 @@ def draw_frame(slots: int, rng: torch.Generator) -> Frame:
 def row_of(frame: Frame, row: int) -> Frame:
     one = slice(row, row + 1)
     kept = [type(layer)(layer.keys[one], layer.values[one]) for layer in frame.layers]
-    limbs = None if frame.limbs is None else Limbs(*(part[one] for part in frame.limbs[:3]), frame.limbs.rows)
+    limbs = frame.limbs
+    if limbs is not None:
+        limbs = Limbs(limbs.wrists[one], limbs.keypoints[one], limbs.present[one], limbs.rows)
     return Frame(kept, frame.rgbd[one], frame.pose[one], frame.intrinsics[one], frame.is_real, limbs)
 
 

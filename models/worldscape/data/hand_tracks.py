@@ -40,8 +40,8 @@ class HandTracks:
 
     def limbs(self, index: np.ndarray, pose: torch.Tensor) -> Limbs:
         """The kinematic hands of the frames at these positions [B], seen from poses [B, 4, 4], on their device."""
-        recorded = (part.to(pose.device) for part in self.at(index))
-        return SlotHands.absent(len(index), pose).placed(*recorded, pose).limbs(pose, self.rows)
+        state, command, present = (part.to(pose.device) for part in self.at(index))
+        return SlotHands.absent(len(index), pose).placed(state, command, present, pose).limbs(pose, self.rows)
 
     @property
     def rows(self) -> tuple[int, ...]:
