@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from dataclasses import replace
 from typing import Any
 
 import gymnasium as gym
@@ -13,9 +14,12 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from tests.gym.helpers import assert_close, assert_same, core_of, engine_of, row_of
 from tests.test_project import ROOT, source_env
+from worldscape.checkpoint import save_world
 from worldscape.conditioning.hand_model import hand_keypoints
 from worldscape.conditioning.hand_poses import egodex_from_states
 from worldscape.conditioning.hands import state_from_vector
+from worldscape.config import preset
+from worldscape.world import WorldModel
 from ws_gym.hand_env import UNIVERSAL
 from ws_gym.tasks import HAND_TASKS
 
@@ -195,10 +199,32 @@ def test_a_task_of_hands_needs_hands():
         env.reset(seed=0)
 
 
-def test_weights_without_hands_say_so():
-    """What ships today was trained on rooms alone."""
+def test_weights_without_hands_say_so(tmp_path):
+    """As trained on rooms alone, with `--model transformer.hands=false`."""
+    config = preset("debug")
+    walker = WorldModel(replace(config, transformer=replace(config.transformer, hands=False)))
+    save_world(walker, tmp_path / "walker", {})
     with pytest.raises(ValueError, match="know no hands"):
-        gym.make(HAND, weights="nano", starts="drawn")
+        gym.make(HAND, weights=str(tmp_path / "walker"), starts="drawn")
+
+
+def test_the_shipped_hand_moves_as_told_over_a_still_table():
+    """Three steps up and away: the pictures change where the hand was and is, and hardly anywhere else."""
+    env = gym.make(HAND)
+    before, info = env.reset(seed=3)
+    places = [info["hand_pixels"][1]]
+    after = before
+    for _ in range(3):
+        after, _, _, _, info = env.step(np.array([1, -1, 0, *[0] * 10], np.float32))
+        places.append(info["hand_pixels"][1])
+    env.close()
+    assert np.linalg.norm(places[-1] - places[0], axis=-1).mean() > 8
+    near = np.zeros((64, 64), bool)
+    rows, columns = np.mgrid[:64, :64] + 0.5
+    for x, y in np.concatenate(places):
+        near |= (columns - x) ** 2 + (rows - y) ** 2 < 8**2
+    change = np.abs(after.astype(float) - before).mean(-1)
+    assert change[near].mean() > 3 * change[~near].mean() and change[near].mean() > 10
 
 
 def test_sb3_steps_them():
