@@ -114,8 +114,8 @@ def test_memory_can_hold_the_generators_own_dreams_of_hands(runs, datasets, stor
     """What memory showed is what the engine is shown that dreams along; the truth and walks are as they were."""
     init, config = runs / "world", preset("debug")
     plain, own = (
-        world.build_stage(config, override(world.DEFAULTS["debug"], {"own_dreams": flag}), datasets, init).prepared
-        for flag in (False, True)
+        world.build_stage(config, override(world.DEFAULTS["debug"], {"own_dreams": count}), datasets, init).prepared
+        for count in (0, 2)
     )
     assert torch.equal(plain.latent, own.latent) and torch.equal(plain.guess[0::2], own.guess[0::2])
     assert torch.equal(plain.retrieved[0::2], own.retrieved[0::2])
@@ -128,6 +128,7 @@ def test_memory_can_hold_the_generators_own_dreams_of_hands(runs, datasets, stor
     torch.testing.assert_close(own.guess[1, 4].float(), view.guess.latent[0], atol=5e-3, rtol=0)
     torch.testing.assert_close(own.coverage[1, 4].float(), view.token_coverage[0], atol=1e-3, rtol=0)
     assert not torch.allclose(own.guess[1, 4], plain.guess[1, 4], atol=5e-3)
+    assert torch.equal(own.guess[5:], plain.guess[5:])
 
 
 def test_labels_are_what_the_simulator_let_the_wrist_do(store):

@@ -75,27 +75,27 @@ def prepare(
     length: int,
     seed: int,
     *,
-    own_dreams: bool = False,
+    own_dreams: int = 0,
 ) -> PreparedFrames:
     """Replay every episode through memory, or read the result of an earlier call with the same inputs.
 
     length: frames of each dream, cut from a random place of its episode. memory: the policy of the dreams. own_dreams:
-    where there are hands, memory holds what the model dreams along the recorded motion.
+    in so many of those with hands, memory holds what the model dreams along the recorded motion.
     """
     config = replace(model.config, memory=memory).to_dict()
     settings = [config["codec"], config["memory"], len(store.frames), store.num_episodes, length, seed]
-    settings += [] if store.hands is None else ["hands are taken along"]
+    settings += [] if store.hands is None else ["hands are taken along, the first frame's before others"]
     tensors = cached(
         dataset,
         [*settings, LARGEST_DISTURBANCE],
         [model.codec],
         lambda: _replay_all(model, memory, store, length, seed),
     )
-    if own_dreams and store.hands is not None:
+    if own_dreams > 0 and store.hands is not None:
         config |= {"length": length, "seed": seed, "frames": len(store.frames)}
-        settings = ["own dreams", config, store.num_episodes]
+        settings = ["own dreams", config, store.num_episodes, own_dreams]
         parts = [model.codec, model.transformer]
-        tensors |= cached(dataset, settings, parts, lambda: _dream_all(model, memory, store, tensors))
+        tensors |= cached(dataset, settings, parts, lambda: _dream_some(model, memory, store, tensors, own_dreams))
     nothing = tensors["frames"].new_empty(*tensors["frames"].shape, 0)  # not kept where nothing can be retrieved
     return PreparedFrames(**{"retrieved": nothing, **tensors})
 
@@ -117,15 +117,15 @@ def _replay_all(
     return {"frames": frames, **{name: torch.cat([part[name] for part in parts]) for name in parts[0]}, **hands}
 
 
-def _dream_all(
-    model: WorldModel, memory: MemoryConfig, store: FrameStore, tensors: dict[str, Tensor]
+def _dream_some(
+    model: WorldModel, memory: MemoryConfig, store: FrameStore, tensors: dict[str, Tensor], count: int
 ) -> dict[str, Tensor]:
-    """What memory shows in replayed dreams, with those that have hands dreamed by the model: guess, coverage and, where
-    there are any, retrieved."""
+    """What memory shows in replayed dreams, the first `count` of those that have hands dreamed by the model: guess,
+    coverage and, where there are any, retrieved."""
     assert store.hands is not None
     frames = tensors["frames"]
     shown = {name: tensors[name].clone() for name in ("guess", "coverage", "retrieved") if name in tensors}
-    with_hands = torch.from_numpy(store.hands.present[frames[:, 0].numpy()].any(1)).nonzero()[:, 0]
+    with_hands = torch.from_numpy(store.hands.present[frames[:, 0].numpy()].any(1)).nonzero()[:count, 0]
     with Progress("episodes dreamed", total=len(with_hands)) as progress:
         for rows in with_hands.split(EPISODES_AT_ONCE):
             dreamed = _dream(model, memory, store, frames[rows].numpy())

@@ -38,8 +38,8 @@ class WorldTrainConfig(TrainConfig):
     novelty_share: share of the clips drawn in proportion to what memory does not show of them, or shows wrongly because
     things move; the others evenly. novelty_weight: how much more such a token counts. Both because memory shows nine
     tokens of ten: drawn evenly, nearly all of the training goes into copying.
-    own_dreams: in recordings with hands memory shows what the generator of --init dreams along them, with its errors,
-    instead of slightly disturbed recorded frames.
+    own_dreams: in so many recordings with hands memory shows what the generator of --init dreams along them, with its
+    errors, instead of slightly disturbed recorded frames.
     """
 
     dream_frames: int = 64
@@ -49,7 +49,7 @@ class WorldTrainConfig(TrainConfig):
     level_weight: float = 0.5
     novelty_share: float = 0.7
     novelty_weight: float = 2.0
-    own_dreams: bool = False
+    own_dreams: int = 0
 
 
 DEFAULTS: dict[str, TrainConfig] = {
