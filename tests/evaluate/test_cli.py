@@ -17,7 +17,9 @@ def run(capsys, *arguments: str, source: str = "rooms"):
     out = capsys.readouterr().out
     assert list(json.loads(out.splitlines()[-1])) == list(FIELDS)
     report = last_report(out)
-    assert (report.name, report.preset) == (arguments[0], "debug") and report.weights.startswith("debug@")
+    is_told_apart = source == "tabletop" and arguments[0] != "hands"
+    name = f"{arguments[0]}_tabletop" if is_told_apart else arguments[0]
+    assert (report.name, report.preset) == (name, "debug") and report.weights.startswith("debug@")
     return report
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.evaluate.arenas import COUNTERPARTS, Arenas
 from worldscape.evaluate.episodes import SOURCES, EpisodeBatch, Judge
+from worldscape.evaluate.options import add_evaluation, read_counts, read_names
 from worldscape.evaluate.report import Table, print_report, report_on
 
 if TYPE_CHECKING:
@@ -30,43 +31,41 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `eval` with its evaluations to the command line."""
     parser = subparsers.add_parser("eval", help="measure a world against its simulator", description=__doc__)
     evaluations = parser.add_subparsers(dest="evaluation", metavar="EVALUATION", required=True)
-    fidelity = _add_evaluation(evaluations, "fidelity", run_fidelity, episodes=64, policy="explore")
-    fidelity.add_argument("--horizons", type=_read_counts, default=(1, 4, 16, 64), help="comma-separated steps")
+    fidelity = add_evaluation(evaluations, "fidelity", run_fidelity, episodes=64, policy="explore")
+    fidelity.add_argument("--horizons", type=read_counts, default=(1, 4, 16, 64), help="comma-separated steps")
     fidelity.add_argument("--context", type=int, default=1, help="real frames that open each dream")
-    actions = _add_evaluation(evaluations, "actions", run_actions, episodes=32, policy="restless")
+    actions = add_evaluation(evaluations, "actions", run_actions, episodes=32, policy="restless")
     actions.add_argument("--steps", type=int, default=64, help="steps of each episode")
     actions.add_argument("--segment", type=int, default=16, help="steps after which a dream is opened anew")
     actions.add_argument("--updates", type=int, default=1200, help="training updates of the inverse-dynamics model")
     actions.add_argument("--training-episodes", type=int, default=48, help="episodes of 96 steps that it learns from")
-    drift = _add_evaluation(evaluations, "drift", run_drift, episodes=8, policy="explore")
+    drift = add_evaluation(evaluations, "drift", run_drift, episodes=8, policy="explore")
     drift.add_argument("--steps", type=int, default=1000, help="length of each dream")
     drift.add_argument("--window", type=int, default=100, help="steps that one row of statistics covers")
-    ablation = _add_evaluation(evaluations, "ablation", run_ablation, episodes=32, policy="explore", sources=WALKED)
+    ablation = add_evaluation(evaluations, "ablation", run_ablation, episodes=32, policy="explore", sources=WALKED)
     ablation.add_argument("--row", action="append", required=True, help="NAME=WEIGHTS[,steps_per_frame=N][,policy=P]")
-    ablation.add_argument("--horizons", type=_read_counts, default=(4, 16, 64), help="comma-separated steps")
+    ablation.add_argument("--horizons", type=read_counts, default=(4, 16, 64), help="comma-separated steps")
     ablation.add_argument(
         "--reader", type=Path, help="inverse_dynamics.safetensors, made where absent; none: no actions"
     )
     ablation.add_argument("--drift-steps", type=int, default=0, help="length of the long dreams; 0: no drift")
     ablation.add_argument("--drift-episodes", type=int, default=4, help="number of long dreams")
-    geometry = _add_evaluation(evaluations, "geometry", run_geometry, episodes=32, policy="explore")
-    geometry.add_argument("--horizons", type=_read_counts, default=(1, 4, 16, 64), help="comma-separated steps")
-    geometry.add_argument(
-        "--gaps", type=_read_counts, default=(1, 4, 16), help="steps between frames that are compared"
-    )
-    hands = _add_evaluation(evaluations, "hands", run_hands, episodes=64, policy="mixed", sources=("tabletop",))
-    hands.add_argument("--horizons", type=_read_counts, default=(4, 16, 32), help="comma-separated steps")
+    geometry = add_evaluation(evaluations, "geometry", run_geometry, episodes=32, policy="explore")
+    geometry.add_argument("--horizons", type=read_counts, default=(1, 4, 16, 64), help="comma-separated steps")
+    geometry.add_argument("--gaps", type=read_counts, default=(1, 4, 16), help="steps between frames that are compared")
+    hands = add_evaluation(evaluations, "hands", run_hands, episodes=64, policy="mixed", sources=("tabletop",))
+    hands.add_argument("--horizons", type=read_counts, default=(4, 16, 32), help="comma-separated steps")
     hands.add_argument("--updates", type=int, default=1500, help="training updates of the hand reader")
     hands.add_argument("--training-episodes", type=int, default=48, help="episodes of 96 steps that it learns from")
-    memory = _add_evaluation(evaluations, "memory", run_memory, episodes=16, policy=None, sources=WALKED)
-    memory.add_argument("--policies", type=_read_names, default=("maco", "local", "sink+local", "full"))
-    memory.add_argument("--paths", type=_read_names, default=("spin", "turn_and_back", "walk_and_back", "loop"))
-    retrieval = _add_evaluation(evaluations, "retrieval", run_retrieval, episodes=16, policy="explore", sources=WALKED)
+    memory = add_evaluation(evaluations, "memory", run_memory, episodes=16, policy=None, sources=WALKED)
+    memory.add_argument("--policies", type=read_names, default=("maco", "local", "sink+local", "full"))
+    memory.add_argument("--paths", type=read_names, default=("spin", "turn_and_back", "walk_and_back", "loop"))
+    retrieval = add_evaluation(evaluations, "retrieval", run_retrieval, episodes=16, policy="explore", sources=WALKED)
     retrieval.add_argument("--steps", type=int, default=100, help="steps of each recorded walk")
     retrieval.add_argument("--every", type=int, default=4, help="steps between views that are scored")
-    trust = _add_evaluation(evaluations, "trust", run_trust, episodes=32, policy="explore", sources=WALKED)
+    trust = add_evaluation(evaluations, "trust", run_trust, episodes=32, policy="explore", sources=WALKED)
     trust.add_argument("--steps", type=int, default=128, help="length of each dream")
-    transfer = _add_evaluation(evaluations, "transfer", run_transfer, episodes=200, policy=None, sources=())
+    transfer = add_evaluation(evaluations, "transfer", run_transfer, episodes=200, policy=None, sources=())
     transfer.add_argument("--task", choices=COUNTERPARTS, default="goal_object", help="what the simulator scores")
     transfer.add_argument("--dream-run", type=Path, required=True, help="folder of a policy trained in the dream")
     transfer.add_argument("--simulator-run", type=Path, help="folder of one trained as long in the simulator")
@@ -292,25 +291,6 @@ def run_transfer(args: argparse.Namespace) -> None:
     _finish("transfer", args, begin, judged.metrics, judged.tables)
 
 
-def _add_evaluation(
-    evaluations, name: str, run, *, episodes: int, policy: str | None, sources: tuple[str, ...] = SOURCES
-) -> argparse.ArgumentParser:
-    parser = evaluations.add_parser(name, help=run.__doc__, description=run.__doc__)
-    parser.set_defaults(func=run)
-    parser.add_argument("--weights", default="nano", help="shipped name, or a directory of weights or of a run")
-    if sources:
-        parser.add_argument("--source", choices=sources, default=sources[0], help="the simulator that judges")
-    parser.add_argument("--episodes", type=int, default=episodes, help="number of held-out layouts")
-    parser.add_argument("--first-seed", type=int, default=HELD_OUT_SEED, help="first layout; the others follow")
-    if policy is not None:
-        parser.add_argument("--policy", default=policy, help="who walks, or moves the hand: one of the recorder's")
-    parser.add_argument("--batch", type=int, default=16, help="dreams that run side by side")
-    parser.add_argument("--steps-per-frame", type=int, help="denoising model calls a frame; default: the weights' own")
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--out", type=Path, help="folder for pictures (and what is worth keeping for the next run)")
-    return parser
-
-
 def _prepare(args: argparse.Namespace, num_steps: int, open_engine: OpenEngine | None = None):
     """The engine and the judged episodes that the options ask for; open_engine(slots, device) makes another engine."""
     from worldscape.engine import WorldEngine
@@ -353,14 +333,3 @@ def _finish(name: str, args: argparse.Namespace, begin: float, metrics: dict[str
 
 def _name_files(paths: list[Path]) -> None:
     print("\n".join(f"wrote {path}" for path in paths), end="\n\n")
-
-
-def _read_names(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
-
-
-def _read_counts(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(","))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of step counts such as 1,4,16,64") from error
