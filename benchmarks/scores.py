@@ -2,28 +2,28 @@
 
     python benchmarks/scores.py RESULTS.jsonl [MORE.jsonl ...]
 
-The files hold outputs of `worldscape eval ...` (fidelity of rooms and tabletop, actions, drift, hands) and of
-benchmarks/env_steps.py; the last JSON line of each name counts. All
-must have been measured on the same weights. The text between the markers `<!-- scores: begin -->` and
-`<!-- scores: end -->` of each document is replaced.
+The files hold outputs of `worldscape eval ...` and of benchmarks/env_steps.py; the last JSON line of each name counts.
+There are two blocks, of weights that walk (fidelity, actions, drift, env_steps) and of weights that know hands
+(fidelity_tabletop, hands); a block is written when all of its results are given, measured on the same weights: what
+stands between its markers, such as `<!-- scores: begin -->` and `<!-- scores: end -->`, is replaced.
 """
 
 import argparse
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from worldscape.evaluate.report import Table, parse_report
+from worldscape.evaluate.report import Report, Table, parse_report
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "model_card.md")
-BEGIN, END = "<!-- scores: begin -->", "<!-- scores: end -->"
-NEEDED = ("fidelity", "actions", "drift", "env_steps", "fidelity_tabletop", "hands")
+WALKER = ("fidelity", "actions", "drift", "env_steps")
+HAND = ("fidelity_tabletop", "hands")
 HORIZONS = (1, 4, 16, 64)
 HAND_HORIZONS = (4, 16, 32)
 FIDELITY = "worldscape eval fidelity --source rooms --episodes 64 --batch 32"
-TABLETOP = "worldscape eval fidelity --source tabletop --episodes 64 --batch 32 --horizons 1,4,16,32"
-HANDS = "worldscape eval hands --episodes 64 --batch 32"
+TABLETOP = "worldscape eval fidelity --weights nano-hands --source tabletop --episodes 64 --horizons 1,4,16,32"
+HANDS = "worldscape eval hands --episodes 64"
 SPEED = "python benchmarks/env_steps.py --num-envs 1,4,16 --device cpu --horizon 2000"
 COLUMNS = (
     ("psnr_model", ".1f", "dream"),
@@ -39,36 +39,42 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path)
     try:
-        text = describe(*read_results(parser.parse_args().results))
+        reports = read_reports(parser.parse_args().results)
+        texts = {name: describe(reports) for name, (needed, describe) in BLOCKS.items() if are_given(reports, needed)}
+        if not texts:
+            raise ValueError("no block has any of its results")
+        for document in DOCUMENTS:
+            text = document.read_text()
+            for name, block in texts.items():
+                text = put_between(text, name, block)
+            document.write_text(text)
     except (OSError, ValueError) as error:
         print(f"scores: error: {error}", file=sys.stderr)
         return 1
-    for document in DOCUMENTS:
-        document.write_text(put_between(document.read_text(), text))
-    print(text)
+    print("\n\n".join(texts.values()))
     return 0
 
 
-def read_results(paths: list[Path]) -> tuple[dict[str, Mapping[str, float]], str]:
-    """The metrics of each result by name, and the device of the speeds.
-
-    Raises ValueError when a result is missing or weights differ.
-    """
+def read_reports(paths: list[Path]) -> dict[str, Report]:
+    """The last result of each name."""
     lines = [line for path in paths for line in path.read_text().splitlines() if line.startswith('{"name"')]
-    reports = {report.name: report for report in map(parse_report, lines)}
-    device = reports["env_steps"].device if "env_steps" in reports else ""
-    missing = [name for name in NEEDED if name not in reports]
-    if missing:
-        raise ValueError(f"no JSON line of {', '.join(missing)} in {', '.join(map(str, paths))}")
-    weights = {reports[name].weights.split("@")[-1] for name in NEEDED}  # checksums: a folder may have been renamed
+    return {report.name: report for report in map(parse_report, lines)}
+
+
+def are_given(reports: Mapping[str, Report], needed: Sequence[str]) -> bool:
+    """Whether all results of a block are there. Raises ValueError when some are missing or weights differ."""
+    given = [reports[name] for name in needed if name in reports]
+    if given and len(given) < len(needed):
+        raise ValueError(f"of {', '.join(needed)} only {', '.join(report.name for report in given)} are given")
+    weights = {report.weights.split("@")[-1] for report in given}  # checksums: a folder may have been renamed
     if len(weights) > 1:
-        raise ValueError(f"the results are of different weights: {', '.join(sorted(weights))}")
-    return {name: reports[name].metrics for name in NEEDED}, device
+        raise ValueError(f"{', '.join(needed)} are of different weights: {', '.join(sorted(weights))}")
+    return bool(given)
 
 
-def describe(found: dict[str, Mapping[str, float]], device: str) -> str:
-    """The Markdown of all scores, the command beside each."""
-    fidelity, actions, drift, speed, *of_hands = (found[name] for name in NEEDED)
+def describe_walker(reports: Mapping[str, Report]) -> str:
+    """The Markdown of the scores of walking, the command beside each."""
+    fidelity, actions, drift, speed = (reports[name].metrics for name in WALKER)
     rows = [[str(h), *[f"{fidelity[f'{name}_h{h}']:{form}}" for name, form, _ in COLUMNS]] for h in HORIZONS]
     scores = Table(title="scores", columns=["step", *[title for *_, title in COLUMNS]], rows=rows)
     last = HORIZONS[-1]
@@ -107,15 +113,14 @@ def describe(found: dict[str, Mapping[str, float]], device: str) -> str:
             "",
             Table(title="facts", columns=["what", "number", "command"], rows=others).to_markdown(),
             "",
-            *describe_hands(*of_hands),
-            "",
-            f"Speeds: {device}.",
+            f"Speeds: {reports['env_steps'].device}.",
         ]
     )
 
 
-def describe_hands(fidelity: Mapping[str, float], hands: Mapping[str, float]) -> list[str]:
-    """Lines of Markdown with the scores of hands."""
+def describe_hands(reports: Mapping[str, Report]) -> str:
+    """The Markdown of the scores of hands."""
+    fidelity, hands = (reports[name].metrics for name in HAND)
     columns = ["step", "dream", "frozen picture", "hand overlap (IoU)", "keypoints off, pixels", "object moved (F1)"]
     rows = [
         [
@@ -125,24 +130,30 @@ def describe_hands(fidelity: Mapping[str, float], hands: Mapping[str, float]) ->
         ]
         for h in HAND_HORIZONS
     ]
-    return [
-        f"Hands: `{TABLETOP}` and `{HANDS}`, 64 held-out tables, commanded actions;",
-        "PSNR in dB; hand and object as a network trained on the simulator reads them off the pictures.",
-        "",
-        Table(title="hands", columns=columns, rows=rows).to_markdown(),
-        "",
-        f"Of {hands['success_share']:.0%} of the tables solved in the simulator: F1 of the learned success "
-        f"{hands['success_f1']:.2f}; correlation of learned and true reward {hands['reward_correlation']:.2f}.",
-    ]
+    return "\n".join(
+        [
+            f"`{TABLETOP}` and `{HANDS}`: 64 held-out tables,",
+            "commanded actions; PSNR in dB; hand and object as a network trained on the simulator reads them.",
+            "",
+            Table(title="hands", columns=columns, rows=rows).to_markdown(),
+            "",
+            f"{hands['success_share']:.0%} of these tables are solved in the simulator: F1 of the learned success "
+            f"{hands['success_f1']:.2f}; correlation of learned and true reward {hands['reward_correlation']:.2f}.",
+        ]
+    )
 
 
-def put_between(document: str, text: str) -> str:
-    """The document with `text` between its markers. Raises ValueError when it has none."""
-    before, begin, rest = document.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"a document lacks the markers {BEGIN} and {END}")
-    return f"{before}{BEGIN}\n{text}\n{END}{after}"
+BLOCKS = {"scores": (WALKER, describe_walker), "hand scores": (HAND, describe_hands)}
+
+
+def put_between(document: str, name: str, text: str) -> str:
+    """The document with `text` between the markers of this name. Raises ValueError when it has none."""
+    begin, end = (f"<!-- {name}: {which} -->" for which in ("begin", "end"))
+    before, found, rest = document.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found or not found_end:
+        raise ValueError(f"a document lacks the markers {begin} and {end}")
+    return f"{before}{begin}\n{text}\n{end}{after}"
 
 
 if __name__ == "__main__":

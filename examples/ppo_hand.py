@@ -2,7 +2,8 @@
 
 python examples/ppo_hand.py --out runs/reach_dream --task reach
 python examples/ppo_hand.py --out runs/reach_tabletop --task reach --env WorldScape-Tabletop-v0
-worldscape eval transfer --task reach --dream-run runs/reach_dream --simulator-run runs/reach_tabletop
+worldscape eval transfer --task reach --weights nano-hands --dream-run runs/reach_dream \\
+    --simulator-run runs/reach_tabletop
 
 Needs pip install "worldscape[sim,train]", and weights that know hands (--preset, a name or the folder of your own run;
 --starts for its starts). As examples/ppo_nav.py in all but two things: an action is thirteen numbers in [-1, 1], drawn
@@ -20,7 +21,7 @@ LESSON = Lesson(
     # exploring without a reward for it.
     recipe={"num_steps": 128, "epochs": 4, "gamma": 0.97, "entropy": 0.0},
     widths={"frames": 4, "channels": (16, 32, 32), "hidden": 256},
-    options={"steps": 300_000, "num_envs": 16, "limit": 100, "out": Path("runs/ppo_hand")},
+    options={"preset": "nano-hands", "steps": 300_000, "num_envs": 16, "limit": 100, "out": Path("runs/ppo_hand")},
 )
 
 

@@ -10,7 +10,13 @@ from typing import Any, ClassVar
 from ws_gym.env import WorldScapeEnv
 from ws_gym.vector_env import WorldScapeVectorEnv
 
-HAND: dict[str, Any] = {"actions": "hands", "hands": "right", "task": "pick_place", "starts": "hands-train"}
+HAND: dict[str, Any] = {
+    "weights": "nano-hands",
+    "actions": "hands",
+    "hands": "right",
+    "task": "pick_place",
+    "starts": "hands-train",
+}
 UNIVERSAL: dict[str, Any] = {**HAND, "actions": "universal"}
 
 
@@ -66,6 +72,7 @@ class WorldScapeHandEnv(WorldScapeEnv):
 
     | Name | Default | Meaning |
     |---|---|---|
+    | `weights` | `"nano-hands"` | as in `WorldScapeEnv`; they must know hands |
     | `hands` | `"right"` | `"right"`, `"left"` or `"both"` |
     | `hand_actions` | `"delta"` | `"delta"`, `"keypoints"` or `"egodex"` |
     | `task` | `"pick_place"` | `"reach"`, `"push"`, `"pick_place"`, or one of `WorldScapeEnv`'s |
