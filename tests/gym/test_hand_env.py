@@ -209,7 +209,8 @@ def test_weights_without_hands_say_so(tmp_path):
 
 
 def test_the_shipped_hand_moves_as_told_over_a_still_table():
-    """Three steps up and away: the pictures change where the hand was and is, and hardly anywhere else."""
+    """Three steps up and away: the pictures change where the hand was and is, and most of the rest not at all (the
+    forearm moves too)."""
     env = gym.make(HAND)
     before, info = env.reset(seed=3)
     places = [info["hand_pixels"][1]]
@@ -224,7 +225,7 @@ def test_the_shipped_hand_moves_as_told_over_a_still_table():
     for x, y in np.concatenate(places):
         near |= (columns - x) ** 2 + (rows - y) ** 2 < 8**2
     change = np.abs(after.astype(float) - before).mean(-1)
-    assert change[near].mean() > 3 * change[~near].mean() and change[near].mean() > 10
+    assert change[near].mean() > 10 and np.median(change[~near]) < 3
 
 
 def test_sb3_steps_them():

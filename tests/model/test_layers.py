@@ -18,8 +18,8 @@ def limbs_at(column: float, present: bool = True, rows: tuple[int, ...] = (1,)) 
     wrist = torch.eye(4)
     wrist[:3, :3] = torch.tensor([[1.0, 0.0, 0.0], [0.0, -1.0, 0.0], [0.0, 0.0, -1.0]])
     wrist[:3, 3] = torch.tensor([(column - SIZE / 2) * PIXEL, 0.0, NEAR])
-    places = torch.linspace(-2.5, 2.5, 5) * PIXEL
-    grid = torch.cartesian_prod(places, places[:4], torch.zeros(1))
+    across, down = torch.linspace(-1.5, 1.5, 5) * PIXEL, torch.linspace(-1.5, 1.5, 4) * PIXEL  # cores stay in the hand
+    grid = torch.cartesian_prod(across, down, torch.zeros(1))
     points = torch.cat([wrist[None, :3, 3], wrist[:3, 3] + grid])
     wrists, keypoints = torch.eye(4).repeat(1, 2, 1, 1), torch.zeros(1, 2, 21, 3)
     wrists[0, 1], keypoints[0, 1] = wrist, points
@@ -54,11 +54,11 @@ def rebuild(layers: Layers):
 
 
 def test_a_hand_owns_its_pixels_and_a_rim_of_one():
-    rgbd = picture(10)
-    owner = owned_by(decode_depth(rgbd[:, 3]), torch.eye(4)[None], INTRINSICS, limbs_at(10))
+    rgbd = picture(16)  # in the middle, where the forearm lies hidden behind the hand
+    owner = owned_by(decode_depth(rgbd[:, 3]), torch.eye(4)[None], INTRINSICS, limbs_at(16))
     assert owner.dtype == torch.uint8
     expected = torch.full((SIZE, SIZE), NOBODY, dtype=torch.uint8)
-    expected[12:20, 6:14] = RIGHT
+    expected[12:20, 12:20] = RIGHT
     assert torch.equal(owner[0], expected)
 
 
