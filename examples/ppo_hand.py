@@ -20,7 +20,7 @@ LESSON = Lesson(
     # A reach takes some twenty steps: no need to look far ahead. The Gaussians have a least width, which keeps the hand
     # exploring without a reward for it.
     recipe={"num_steps": 128, "epochs": 4, "gamma": 0.97, "entropy": 0.0},
-    widths={"frames": 4, "channels": (16, 32, 32), "hidden": 256},
+    widths={"frames": 4, "channels": (32, 64), "hidden": 256},
     options={"preset": "nano-hands", "steps": 300_000, "num_envs": 16, "limit": 100, "out": Path("runs/ppo_hand")},
 )
 

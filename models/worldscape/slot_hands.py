@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worldscape.conditioning.camera import invert_pose, level_pose
-from worldscape.conditioning.hand_model import HandState, hand_keypoints
+from worldscape.conditioning.hand_model import HandState, hand_parts, keypoints_of
 from worldscape.conditioning.hands import (
     HANDS,
     HandScale,
@@ -72,13 +72,9 @@ class SlotHands(NamedTuple):
     def limbs(self, pose: Tensor, rows: tuple[int, ...]) -> Limbs:
         """The hands in world axes, with the camera at `pose` [B, 4, 4]; rows: those that can be present at all."""
         is_left = torch.tensor([True, False], device=self.state.device)
-        state = state_from_vector(self.state)
-        points = hand_keypoints(state, is_left.expand(self.present.shape))
-        workspace = (level_pose(pose) @ self.base)[:, None]
-        keypoints = points @ workspace[..., :3, :3].mT + workspace[..., None, :3, 3]
-        wrists = torch.eye(4).to(state.position).repeat(*self.present.shape, 1, 1)
-        wrists[..., :3, :3], wrists[..., :3, 3] = state.rotation, state.position
-        return Limbs(workspace @ wrists, keypoints, self.present, rows)
+        parts = hand_parts(state_from_vector(self.state), is_left.expand(self.present.shape))
+        parts = (level_pose(pose) @ self.base)[:, None, None] @ parts
+        return Limbs(parts, keypoints_of(parts), self.present, rows)
 
 
 def draw_hands(limbs: Limbs, pose: Tensor, intrinsics: Tensor, size: int) -> Tensor:

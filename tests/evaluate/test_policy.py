@@ -132,8 +132,8 @@ def test_other_files_are_refused(tmp_path):
     ("changes", "message"),
     [
         ({"frames": 0}, "frames 0: it must be at least 1"),
-        ({"size": 10}, "halve pictures of 10 pixels"),
-        ({"channels": ()}, "halve"),
+        ({"size": 10}, "divide pictures of 10 pixels"),
+        ({"channels": ()}, "divide"),
     ],
 )
 def test_impossible_policies_are_refused(changes, message):

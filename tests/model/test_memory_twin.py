@@ -56,7 +56,7 @@ def row_of(frame: Frame, row: int) -> Frame:
     kept = [type(layer)(layer.keys[one], layer.values[one]) for layer in frame.layers]
     limbs = frame.limbs
     if limbs is not None:
-        limbs = Limbs(limbs.wrists[one], limbs.keypoints[one], limbs.present[one], limbs.rows)
+        limbs = Limbs(limbs.parts[one], limbs.keypoints[one], limbs.present[one], limbs.rows)
     return Frame(kept, frame.rgbd[one], frame.pose[one], frame.intrinsics[one], frame.is_real, limbs)
 
 
@@ -69,7 +69,8 @@ def draw_limbs(pose: torch.Tensor, rng: torch.Generator) -> Limbs:
     spread = 0.3 * torch.randn(slots, 2, 21, 3, generator=rng)
     keypoints = spread @ wrists[..., :3, :3].mT + wrists[..., None, :3, 3]
     present = torch.rand(slots, 2, generator=rng) < 0.8
-    return Limbs(wrists, keypoints, present, (0, 1))
+    bent = pose_from_state(0.05 * torch.randn(slots * 32, 6, generator=rng)).unflatten(0, (slots, 2, 16))
+    return Limbs(wrists[:, :, None] @ bent, keypoints, present, (0, 1))
 
 
 @dataclass

@@ -15,6 +15,7 @@ from torch import Tensor
 
 NUM_KEYPOINTS = 21
 NUM_FINGERS = 5
+NUM_PARTS = 16  # the palm and three bones a finger
 FINGER_STATE = ("thumb curl", "index curl", "middle curl", "ring curl", "little curl", "opposition", "spread")
 """The seven finger numbers, each in [0, 1]: 0 is a flat hand with its fingers together, 1 the end of the range."""
 
@@ -168,20 +169,57 @@ def mirror_x(points: Tensor, is_left: Tensor) -> Tensor:
     return points * torch.stack([sign, torch.ones_like(sign), torch.ones_like(sign)], -1)[..., None, :]
 
 
-def keypoints_in_hand(fingers: Tensor, skeleton: HandSkeleton = ADROIT) -> Tensor:
-    """Finger numbers [..., 7] -> keypoints of a right hand [..., 21, 3] in hand axes, metres, wrist at the origin."""
+def parts_in_hand(fingers: Tensor, skeleton: HandSkeleton = ADROIT) -> Tensor:
+    """Finger numbers [..., 7] -> poses of a right hand's rigid parts [..., 16, 4, 4], part to hand axes, metres.
+
+    Part 0 is the palm with the wrist at its origin, parts 3 f + 1 to 3 f + 3 are the bones of finger f from its root to
+    its tip; a bone begins at its origin and points along its z.
+    """
     tables = _tables(skeleton, fingers.device, fingers.dtype)
     turns = rotation_about(tables.axes, joint_angles(fingers, skeleton))
     rotation = tables.root_rotations @ turns[..., 0, :, :] @ turns[..., 1, :, :]
     point = tables.roots.expand(*fingers.shape[:-1], NUM_FINGERS, 3)
-    points = [point]
+    bones = []
     for bone in range(3):
         if bone > 0:
             rotation = rotation @ turns[..., bone + 1, :, :]
+        bones.append(torch.cat([rotation, point[..., None]], -1))
         point = point + rotation[..., 2] * tables.lengths[:, bone, None]
-        points.append(point)
-    joints = rearrange(torch.stack(points, -2), "... f j c -> ... (f j) c")
-    return torch.cat([torch.zeros_like(joints[..., :1, :]), joints], -2)
+    parts = rearrange(torch.stack(bones, -3), "... f j r c -> ... (f j) r c")
+    palm = torch.eye(3, 4).to(parts).expand(*parts.shape[:-3], 1, 3, 4)
+    last = torch.tensor([0.0, 0.0, 0.0, 1.0]).to(parts).expand(*parts.shape[:-3], NUM_PARTS, 1, 4)
+    return torch.cat([torch.cat([palm, parts], -3), last], -2)
+
+
+def keypoints_of(parts: Tensor, skeleton: HandSkeleton = ADROIT) -> Tensor:
+    """Poses of a hand's rigid parts [..., 16, 4, 4] (parts_in_hand) in any axes -> its keypoints [..., 21, 3] there."""
+    lengths = _tables(skeleton, parts.device, parts.dtype).lengths[:, -1:]
+    bones = rearrange(parts[..., 1:, :3, :], "... (f j) r c -> ... f j r c", f=NUM_FINGERS)
+    tips = bones[..., -1, :, 3] + bones[..., -1, :, 2] * lengths
+    joints = torch.cat([bones[..., 3], tips[..., None, :]], -2)
+    return torch.cat([parts[..., :1, :3, 3], rearrange(joints, "... f j c -> ... (f j) c")], -2)
+
+
+def keypoints_in_hand(fingers: Tensor, skeleton: HandSkeleton = ADROIT) -> Tensor:
+    """Finger numbers [..., 7] -> keypoints of a right hand [..., 21, 3] in hand axes, metres, wrist at the origin."""
+    return keypoints_of(parts_in_hand(fingers, skeleton), skeleton)
+
+
+def hand_parts(state: HandState, is_left: Tensor | None = None, skeleton: HandSkeleton = ADROIT) -> Tensor:
+    """Hand states [...] -> poses of their rigid parts [..., 16, 4, 4], part to world axes, metres (parts_in_hand).
+
+    is_left: bool, broadcastable to [...]; None for right hands. The parts of a left hand are those of a right one in a
+    mirror (x negated in hand axes and in each part's own). Differentiable in all parts of the state.
+    """
+    parts = parts_in_hand(state.fingers, skeleton)
+    if is_left is not None:
+        sign = torch.where(is_left.expand(parts.shape[:-3]), -1.0, 1.0).to(parts.dtype)
+        one = torch.ones_like(sign)
+        mirror = torch.stack([sign, one, one, one], -1)[..., None, :, None]
+        parts = mirror * parts * mirror.mT
+    wrist = torch.cat([state.rotation, state.position[..., None]], -1)
+    wrist = torch.cat([wrist, torch.tensor([0.0, 0.0, 0.0, 1.0]).to(wrist).expand(*wrist.shape[:-2], 1, 4)], -2)
+    return wrist[..., None, :, :] @ parts
 
 
 def hand_keypoints(state: HandState, is_left: Tensor | None = None, skeleton: HandSkeleton = ADROIT) -> Tensor:
@@ -189,10 +227,7 @@ def hand_keypoints(state: HandState, is_left: Tensor | None = None, skeleton: Ha
 
     is_left: bool, broadcastable to [...]; None for right hands. Differentiable in all parts of the state.
     """
-    points = keypoints_in_hand(state.fingers, skeleton)
-    if is_left is not None:
-        points = mirror_x(points, is_left.expand(points.shape[:-2]))
-    return einsum(state.rotation, points, "... r c, ... k c -> ... k r") + state.position[..., None, :]
+    return keypoints_of(hand_parts(state, is_left, skeleton), skeleton)
 
 
 def bone_lengths(keypoints: Tensor) -> Tensor:

@@ -1,10 +1,11 @@
 """Layers of remembered pictures: the still scene, and hands, which are taken along to where they are now.
 
-A hand with its forearm moves as one piece when its wrist does, but for the fingers' curling. To see a moved piece from
-a camera is to see the unmoved one from a camera moved the other way, so the pixels that a hand owns are one more
-picture with a pose of its own, and the others a picture without the hand, behind which older pictures show the scene.
+A hand is a chain of rigid parts: the palm with the forearm, and the bones of its fingers. Each pixel of a hand belongs
+to one of them and moves with it, so a hand that was seen once can be shown wherever it is and however it is bent now.
+The other pixels are a picture without the hand, behind which older pictures show the scene.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -12,24 +13,25 @@ from einops import rearrange
 from torch import Tensor
 
 from worldscape.conditioning.camera import camera_rays, invert_pose
-from worldscape.conditioning.hand_model import BONES
+from worldscape.conditioning.hand_model import BONES, NUM_FINGERS, NUM_PARTS
+from worldscape.conditioning.repose import least_with_number, repose
 from worldscape.conditioning.reproject import MIN_DEPTH, believed, decode_depth, pixelwise
 
-NOBODY = 0  # owner of pixels of the still scene; hand k owns those with k + 1
+NOBODY = 0  # owner of pixels of the still scene; part p of hand k owns those with NUM_PARTS k + p + 1
 FOREARM = 0.32  # metres behind the wrist that move with it
 ALONG_BONES = (0.5, 1.0)  # places on each bone whose surroundings are looked at
-ALONG_PALM = (0.25, 0.5, 0.75)  # the same on the long first bones of the fingers
+ALONG_PALM = (0.25, 0.5, 0.75, 1.0)  # the same on the long first bones of the fingers
 ALONG_FOREARM = 12  # points on the forearm
 FLESH, SLEEVE = 0.024, 0.034  # metres around points of bones and forearm: surfaces there are the hand's
 CORE_OF_FINGER, CORE_OF_PALM, CORE_OF_SLEEVE = 0.009, 0.016, 0.024  # metres around those points: whatever is seen there
 
 
 class Limbs(NamedTuple):
-    """Hands in world axes: wrists [B, 2, 4, 4] hand axes to world, keypoints [B, 2, 21, 3] metres, present bool [B, 2];
-    left hand, then right. rows: the hands that can be present at all (`hands.HANDS`).
+    """Hands in world axes: parts [B, 2, 16, 4, 4] part to world (`hand_model.hand_parts`), keypoints [B, 2, 21, 3]
+    metres, present bool [B, 2]; left hand, then right. rows: the hands that can be present at all (`hands.HANDS`).
     """
 
-    wrists: Tensor
+    parts: Tensor
     keypoints: Tensor
     present: Tensor
     rows: tuple[int, ...]
@@ -37,13 +39,13 @@ class Limbs(NamedTuple):
 
 class Pictures(NamedTuple):
     """Stored pictures: rgbd [B, N, 4, h, w], poses [B, N, 4, 4] camera to world, valid bool [B, N], owner uint8
-    [B, N, h, w] (`owned_by`), wrists [B, N, 2, 4, 4] of the hands in them."""
+    [B, N, h, w] (`owned_by`), parts [B, N, 2, 16, 4, 4] of the hands in them."""
 
     rgbd: Tensor
     poses: Tensor
     valid: Tensor
     owner: Tensor
-    wrists: Tensor
+    parts: Tensor
 
 
 class Layers(NamedTuple):
@@ -56,93 +58,146 @@ class Layers(NamedTuple):
 
 def owned_by(depth: Tensor, pose: Tensor, intrinsics: Tensor, limbs: Limbs) -> Tensor:
     """Depth [B, h, w] in metres seen from poses [B, 4, 4], intrinsics [B, 4] -> who owns each pixel, uint8 [B, h, w]:
-    NOBODY, 1 for the left hand, 2 for the right one.
+    NOBODY, or one more than the number of a part: 16 of the left hand, then 16 of the right one.
 
     Hand or forearm lies within reach of the surface there, or their core lies in the pixel, whatever its depth: in a
-    dream that is not to be relied on.
+    dream that is not to be relied on. The pixels around, which show a little of both, are owned too.
     """
     size = depth.shape[-1]
     rays = camera_rays(intrinsics, size) * depth[..., None]
     surface = rearrange(rays, "b h w c -> b (h w) c")
-    owner = torch.zeros_like(depth, dtype=torch.uint8)
+    owner = torch.zeros_like(depth)
     for hand in limbs.rows:
         body = _body(limbs, hand)
         centres = (body.centres - pose[:, None, :3, 3]) @ pose[:, :3, :3]
-        is_own = _reaches(surface, centres, body.reach) | _covers(centres, body.core, intrinsics, size)
-        is_own = (is_own & limbs.present[:, hand, None]).unflatten(1, depth.shape[1:])
-        owner = owner.masked_fill(_with_rim(is_own), hand + 1)
-    return owner
+        reached, covered = _reaches(surface, centres, body), _covers(centres, body, intrinsics, size)
+        part = torch.where(reached >= 0, reached, covered).unflatten(1, depth.shape[1:])
+        code = torch.where(limbs.present[:, hand, None, None], part + 1, 0)
+        code = code + (code > 0) * NUM_PARTS * hand
+        with_rim = torch.nn.functional.max_pool2d(code[:, None].to(depth), 3, 1, 1)[:, 0]
+        code = torch.where(code > 0, code.to(depth), with_rim)
+        owner = torch.where(code > 0, code, owner)
+    return owner.to(torch.uint8)
 
 
-def split_layers(still: Pictures, hands: Pictures, limbs: Limbs, intrinsics: Tensor) -> Layers:
-    """Pictures of a scene (the latest first) and pictures to take hands from (best first) -> what to rebuild a view
-    from in which the hands are where `limbs` says: first the hands, then the scene without them.
+def split_layers(still: Pictures, hands: Pictures, limbs: Limbs, target: Tensor, intrinsics: Tensor) -> Layers:
+    """Pictures of a scene (the latest first) and pictures to take hands from (best first) -> what to rebuild the view
+    from `target` [B, 4, 4] from, in which the hands are where `limbs` says: first the hands, then the scene without.
 
     Rows without hands keep their pictures as they are.
     """
     moves = limbs.present.any(1)
     depth = decode_depth(still.rgbd[:, :, 3])
     valid = pixelwise(still.valid, still.rgbd) & ((still.owner == NOBODY) | ~moves[:, None, None, None])
-    parts = [Layers(still.rgbd, still.poses, believed(depth, still.poses, valid, intrinsics, moves))]
-    for hand in reversed(limbs.rows):
-        poses = limbs.wrists[:, None, hand] @ invert_pose(hands.wrists[:, :, hand]) @ hands.poses
-        there = pixelwise(hands.valid & limbs.present[:, hand, None], hands.rgbd)
-        there = believed(decode_depth(hands.rgbd[:, :, 3]), poses, there, intrinsics, moves)
-        parts.insert(0, Layers(hands.rgbd, poses, there & (hands.owner == hand + 1)))
-    return Layers(*(torch.cat(part, 1) for part in zip(*parts, strict=True)))
+    scene = Layers(still.rgbd, still.poses, believed(depth, still.poses, valid, intrinsics, moves))
+    own = pixelwise(hands.valid, hands.rgbd) & (hands.owner != NOBODY)
+    moved = limbs.parts[:, None] @ invert_pose(hands.parts)
+    to_view = invert_pose(target)[:, None, None, None] @ moved @ hands.poses[:, :, None, None]
+    to_view = rearrange(to_view, "b n hands parts r c -> b n (hands parts) r c")
+    is_there = limbs.present.repeat_interleave(NUM_PARTS, 1)
+    part = (hands.owner.long() - 1).clamp_min(0)
+    own = own & is_there.gather(1, part.flatten(1)).view_as(own)
+    shown = repose(hands.rgbd, part, own, to_view, _joined(own.device), intrinsics)
+    parts = Layers(shown.rgbd, target[:, None].expand(-1, own.shape[1], -1, -1), _first_only(shown.mask))
+    return Layers(*(torch.cat(pair, 1) for pair in zip(parts, scene, strict=True)))
 
 
-def _with_rim(is_own: Tensor) -> Tensor:
-    """Pixels bool [B, h, w] and those next to them, which show a little of both."""
-    return torch.nn.functional.max_pool2d(is_own[:, None].float(), 3, 1, 1)[:, 0] > 0
+def _first_only(mask: Tensor) -> Tensor:
+    """Masks bool [B, N, h, w] -> the same, each without what those before it show."""
+    before = mask.cumsum(1) - mask.long()
+    return mask & (before == 0)
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _joined(device: torch.device) -> Tensor:
+    """Which of the parts of two hands go on into each other, bool [32, 32]: each into itself, bones into the next one,
+    the palm into the roots of the fingers."""
+    joined = torch.eye(NUM_PARTS, dtype=torch.bool)
+    for finger in range(NUM_FINGERS):
+        root = 3 * finger + 1
+        for one, other in ((0, root), (root, root + 1), (root + 1, root + 2)):
+            joined[one, other] = joined[other, one] = True
+    return torch.block_diag(joined, joined).bool().to(device)
 
 
 class _Body(NamedTuple):
-    """Points inside a hand and its forearm: centres [B, K, 3] in world axes, reach and core [K] metres around them."""
+    """Points inside a hand and its forearm: centres [B, K, 3] in world axes, reach and core [K] metres around them, and
+    the part [K] that each belongs to."""
 
     centres: Tensor
     reach: Tensor
     core: Tensor
+    part: Tensor
 
 
 def _body(limbs: Limbs, hand: int) -> _Body:
-    points, wrist = limbs.keypoints[:, hand], limbs.wrists[:, hand]
-    ends = torch.tensor(BONES, device=points.device)
-    first, second = points[:, ends[:, 0]], points[:, ends[:, 1]]
-    is_palm = ends[:, 0] == 0
-    fingers = torch.cat([first.lerp(second, share)[:, ~is_palm] for share in ALONG_BONES], 1)
-    palm = torch.cat([first.lerp(second, share)[:, is_palm] for share in (*ALONG_PALM, 1.0)], 1)
+    points, wrist, skeleton = limbs.keypoints[:, hand], limbs.parts[:, hand, 0], _anatomy(limbs.parts.device)
+    along = points[:, skeleton.first].lerp(points[:, skeleton.second], skeleton.share[:, None])
     back = torch.linspace(0.0, FOREARM, ALONG_FOREARM, device=wrist.device, dtype=wrist.dtype)
     forearm = wrist[:, None, :3, 3] - back[:, None] * wrist[:, None, :3, 2]
-    counts = torch.tensor([fingers.shape[1], palm.shape[1], ALONG_FOREARM], device=wrist.device)
-    reach, core = (
-        wrist.new_tensor(radii).repeat_interleave(counts)
-        for radii in ((FLESH, FLESH, SLEEVE), (CORE_OF_FINGER, CORE_OF_PALM, CORE_OF_SLEEVE))
+    return _Body(torch.cat([along, forearm], 1), skeleton.reach, skeleton.core, skeleton.part)
+
+
+class _Anatomy(NamedTuple):
+    """Points on bones: long first, second [M] keypoints and the share [M] of the way between them; and of those points
+    and of the ALONG_FOREARM ones after them: reach and core [K] metres, and the part [K], int32."""
+
+    first: Tensor
+    second: Tensor
+    share: Tensor
+    reach: Tensor
+    core: Tensor
+    part: Tensor
+
+
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _anatomy(device: torch.device) -> _Anatomy:
+    points = []
+    for number, (first, second) in enumerate(BONES):
+        finger, bone = divmod(number, len(BONES) // NUM_FINGERS)
+        core = CORE_OF_PALM if bone == 0 else CORE_OF_FINGER
+        part = 0 if bone == 0 else 3 * finger + bone
+        places = ALONG_PALM if bone == 0 else ALONG_BONES
+        points += [(first, second, share, FLESH, core, part) for share in places]
+    first, second, share, reach, core, part = zip(*points, strict=True)
+    sleeve = (1.0,) * ALONG_FOREARM
+    tensor = lambda values, dtype: torch.tensor(values, dtype=dtype, device=device)  # noqa: E731
+    return _Anatomy(
+        tensor(first, torch.long),
+        tensor(second, torch.long),
+        tensor(share, torch.float32),
+        tensor((*reach, *(SLEEVE * one for one in sleeve)), torch.float32),
+        tensor((*core, *(CORE_OF_SLEEVE * one for one in sleeve)), torch.float32),
+        tensor((*part, *(0,) * ALONG_FOREARM), torch.int32),
     )
-    return _Body(torch.cat([fingers, palm, forearm], 1), reach, core)
 
 
-def _reaches(surface: Tensor, centres: Tensor, reach: Tensor) -> Tensor:
-    """Which points [B, P, 3] lie within reach [K] of one of the centres [B, K, 3], both in camera axes: bool [B, P]."""
+def _reaches(surface: Tensor, centres: Tensor, body: _Body) -> Tensor:
+    """Which part's points reach the surfaces [B, P, 3], centres [B, K, 3], both in camera axes: long [B, P], the one
+    that reaches farthest beyond it; -1 where none does."""
     middle = centres.mean(1, keepdim=True)  # near zero, or single precision loses the millimetres
-    return _is_within(surface - middle, centres - middle, reach.expand(centres.shape[:2]))
+    return _part_around(surface - middle, centres - middle, body.reach.expand(centres.shape[:2]), body.part)
 
 
-def _covers(centres: Tensor, core: Tensor, intrinsics: Tensor, size: int) -> Tensor:
-    """Which pixels show a place within `core` [K] metres of one of the centres [B, K, 3] in camera axes, if nothing is
-    before it: bool [B, P]."""
+def _covers(centres: Tensor, body: _Body, intrinsics: Tensor, size: int) -> Tensor:
+    """Which part's core, around centres [B, K, 3] in camera axes, lies in the pixels, if nothing is before it: long
+    [B, P]; -1 where none does."""
     x, y, z = centres.unbind(-1)
     focal, centre = intrinsics[:, None, :2] * size, intrinsics[:, None, 2:] * size
     ahead = z.clamp_min(MIN_DEPTH)
     places = torch.stack([x, y], -1) / ahead[..., None] * focal + centre
-    radius = torch.where(z > MIN_DEPTH, core * focal[..., 0] / ahead, 0.0)
+    radius = torch.where(z > MIN_DEPTH, body.core * focal[..., 0] / ahead, 0.0)
     along = torch.arange(size, device=z.device, dtype=z.dtype) + 0.5
     pixels = torch.stack([along.repeat(size), along.repeat_interleave(size)], -1)
-    return _is_within(pixels.expand(len(z), -1, -1), places, radius)
+    return _part_around(pixels.expand(len(z), -1, -1), places, radius, body.part)
 
 
-def _is_within(points: Tensor, centres: Tensor, radius: Tensor) -> Tensor:
-    """Which points [B, P, C] lie nearer than radius [B, K] to one of the centres [B, K, C]: bool [B, P]."""
+def _part_around(points: Tensor, centres: Tensor, radius: Tensor, part: Tensor) -> Tensor:
+    """Points [B, P, C], balls of radius [B, K] around centres [B, K, C] that belong to parts int32 [K] -> the part of
+    the ball that holds each point, the one that it is deepest in; -1 where none does. long [B, P]."""
     excess = centres.square().sum(-1, keepdim=True) - radius.square()[..., None]
-    excess = torch.baddbmm(excess, centres, points.mT, alpha=-2.0).amin(1)
-    return excess + points.square().sum(-1) < 0.0
+    excess = torch.baddbmm(excess, centres, points.mT, alpha=-2.0) + points.square().sum(-1)[:, None]
+    least, number = least_with_number(excess, part[:, None], 1)
+    return torch.where(least < 0.0, number, -1)

@@ -11,6 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from worldscape.conditioning.camera import METRES_PER_RADIAN, invert_pose
+from worldscape.conditioning.hand_model import NUM_PARTS
 from worldscape.conditioning.layers import Limbs, Pictures, owned_by, split_layers
 from worldscape.conditioning.reproject import MIN_DEPTH, Anchor, decode_depth, reproject
 from worldscape.config import MemoryConfig
@@ -105,17 +106,18 @@ class NaiveMemory:
         if limbs is None:
             return reproject(still.rgbd, still.poses, still.valid, target, intrinsics)
         with_hands = self._pictures([*self.sink()[:1], len(self.frames) - 1], intrinsics)
-        return reproject(*split_layers(still, with_hands, limbs, intrinsics), target, intrinsics)
+        return reproject(*split_layers(still, with_hands, limbs, target, intrinsics), target, intrinsics)
 
     def _pictures(self, chosen: list[int], intrinsics: Tensor) -> Pictures:
         size = self.frames[0].rgbd.shape[-1]
-        owner, wrists = torch.zeros(1, size, size, dtype=torch.uint8), torch.eye(4).expand(1, 2, 4, 4)
+        owner = torch.zeros(1, size, size, dtype=torch.uint8)
+        limbs = torch.eye(4).expand(1, 2, NUM_PARTS, 4, 4)
         parts = []
         for frame in (self.frames[number] for number in chosen):
             if frame.limbs is not None:
                 owner = owned_by(decode_depth(frame.rgbd[None, 3]), frame.pose[None], intrinsics, frame.limbs)
-                wrists = frame.limbs.wrists
-            parts.append((frame.rgbd, frame.pose, torch.tensor(True), owner[0], wrists[0]))
+                limbs = frame.limbs.parts
+            parts.append((frame.rgbd, frame.pose, torch.tensor(True), owner[0], limbs[0]))
         return Pictures(*(torch.stack(part)[None] for part in zip(*parts, strict=True)))
 
     def real_shares(self, target: Tensor, intrinsics: Tensor, limbs: Limbs | None = None) -> list[float]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from worldscape.conditioning.hand_model import NUM_PARTS
 from worldscape.config import MemoryConfig
 
 BLANK, SCRAP, FIRST = 0, 1, 2
@@ -30,8 +31,8 @@ class Page(NamedTuple):
     """N frames to write: keys_values [2 L, N, P, H, K] (all layers' keys, before temporal rotation, then all values),
     rgbd [N, 4, h, w], pose [N, 4, 4] camera to world, probes [N, M, 3] (world points, metres), real [N, M] (share of
     what the probes stand for that goes back to real frames; 1 in a real one), owner uint8 [N, h, w] (which hand a pixel
-    belongs to, `layers.owned_by`), wrists [N, 2, 4, 4] (of the hands in it, to world), frame long [N] (number of the
-    frame in its dream).
+    belongs to, `layers.owned_by`), parts [N, 2, 16, 4, 4] (of the hands in it, to world), frame long [N] (number of
+    the frame in its dream).
     """
 
     keys_values: Tensor
@@ -40,7 +41,7 @@ class Page(NamedTuple):
     probes: Tensor
     real: Tensor
     owner: Tensor
-    wrists: Tensor
+    parts: Tensor
     frame: Tensor
 
 
@@ -62,7 +63,7 @@ class PageStore:
         self.shape, self.num_pages = shape, num_pages
         self.fields = Page(*(like.new_zeros(size, dtype=dtype) for size, dtype in _sizes(total, shape, like)))
         self.fields.frame[:FIRST] = -1
-        for places in (self.fields.pose, self.fields.wrists):
+        for places in (self.fields.pose, self.fields.parts):
             places[:FIRST] = torch.eye(4, dtype=like.dtype, device=like.device)
         self.references = torch.zeros(total, dtype=torch.long, device=like.device)
 
@@ -168,7 +169,7 @@ def _sizes(pages: int, shape: PageShape, like: Tensor) -> list[tuple[torch.Size,
     probes = (pages, _num_probes(shape.size))
     picture = (shape.size, shape.size)
     sizes = (keys_values, (pages, 4, *picture), (pages, 4, 4), (*probes, 3), probes, (pages, *picture))
-    sizes = (*sizes, (pages, 2, 4, 4), (pages,))
+    sizes = (*sizes, (pages, 2, NUM_PARTS, 4, 4), (pages,))
     dtypes = [like.dtype] * len(sizes)
     dtypes[Page._fields.index("owner")], dtypes[Page._fields.index("frame")] = torch.uint8, torch.long
     return [(torch.Size(size), dtype) for size, dtype in zip(sizes, dtypes, strict=True)]

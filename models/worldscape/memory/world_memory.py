@@ -15,6 +15,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from worldscape.codec import empty_anchor
+from worldscape.conditioning.hand_model import NUM_PARTS
 from worldscape.conditioning.layers import Layers, Limbs, Pictures, owned_by, split_layers
 from worldscape.conditioning.reproject import Anchor, decode_depth, reproject
 from worldscape.config import MemoryConfig
@@ -126,7 +127,7 @@ class WorldMemory:
         if limbs is not None:
             is_moving = limbs.present.any(1, keepdim=True)
             anchors = torch.where(is_moving, self._latest_first(cells, pages, frames), anchors)
-        anchor = rebuild(*self._layers(anchors, limbs, intrinsics), target, intrinsics)
+        anchor = rebuild(*self._layers(anchors, limbs, target, intrinsics), target, intrinsics)
         is_anchor = (pages[:, :, None] == anchors[:, None]).any(2) & (pages != BLANK)
         from_real = cells * (is_anchor & (frames < tables.num_real[:, None]))[..., None]
         is_real_shown = from_real.amax(1).sum(1) >= lineage.REAL_CELLS
@@ -135,18 +136,18 @@ class WorldMemory:
         real = lineage.inherited_real(numbers, self.store.fields.real[anchors], anchor.mask)
         return Recall(anchors, anchor, anchor.mask.mean((1, 2, 3)), real, is_real_shown, retrieved)
 
-    def _layers(self, anchors: Tensor, limbs: Limbs | None, intrinsics: Tensor) -> Layers:
-        """What to rebuild a view from, of pages long [B, A]; hands come from the first frame, which is real, and what
-        it does not show of them from the latest."""
+    def _layers(self, anchors: Tensor, limbs: Limbs | None, target: Tensor, intrinsics: Tensor) -> Layers:
+        """What to rebuild the view from `target` from, of pages long [B, A]; hands come from the first frame, which is
+        real, and what it does not show of them from the latest."""
         fields, tables = self.store.fields, self.tables
         if limbs is None:
             return Layers(fields.rgbd[anchors], fields.pose[anchors], anchors != BLANK)
         with_hands = torch.cat([tables.sink[:, :1], tables.latest[:, None]], 1)
         still, hands = (
-            Pictures(fields.rgbd[of], fields.pose[of], of != BLANK, fields.owner[of], fields.wrists[of])
+            Pictures(fields.rgbd[of], fields.pose[of], of != BLANK, fields.owner[of], fields.parts[of])
             for of in (anchors, with_hands)
         )
-        return split_layers(still, hands, limbs, intrinsics)
+        return split_layers(still, hands, limbs, target, intrinsics)
 
     def _latest_first(self, cells: Tensor, pages: Tensor, frames: Tensor) -> Tensor:
         """Pages long [B, A] to rebuild a view from in which things move: the latest frame, then those that show most of
@@ -232,12 +233,12 @@ class WorldMemory:
         return Page(keys_values, frame.rgbd, frame.pose, probes, real, *self._of_hands(frame), self.count)
 
     def _of_hands(self, frame: Frame) -> tuple[Tensor, Tensor]:
-        """Whose the frame's pixels are, and the wrists of the hands in it (Page)."""
+        """Whose the frame's pixels are, and the parts of the hands in it (Page)."""
         size, limbs = self.store.shape.size, frame.limbs
         if limbs is None:
             nobody = torch.zeros(len(frame.pose), size, size, dtype=torch.uint8, device=frame.pose.device)
-            return nobody, torch.eye(4).to(frame.pose).expand(len(frame.pose), 2, 4, 4)
-        return owned_by(decode_depth(frame.rgbd[:, 3]), frame.pose, frame.intrinsics, limbs), limbs.wrists
+            return nobody, torch.eye(4).to(frame.pose).expand(len(frame.pose), 2, NUM_PARTS, 4, 4)
+        return owned_by(decode_depth(frame.rgbd[:, 3]), frame.pose, frame.intrinsics, limbs), limbs.parts
 
     def _note(self, page: Tensor, explained: Tensor, anchors: Tensor, retrieved: Tensor, active: Tensor) -> None:
         """What is known of the last frame, and that there is one more. anchors, retrieved: numbers of frames."""

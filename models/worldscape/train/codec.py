@@ -25,7 +25,7 @@ from worldscape.evaluate import metrics
 from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.world import WorldModel
 
-LIMBS = ("wrists", "keypoints", "present")  # what a batch holds of the fields of Limbs
+LIMBS = ("parts", "keypoints", "present")  # what a batch holds of the fields of Limbs
 LATENT_NOISE = 0.2  # largest noise added to latents, so that the decoder forgives the generator
 
 
@@ -131,7 +131,7 @@ def draw_pairs(store: FrameStore, rng: np.random.Generator, batch: int, num: int
 def gather_targets(store: FrameStore, targets: np.ndarray, sources: np.ndarray, count: np.ndarray) -> dict[str, Tensor]:
     """Frames [B] to rebuild and frames [B, N] to remember them by, of which the first `count` [B] do count:
     target [B, 4, h, w], sources [B, N, 4, h, w], pose, source_poses, valid bool [B, N], intrinsics [B, 4]; and where
-    the recordings have hands, those of the targets and of the sources: wrists, keypoints, present and source_wrists,
+    the recordings have hands, those of the targets and of the sources: parts, keypoints, present and source_parts,
     source_keypoints, source_present (Limbs)."""
     return {
         **({} if store.hands is None else _gather_hands(store.hands, store, targets, sources)),
@@ -151,7 +151,7 @@ def recall_targets(sources: Tensor, batch: dict[str, Tensor]) -> Anchor:
     if "present" in batch:
         still = Pictures(*layers, *_own_hands(sources, batch))
         another_and_latest = Pictures(*(part[:, :2].flip(1) for part in still))
-        layers = split_layers(still, another_and_latest, limbs_in(batch), intrinsics)
+        layers = split_layers(still, another_and_latest, limbs_in(batch), pose, intrinsics)
     return reproject(*layers, pose, intrinsics)
 
 
@@ -166,18 +166,18 @@ def _gather_hands(tracks: HandTracks, store: FrameStore, targets: np.ndarray, so
 
 def limbs_in(batch: dict[str, Tensor], prefix: str = "") -> Limbs:
     """The Limbs of a batch's rows, whose left hands count where there are any."""
-    wrists, keypoints, present = (batch[prefix + name] for name in LIMBS)
-    return Limbs(wrists, keypoints, present, HANDS["both"] if present[:, 0].any() else HANDS["right"])
+    parts, keypoints, present = (batch[prefix + name] for name in LIMBS)
+    return Limbs(parts, keypoints, present, HANDS["both"] if present[:, 0].any() else HANDS["right"])
 
 
 def _own_hands(sources: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Whose pixels are whose in source pictures [B, N, 4, h, w], and the wrists in them (Pictures)."""
+    """Whose pixels are whose in source pictures [B, N, 4, h, w], and the parts of hands in them (Pictures)."""
     num = sources.shape[1]
     flat = {f"source_{name}": batch[f"source_{name}"].flatten(0, 1) for name in LIMBS}
     poses, intrinsics = batch["source_poses"].flatten(0, 1), batch["intrinsics"].repeat_interleave(num, 0)
     depth = decode_depth(sources[:, :, 3]).flatten(0, 1)
     owner = owned_by(depth, poses, intrinsics, limbs_in(flat, "source_"))
-    return owner.unflatten(0, (-1, num)), batch["source_wrists"]
+    return owner.unflatten(0, (-1, num)), batch["source_parts"]
 
 
 def disturb_latent(latent: Tensor, generator: torch.Generator) -> Tensor:
