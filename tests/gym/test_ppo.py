@@ -162,7 +162,7 @@ class Shades:
 
 @pytest.mark.parametrize(
     ("is_continuous", "num_updates", "settings"),
-    [(False, 40, {"lr": 2e-3, "entropy": 0.01}), (True, 60, {"lr": 1e-2, "entropy": 0.0})],
+    [(False, 40, {"lr": 5e-3, "entropy": 0.01}), (True, 60, {"lr": 1e-2, "entropy": 0.0})],
 )
 def test_it_learns_what_a_picture_asks_for(is_continuous, num_updates, settings):
     torch.manual_seed(0)
