@@ -87,7 +87,7 @@ def timed_calls(core: WorldCore) -> list[tuple[Any, str, str]]:
         (WorldMemory, "append", "memory"),
         (core.task, "step", "task"),
     ]
-    return calls if heads.tasks is None else [*calls, (heads.tasks, "forward", "heads")]
+    return calls if heads.things is None else [*calls, (heads.things, "forward", "heads")]
 
 
 def timed(function: Callable[..., Any], part: str, clock: Clock) -> Callable[..., Any]:

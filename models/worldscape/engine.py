@@ -23,12 +23,14 @@ from worldscape.conditioning.camera import (
     state_from_pose,
 )
 from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HAND_STATE_WIDTH, HANDS
+from worldscape.conditioning.layers import Limbs
 from worldscape.conditioning.reproject import encode_depth, reproject
 from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.config import MemoryConfig
 from worldscape.fast import FastTransformer
 from worldscape.fast_codec import FastCodec
 from worldscape.flow import euler_step, sampling_levels
+from worldscape.heads import Things
 from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import Frame, Recall, WorldMemory
 from worldscape.noise import slot_noise
@@ -313,16 +315,22 @@ class WorldEngine:
     def _finish(self, state: SlotState, new: NewFrame, prediction: Prediction, view: View, active: Tensor) -> None:
         """Write the new frame's results into the active slots."""
         features = prediction.features[:, 0].float()
-        events = torch.stack(self.model.heads.events(features, new.latent), 1).sigmoid()
+        events = torch.stack(self.model.heads.events(new.rgbd), 1).sigmoid()
         seen = {"camera": new.camera, "realised": new.realised, "rgbd": new.rgbd, "latent": new.latent}
         told = {"features": features, "coverage": view.recall.coverage, "events": events, "steps": state.steps + 1}
         hands = {}
         if view.hands is not None:
-            assert self.model.heads.tasks is not None
-            hands = view.hands.fields(self.model.heads.tasks(features, new.latent))
+            limbs = view.hands.limbs
+            things = self._find_things(new.rgbd, view.pose, limbs, state.intrinsics)
+            hands = {**view.hands.fields(), **state.judged(things, limbs, view.pose)}
         for name, value in {**seen, **told, **hands}.items():
             old = getattr(state, name)
             setattr(state, name, torch.where(active.reshape(-1, *[1] * (value.ndim - 1)), value.to(old.dtype), old))
+
+    def _find_things(self, rgbd: Tensor, pose: Tensor, limbs: Limbs, intrinsics: Tensor) -> Things:
+        assert self.model.heads.things is not None
+        keypoints = (limbs.keypoints - pose[:, None, None, :3, 3]) @ pose[:, None, :3, :3]
+        return self.model.heads.things(rgbd, keypoints, limbs.present, intrinsics)
 
     def _view(
         self, pose: Tensor, previous: Tensor, recall: Recall, intrinsics: Tensor, hands: ShownHands | None

@@ -1,8 +1,8 @@
 """Heads: what the world lets happen, read off the generator's features: motion, reward, termination; and first depth.
 
 `MotionHead` says before a frame is dreamed whether the commanded walk is free, `WristHead` how far things hold a hand
-back; `EventHead` says afterwards whether the new frame earns the reward and ends the episode, `TaskHead` what it is
-worth to each task of a hand; `DepthHead` guesses depth for a picture that comes without.
+back; `EventHead` says afterwards whether the new frame earns the reward and ends the episode, `ThingsHead` where the
+things are that a hand's tasks are about; `DepthHead` guesses depth for a picture that comes without.
 """
 
 from typing import NamedTuple
@@ -11,13 +11,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldscape.conditioning.hand_model import NUM_KEYPOINTS
 from worldscape.conditioning.hands import HAND_STATE_WIDTH
 from worldscape.config import HeadsConfig
 from worldscape.memory.surroundings import CELLS as PLAN_CELLS
 
-HAND_TASKS = ("reach", "push", "pick_place")
-"""What hands are rewarded for, in the order of the recorded `task_id`."""
-
+THING_CELL = 4  # pixels a side of the cells in which things are looked for
 LARGEST_LAG = 2.0  # steps' worth of moving or turning by which a wrist may miss its goal
 RARE = -3.0  # logit of an event before anything is learned
 DROPOUT = 0.2  # of what the motion head has made of features and of surroundings
@@ -72,15 +71,33 @@ class MotionHead(nn.Module):
 
 
 class EventHead(nn.Module):
-    """Features and latent of the new frame -> reward and end logits."""
+    """The new frame -> reward and end logits.
 
-    def __init__(self, width: int, features: int, channels: int):
+    It reads the picture, so it can learn from every recorded frame. On tokens of a few hundred rollouts it learned
+    those by heart, and paid a dreaming agent for red boxes that nobody saw (docs/LOG.md).
+    """
+
+    def __init__(self, width: int):
         super().__init__()
-        self.head = TokenHead(features + channels, width, 2)
-        nn.init.constant_(self.head.pooled[-1].bias, RARE)  # pyright: ignore[reportArgumentType]
+        self.layers = nn.Sequential(
+            nn.PixelUnshuffle(4),
+            nn.Conv2d(64, width, 3, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.AdaptiveAvgPool2d(4),
+            nn.Flatten(),
+            nn.Linear(32 * width, 2 * width),
+            nn.SiLU(),
+        )
+        self.decide = nn.Linear(2 * width, 2)
+        nn.init.constant_(self.decide.bias, RARE)
 
-    def forward(self, features: Tensor, latent: Tensor) -> Events:
-        return Events(*self.head(torch.cat([features, latent], -1)).unbind(-1))
+    def forward(self, rgbd: Tensor) -> Events:
+        """rgbd [B, 4, h, h] in [-1, 1]."""
+        return Events(*self.decide(self.layers(rgbd)).unbind(-1))
 
 
 class WristHead(nn.Module):
@@ -104,23 +121,80 @@ class WristHead(nn.Module):
         return LARGEST_LAG * torch.tanh(lag / LARGEST_LAG)
 
 
-class TaskValues(NamedTuple):
-    """Of a frame, for each of HAND_TASKS, [B, 3] each: logits of the dense reward in [0, 1], and of success."""
+class Things(NamedTuple):
+    """What a frame shows of a table: object and target [B, 3] in camera axes, metres; spread [B, 2], how far off either
+    may be, metres; touch [B, 3], logits of contact, grasped and lifted (`hand_tasks.Touch`).
+    """
 
-    reward: Tensor
-    success: Tensor
+    object: Tensor
+    target: Tensor
+    spread: Tensor
+    touch: Tensor
 
 
-class TaskHead(nn.Module):
-    """Features and latent of the new frame -> what it is worth to each of HAND_TASKS."""
+class ThingMaps(NamedTuple):
+    """Of object and target, cell by cell of a grid of G x G over the picture: heat [B, 2, G G], logits of where each
+    is; points [B, 2, G G, 3] in camera axes, where it is if it is in that cell, and spread [B, 2, G G], how far off
+    that may be; touch [B, 3] as in Things. Metres.
+    """
 
-    def __init__(self, width: int, features: int, channels: int):
+    heat: Tensor
+    points: Tensor
+    spread: Tensor
+    touch: Tensor
+
+
+class ThingsHead(nn.Module):
+    """A frame and where the hand is in it -> Things.
+
+    Each is looked for in the cell where it most likely is, and placed within it (as in CenterNet, Zhou et al. 2019):
+    the mean of two places where a thing may be is a place where it is not.
+    """
+
+    def __init__(self, width: int):
         super().__init__()
-        self.head = TokenHead(features + channels, width, 2 * len(HAND_TASKS))
-        nn.init.constant_(self.head.pooled[-1].bias, RARE)  # pyright: ignore[reportArgumentType]
+        self.enter = nn.Sequential(
+            nn.Conv2d(16, width, 3, stride=2, padding=1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1)
+        )
+        self.hand = nn.Sequential(nn.Linear(2 * (3 * NUM_KEYPOINTS + 1), width), nn.SiLU(), nn.Linear(width, width))
+        self.down = nn.Sequential(
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(width, width, 3, padding=1),
+            nn.SiLU(),
+        )
+        self.whole = nn.Sequential(nn.Linear(4 * width, width), nn.SiLU())
+        self.touch = nn.Linear(width, 3)
+        self.up = nn.Sequential(nn.Conv2d(2 * width, width, 1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
+        self.maps = nn.Conv2d(width, 10, 1)  # of object and target: heat, two offsets, depth, spread
 
-    def forward(self, features: Tensor, latent: Tensor) -> TaskValues:
-        return TaskValues(*self.head(torch.cat([features, latent], -1)).chunk(2, -1))
+    def look(self, rgbd: Tensor, keypoints: Tensor, present: Tensor, intrinsics: Tensor) -> ThingMaps:
+        """rgbd [B, 4, h, h] in [-1, 1], keypoints [B, 2, 21, 3] in camera axes (metres), present bool [B, 2],
+        intrinsics [B, 4] normalised."""
+        there = present.to(rgbd.dtype)
+        told = torch.cat([(keypoints * there[..., None, None]).flatten(2), there[..., None]], -1).flatten(1)
+        fine = self.enter(F.pixel_unshuffle(rgbd, 2)) + self.hand(told)[..., None, None]
+        coarse = self.down(fine)
+        whole = self.whole(F.adaptive_avg_pool2d(coarse, 2).flatten(1))
+        coarse = F.interpolate(coarse + whole[..., None, None], size=fine.shape[-2:], mode="nearest")
+        maps = self.maps(F.silu(self.up(torch.cat([fine, coarse], 1)))).float().flatten(2)
+        heat, x, y, depth, spread = maps.unflatten(1, (5, 2)).unbind(1)
+        side = fine.shape[-1]
+        place = (torch.arange(side, device=rgbd.device) + 0.5) / side
+        z = F.softplus(depth)
+        fx, fy, cx, cy = intrinsics[:, None, :, None].unbind(2)
+        column, row = place.repeat(side) + x / side, place.repeat_interleave(side) + y / side
+        points = torch.stack([(column - cx) / fx * z, (row - cy) / fy * z, z], -1)
+        return ThingMaps(heat, points, 0.001 + 0.02 * F.softplus(spread), self.touch(whole))
+
+    def forward(self, rgbd: Tensor, keypoints: Tensor, present: Tensor, intrinsics: Tensor) -> Things:
+        """The arguments of `look` -> what is most likely."""
+        maps = self.look(rgbd, keypoints, present, intrinsics)
+        chance, cell = maps.heat.softmax(-1).max(-1, keepdim=True)
+        points = maps.points.gather(2, cell[..., None].expand(-1, -1, -1, 3))[:, :, 0]
+        spread = maps.spread.gather(2, cell) / chance
+        return Things(points[:, 0], points[:, 1], spread[..., 0], maps.touch)
 
 
 class DepthHead(nn.Module):
@@ -153,13 +227,18 @@ class DepthHead(nn.Module):
 class Heads(nn.Module):
     """All heads of a world model; `features` is the generator's width, `channels` the latent's.
 
-    `wrist` and `tasks` are there where the generator knows hands.
+    `wrist` and `things` are there where the generator knows hands.
     """
 
     def __init__(self, config: HeadsConfig, features: int, channels: int, *, hands: bool):
         super().__init__()
         self.motion = MotionHead(config.width, features, channels)
-        self.events = EventHead(config.width, features, channels)
+        self.events = EventHead(max(config.width // 4, 8))
         self.wrist = WristHead(config.width, features, channels) if hands else None
-        self.tasks = TaskHead(config.width, features, channels) if hands else None
+        self.things = ThingsHead(max(config.width * 3 // 8, 8)) if hands else None
         self.depth = DepthHead(max(config.width // 2, 16))
+
+    def of_pictures(self) -> nn.ModuleDict:
+        """Those that need no more than a picture: events, depth and, where hands are known, things."""
+        found: dict[str, nn.Module] = {"events": self.events, "depth": self.depth}
+        return nn.ModuleDict(found if self.things is None else {**found, "things": self.things})

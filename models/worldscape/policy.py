@@ -136,7 +136,7 @@ class PixelPolicy(nn.Module):
         nn.init.orthogonal_(self.critic.weight, 1.0)
         for layer in (*layers, self.hidden[0], self.actor, self.critic):
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
-        self.trunk.to(memory_format=torch.channels_last)
+        self.trunk.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def forward(self, stacks: Tensor) -> PolicyOutput:
         pixels = rearrange(stacks, "b f h w c -> b (f c) h w").contiguous(memory_format=torch.channels_last)

@@ -13,7 +13,8 @@ from worldscape.conditioning.hand_model import NUM_KEYPOINTS
 from worldscape.conditioning.layers import Limbs
 from worldscape.conditioning.reproject import Anchor, decode_depth
 from worldscape.config import WorldConfig
-from worldscape.heads import HAND_TASKS, TaskValues
+from worldscape.hand_tasks import HAND_TASKS, Facts, Touch, Worth, fingertip_and_palm, held_up, judge
+from worldscape.heads import Things
 from worldscape.memory.world_memory import Recall, WorldMemory
 from worldscape.slot_hands import SlotHands
 from worldscape.transformer import EmbeddedView
@@ -52,8 +53,9 @@ class Start:
 
 class HandFrame(NamedTuple):
     """Hands as the slots show them, left then right: keypoints [B, 2, 21, 3] metres in world axes, state and command
-    [B, 2, 16] in the axes of their workspace, present bool [B, 2]; and what the frame is worth to each of
-    `heads.HAND_TASKS`, [B, 3] in [0, 1]: reward, probability of success.
+    [B, 2, 16] in the axes of their workspace, present bool [B, 2]; what the frame is worth to each of
+    `hand_tasks.HAND_TASKS`, [B, 3] in [0, 1]: reward, probability of success; and why: object and target [B, 3] in
+    world axes (metres), touch [B, 3]: probabilities of contact, grasped, lifted.
     """
 
     keypoints: Tensor
@@ -62,6 +64,9 @@ class HandFrame(NamedTuple):
     present: Tensor
     reward: Tensor
     success: Tensor
+    object: Tensor
+    target: Tensor
+    touch: Tensor
 
 
 @dataclass
@@ -119,6 +124,10 @@ class SlotState:
     hand_base: Tensor = field(repr=False)
     keypoints: Tensor = field(repr=False)
     tasks: Tensor = field(repr=False)
+    places: Tensor = field(repr=False)
+    target_spread: Tensor = field(repr=False)
+    touch: Tensor = field(repr=False)
+    was_lifted: Tensor = field(repr=False)
 
     @classmethod
     def empty(cls, config: WorldConfig, memory: WorldMemory) -> "SlotState":
@@ -145,6 +154,10 @@ class SlotState:
             hand_base=hands.base,
             keypoints=like.new_zeros(slots, 2, NUM_KEYPOINTS, 3),
             tasks=like.new_zeros(slots, 2, len(HAND_TASKS)),
+            places=like.new_zeros(slots, 2, 3),
+            target_spread=like.new_full((slots,), torch.inf),
+            touch=like.new_zeros(slots, 3),
+            was_lifted=like.new_zeros(slots),
         )
 
     @property
@@ -180,6 +193,7 @@ class SlotState:
 
     def _present_hands(self) -> HandFrame:
         reward, success = self.tasks.clone().unbind(1)
+        thing, target = self.places.clone().unbind(1)
         return HandFrame(
             keypoints=self.keypoints.clone(),
             state=self.hand_state.clone(),
@@ -187,7 +201,30 @@ class SlotState:
             present=self.hand_present.clone(),
             reward=reward,
             success=success,
+            object=thing,
+            target=target,
+            touch=self.touch.clone(),
         )
+
+    def judged(self, things: Things, limbs: Limbs, pose: Tensor) -> dict[str, Tensor]:
+        """What is new of the slots, by name, when a frame seen from `pose` [B, 4, 4] shows these things.
+
+        A target stays where it is, so the frame that showed it best decides: often the first, before the hand hides it.
+        """
+        places = torch.stack([things.object, things.target], 1) @ pose[:, :3, :3].mT + pose[:, None, :3, 3]
+        is_better = things.spread[:, 1] < self.target_spread
+        target = torch.where(is_better[:, None], places[:, 1], self.places[:, 1])
+        touch = Touch(*things.touch.sigmoid().unbind(1))
+        was_lifted = torch.maximum(self.was_lifted, held_up(touch).to(self.was_lifted))
+        facts = Facts(*fingertip_and_palm(limbs.keypoints, limbs.present), places[:, 0], target, touch, was_lifted)
+        worth: Worth = judge(facts)
+        return {
+            "tasks": torch.stack(worth, 1),
+            "places": torch.stack([places[:, 0], target], 1),
+            "target_spread": torch.minimum(things.spread[:, 1], self.target_spread),
+            "touch": torch.stack(touch, 1),
+            "was_lifted": was_lifted,
+        }
 
 
 class ShownHands(NamedTuple):
@@ -197,15 +234,14 @@ class ShownHands(NamedTuple):
     limbs: Limbs
     picture: Tensor
 
-    def fields(self, values: TaskValues) -> dict[str, Tensor]:
-        """What is new of the slots, by the names of SlotState's fields; values: what the frame is worth."""
+    def fields(self) -> dict[str, Tensor]:
+        """What is new of the slots, by the names of SlotState's fields."""
         return {
             "hand_state": self.hands.state,
             "hand_command": self.hands.command,
             "hand_present": self.hands.present,
             "hand_base": self.hands.base,
             "keypoints": self.limbs.keypoints,
-            "tasks": torch.stack(values, 1).sigmoid(),
         }
 
 

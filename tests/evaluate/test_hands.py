@@ -19,11 +19,12 @@ from worldscape.evaluate.hand_reader import (
     hand_mask,
     hands_of,
     label_frames,
+    mask_frames,
     reader_loss,
     train_hand_reader,
 )
 from worldscape.evaluate.metrics import to_unit
-from worldscape.heads import HAND_TASKS
+from worldscape.hand_tasks import HAND_TASKS
 from worldscape.slots import HandFrame
 
 NUM, STEPS = 2, 12
@@ -65,7 +66,8 @@ class ReplayEngine:
         values[1, rows, torch.from_numpy(truth.task)] = torch.from_numpy(self.episodes.success[:, step]).float()
         none = torch.zeros(NUM)
         state, command, present = (part[:, 0] for part in truth.recorded(1))
-        shown = HandFrame(torch.from_numpy(truth.keypoints[:, number]), state, command, present, values[0], values[1])
+        points, things = torch.from_numpy(truth.keypoints[:, number]), torch.zeros(3, NUM, 3)
+        shown = HandFrame(points, state, command, present, *values, *things)
         made = EngineFrame(
             rgbd=torch.zeros(NUM, 4, *self.episodes.depth.shape[-2:]),
             pose=torch.from_numpy(self.episodes.pose[:, number]),
@@ -123,7 +125,7 @@ def test_motion_read_off_a_replay_is_that_of_the_simulator(played, reader):
 def test_masks_cover_the_hand_and_not_the_table(played):
     """Of the hand what can be seen: a keypoint more than 2 cm under the surface there is hidden by something."""
     rows, now = np.arange(NUM), np.full(NUM, 3)
-    labels = label_frames(played, rows, rows, now)
+    labels = label_frames(played, rows, rows, now, mask_frames(played, rows, now))
     pose, points = played.pose[rows, now], hands_of(played).keypoints[rows, now, 1]
     depth = ((points - pose[:, None, :3, 3]) @ pose[:, :3, :3])[..., 2]
     for index, mask in enumerate(labels.mask):
@@ -145,7 +147,10 @@ def test_peaks_are_where_heat_is():
 def test_a_reader_learns_to_find_the_hand(played):
     config = HandReaderConfig(width=8, updates=60, batch_size=8, num_episodes=1, num_steps=1, lr=5e-3)
     rows, now = np.zeros(STEPS, int), np.arange(1, STEPS + 1)
-    labels, frames = label_frames(played, rows, rows, now), to_unit(torch.from_numpy(played.frames[0]))
+    labels, frames = (
+        label_frames(played, rows, rows, now, mask_frames(played, rows, now)),
+        to_unit(torch.from_numpy(played.frames[0])),
+    )
     torch.manual_seed(0)
     losses = []
     for model in (HandReader(8).eval(), train_hand_reader(played, config)):

@@ -21,7 +21,7 @@ class HandTask(Task):
     """
 
     place: ClassVar[int]
-    """Of the task in `worldscape.heads.HAND_TASKS`."""
+    """Of the task in `worldscape.hand_tasks.HAND_TASKS`."""
 
     def __init__(self, *, threshold: float = 0.5) -> None:
         if not 0.0 < threshold < 1.0:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from worldscape.conditioning.camera import camera_rays, invert_pose
 from worldscape.conditioning.hand_model import BONES, NUM_FINGERS, NUM_PARTS
-from worldscape.conditioning.repose import least_with_number, repose
+from worldscape.conditioning.repose import Reposed, least_with_number, repose
 from worldscape.conditioning.reproject import MIN_DEPTH, believed, decode_depth, pixelwise
 
 NOBODY = 0  # owner of pixels of the still scene; part p of hand k owns those with NUM_PARTS k + p + 1
@@ -64,25 +64,26 @@ def owned_by(depth: Tensor, pose: Tensor, intrinsics: Tensor, limbs: Limbs) -> T
     dream that is not to be relied on. The pixels around, which show a little of both, are owned too.
     """
     size = depth.shape[-1]
-    rays = camera_rays(intrinsics, size) * depth[..., None]
-    surface = rearrange(rays, "b h w c -> b (h w) c")
     owner = torch.zeros_like(depth)
     for hand in limbs.rows:
         body = _body(limbs, hand)
         centres = (body.centres - pose[:, None, :3, 3]) @ pose[:, :3, :3]
-        reached, covered = _reaches(surface, centres, body), _covers(centres, body, intrinsics, size)
-        part = torch.where(reached >= 0, reached, covered).unflatten(1, depth.shape[1:])
-        code = torch.where(limbs.present[:, hand, None, None], part + 1, 0)
-        code = code + (code > 0) * NUM_PARTS * hand
-        with_rim = torch.nn.functional.max_pool2d(code[:, None].to(depth), 3, 1, 1)[:, 0]
-        code = torch.where(code > 0, code.to(depth), with_rim)
-        owner = torch.where(code > 0, code, owner)
+        rows, columns = _window(centres, body, limbs.present[:, hand], intrinsics, size)
+        seen = depth[:, rows, columns]
+        rays = camera_rays(intrinsics, size)[:, rows, columns] * seen[..., None]
+        reached = _reaches(rearrange(rays, "b h w c -> b (h w) c"), centres, body)
+        part = torch.where(reached >= 0, reached, _covers(centres, body, intrinsics, size, rows, columns))
+        code = torch.where(limbs.present[:, hand, None], part + 1, 0).unflatten(1, seen.shape[1:]).to(depth)
+        code = code + (code > 0) * (NUM_PARTS * hand)
+        code = torch.where(code > 0, code, torch.nn.functional.max_pool2d(code[:, None], 3, 1, 1)[:, 0])
+        owner[:, rows, columns] = torch.where(code > 0, code, owner[:, rows, columns])
     return owner.to(torch.uint8)
 
 
 def split_layers(still: Pictures, hands: Pictures, limbs: Limbs, target: Tensor, intrinsics: Tensor) -> Layers:
     """Pictures of a scene (the latest first) and pictures to take hands from (best first) -> what to rebuild the view
-    from `target` [B, 4, 4] from, in which the hands are where `limbs` says: first the hands, then the scene without.
+    from `target` [B, 4, 4] from, in which the hands are where `limbs` says: a picture of the hands, and after it those
+    of the scene without.
 
     Rows without hands keep their pictures as they are.
     """
@@ -90,22 +91,30 @@ def split_layers(still: Pictures, hands: Pictures, limbs: Limbs, target: Tensor,
     depth = decode_depth(still.rgbd[:, :, 3])
     valid = pixelwise(still.valid, still.rgbd) & ((still.owner == NOBODY) | ~moves[:, None, None, None])
     scene = Layers(still.rgbd, still.poses, believed(depth, still.poses, valid, intrinsics, moves))
-    own = pixelwise(hands.valid, hands.rgbd) & (hands.owner != NOBODY)
     moved = limbs.parts[:, None] @ invert_pose(hands.parts)
     to_view = invert_pose(target)[:, None, None, None] @ moved @ hands.poses[:, :, None, None]
     to_view = rearrange(to_view, "b n hands parts r c -> b n (hands parts) r c")
-    is_there = limbs.present.repeat_interleave(NUM_PARTS, 1)
     part = (hands.owner.long() - 1).clamp_min(0)
-    own = own & is_there.gather(1, part.flatten(1)).view_as(own)
-    shown = repose(hands.rgbd, part, own, to_view, _joined(own.device), intrinsics)
-    parts = Layers(shown.rgbd, target[:, None].expand(-1, own.shape[1], -1, -1), _first_only(shown.mask))
-    return Layers(*(torch.cat(pair, 1) for pair in zip(parts, scene, strict=True)))
+    shown = repose(hands.rgbd, part, _shows(hands, limbs), to_view, _joined(part.device), intrinsics)
+    hand = Layers(_first_of(shown), target[:, None], shown.mask.any(1, keepdim=True))
+    return Layers(*(torch.cat(pair, 1) for pair in zip(hand, scene, strict=True)))
 
 
-def _first_only(mask: Tensor) -> Tensor:
-    """Masks bool [B, N, h, w] -> the same, each without what those before it show."""
-    before = mask.cumsum(1) - mask.long()
-    return mask & (before == 0)
+def _shows(hands: Pictures, limbs: Limbs) -> Tensor:
+    """Which pixels of pictures belong to a hand that is present now, bool [B, N, h, w]."""
+    shows = torch.zeros_like(hands.owner, dtype=torch.bool)
+    for hand in limbs.rows:
+        own = (hands.owner > NUM_PARTS * hand) & (hands.owner <= NUM_PARTS * (hand + 1))
+        shows = shows | (own & limbs.present[:, hand, None, None, None])
+    return shows & hands.valid[..., None, None]
+
+
+def _first_of(shown: Reposed) -> Tensor:
+    """One picture of several [B, N, 4, h, w]: at each pixel the first that shows anything. [B, 1, 4, h, w]."""
+    first, mask = shown.rgbd[:, 0], shown.mask[:, 0, None]
+    for rgbd, more in zip(shown.rgbd[:, 1:].unbind(1), shown.mask[:, 1:].unbind(1), strict=True):
+        first, mask = torch.where(mask, first, rgbd), mask | more[:, None]
+    return first[:, None]
 
 
 @lru_cache(maxsize=8)
@@ -181,17 +190,41 @@ def _reaches(surface: Tensor, centres: Tensor, body: _Body) -> Tensor:
     return _part_around(surface - middle, centres - middle, body.reach.expand(centres.shape[:2]), body.part)
 
 
-def _covers(centres: Tensor, body: _Body, intrinsics: Tensor, size: int) -> Tensor:
-    """Which part's core, around centres [B, K, 3] in camera axes, lies in the pixels, if nothing is before it: long
-    [B, P]; -1 where none does."""
+def _covers(centres: Tensor, body: _Body, intrinsics: Tensor, size: int, rows: slice, columns: slice) -> Tensor:
+    """Which part's core, around centres [B, K, 3] in camera axes, lies in the pixels of a window, if nothing is before
+    it: long [B, P]; -1 where none does."""
+    places, radius = _project(centres, body.core, intrinsics, size)
+    along = torch.arange(size, device=places.device, dtype=places.dtype) + 0.5
+    down, across = torch.meshgrid(along[rows], along[columns], indexing="ij")
+    pixels = torch.stack([across, down], -1).flatten(0, 1)
+    return _part_around(pixels.expand(len(places), -1, -1), places, radius, body.part)
+
+
+def _project(centres: Tensor, radius: Tensor, intrinsics: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Balls of radius [K] metres around centres [B, K, 3] in camera axes -> their places [B, K, 2] and radii [B, K] in
+    pixels, 0 for those behind the camera."""
     x, y, z = centres.unbind(-1)
     focal, centre = intrinsics[:, None, :2] * size, intrinsics[:, None, 2:] * size
     ahead = z.clamp_min(MIN_DEPTH)
     places = torch.stack([x, y], -1) / ahead[..., None] * focal + centre
-    radius = torch.where(z > MIN_DEPTH, body.core * focal[..., 0] / ahead, 0.0)
-    along = torch.arange(size, device=z.device, dtype=z.dtype) + 0.5
-    pixels = torch.stack([along.repeat(size), along.repeat_interleave(size)], -1)
-    return _part_around(pixels.expand(len(z), -1, -1), places, radius, body.part)
+    return places, torch.where(z > MIN_DEPTH, radius * focal[..., 0] / ahead, 0.0)
+
+
+def _window(centres: Tensor, body: _Body, present: Tensor, intrinsics: Tensor, size: int) -> tuple[slice, slice]:
+    """Rows and columns, at least one, outside of which no row's hand owns a pixel; all of them where shapes are to be
+    static."""
+    if centres.device.type != "cpu" or torch.compiler.is_compiling():
+        return slice(0, size), slice(0, size)
+    places, radius = _project(centres, body.reach, intrinsics, size)
+    counts = present[:, None] & (centres[..., 2] > MIN_DEPTH)
+    if not counts.any():
+        return slice(0, 1), slice(0, 1)
+    # What lies nearer than the centre is larger in the picture, hence the half more; and two pixels for the rim.
+    reach = (1.5 * radius[counts] + 2.0)[:, None]
+    low = (places[counts] - reach).amin(0).clamp(0, size - 1).int().tolist()
+    high = (places[counts] + reach).amax(0).ceil().clamp(1, size).int().tolist()
+    (left, top), (right, bottom) = low, high
+    return slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
 
 
 def _part_around(points: Tensor, centres: Tensor, radius: Tensor, part: Tensor) -> Tensor:

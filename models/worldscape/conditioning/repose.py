@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldscape.conditioning.camera import camera_rays, invert_pose
-from worldscape.conditioning.reproject import FAR, MIN_DEPTH, NEARER, decode_depth, encode_depth
+from worldscape.conditioning.reproject import FAR, MIN_DEPTH, NEARER, decode_depth, encode_depth, least_of_three
 
 AGREEMENT = 0.025  # metres between what a picture holds and what was supposed: less than a finger is thick, twice
 NOTHING = 0.9 * FAR  # metres, and more: no surface
@@ -34,20 +34,22 @@ def repose(rgbd: Tensor, part: Tensor, own: Tensor, to_view: Tensor, joined: Ten
     pictures and view.
     """
     shape, size = rgbd.shape[:2], rgbd.shape[-1]
-    pixels = (intrinsics * size).repeat_interleave(shape[1], 0)
-    rays = camera_rays(intrinsics, size).flatten(1, 2).repeat_interleave(shape[1], 0)
+    view = _Views(
+        rays=camera_rays(intrinsics, size).flatten(1, 2).repeat_interleave(shape[1], 0).flatten(0, 1),
+        pixels=(intrinsics * size).repeat_interleave(shape[1], 0),
+        size=size,
+    )
     there, back = to_view.flatten(0, 1), invert_pose(to_view).flatten(0, 1)
-    depth = decode_depth(rgbd[:, :, 3]).flatten(0, 1).flatten(1)
-    part, own = part.flatten(0, 1).flatten(1), own.flatten(0, 1).flatten(1)
-    fine = _splat(rays * depth[..., None], part, own, there, pixels, size)
+    depth = decode_depth(rgbd[:, :, 3]).flatten()
+    part, own = part.flatten(), own.flatten()
+    fine = _splat(view, depth, part, own, there)
     stored = pack(depth.masked_fill(~own, -FAR), part.to(torch.int32))
-    surface, place, mask = _look_back(_candidates(fine), rays, stored, back, joined, pixels, size)
-    grid = (place * (2.0 / size) - 1.0).clamp(-2.0, 2.0).unflatten(1, (size, size))
+    surface, place, mask = _look_back(view, _candidates(fine), stored, back, joined)
+    grid = (place * (2.0 / size) - 1.0).clamp(-2.0, 2.0).unflatten(0, (-1, size, size))
     rgb = F.grid_sample(rgbd[:, :, :3].flatten(0, 1), grid, "bicubic", "border", align_corners=False).clamp(-1.0, 1.0)
-    shown = torch.cat([rgb, encode_depth(surface).unflatten(1, (1, size, size))], 1)
-    mask = mask.unflatten(1, (size, size))
-    shown = shown.masked_fill(~mask[:, None], 0.0)
-    return Reposed(shown.unflatten(0, shape), mask.unflatten(0, shape))
+    shown = torch.cat([rgb, encode_depth(surface).view(-1, 1, size, size)], 1)
+    mask = mask.view(-1, size, size)
+    return Reposed(shown.masked_fill(~mask[:, None], 0.0).unflatten(0, shape), mask.unflatten(0, shape))
 
 
 def least_with_number(values: Tensor, number: Tensor, axis: int) -> tuple[Tensor, Tensor]:
@@ -71,57 +73,92 @@ def unpack(values: Tensor) -> Tensor:
     return values.view(torch.int32).bitwise_and((1 << PART_BITS) - 1).long()
 
 
-def _carry(points: Tensor, part: Tensor, matrices: Tensor) -> Tensor:
-    """Points [M, P, 3] of parts long [M, P], moved by matrices [M, Q, 4, 4]: [M, P, 3]."""
-    first = torch.arange(len(matrices), device=part.device)[:, None] * matrices.shape[1]
-    rows = matrices[:, :, :3].flatten(2).flatten(0, 1).index_select(0, (part + first).flatten())
-    rows = rows.view(*part.shape, 3, 4)
-    return (rows[..., :3] * points[..., None, :]).sum(-1) + rows[..., 3]
+class _Views(NamedTuple):
+    """M pictures of P pixels each, one after another: rays [M P, 3] through all pixels, and fx, fy, cx, cy in pixels
+    [M, 4]; size: height and width."""
+
+    rays: Tensor
+    pixels: Tensor
+    size: int
+
+    def project(self, points: Tensor, picture: Tensor) -> tuple[Tensor, Tensor]:
+        """Points [N, 3] in the axes of the cameras of pictures long [N] -> places [N, 2] (column, row; 0 at the left
+        and upper edge), and depths."""
+        z, pixels = points[:, 2], self.pixels[picture]
+        return points[:, :2] / z.clamp_min(MIN_DEPTH)[:, None] * pixels[:, :2] + pixels[:, 2:], z
+
+    def cell(self, place: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The pixel in its picture that places [N, 2] fall on (any, outside), and whether it is one."""
+        cell = place.floor()
+        is_inside = ((cell >= 0) & (cell < self.size)).all(-1) & (z > MIN_DEPTH)
+        cell = cell.clamp(0, self.size - 1).long()
+        return cell[:, 1] * self.size + cell[:, 0], is_inside
 
 
-def _project(points: Tensor, pixels: Tensor) -> tuple[Tensor, Tensor]:
-    """Camera coordinates [M, P, 3] -> places [M, P, 2] (column, row; 0 at the left and upper edge), and depths."""
-    z = points[..., 2]
-    return points[..., :2] / z.clamp_min(MIN_DEPTH)[..., None] * pixels[:, None, :2] + pixels[:, None, 2:], z
+def _chosen(mask: Tensor) -> Tensor:
+    """Positions long [N] of what a mask [M P] holds; of everything, where shapes are to be static."""
+    if mask.device.type != "cpu" or torch.compiler.is_compiling():
+        return torch.arange(len(mask), device=mask.device)
+    return mask.nonzero()[:, 0]
 
 
-def _splat(points: Tensor, part: Tensor, own: Tensor, there: Tensor, pixels: Tensor, size: int) -> Tensor:
+def _carry(points: Tensor, part: Tensor, picture: Tensor, matrices: Tensor) -> Tensor:
+    """Points [N, 3] of parts long [N] of pictures long [N], moved by matrices [M, Q, 4, 4]: [N, 3]."""
+    rows = matrices[:, :, :3].flatten(2).flatten(0, 1).index_select(0, part + picture * matrices.shape[1])
+    rows = rows.view(-1, 3, 4)
+    return (rows[..., :3] * points[:, None, :]).sum(-1) + rows[..., 3]
+
+
+def _splat(view: _Views, depth: Tensor, part: Tensor, own: Tensor, there: Tensor) -> Tensor:
     """Nearest depth that lands in each pixel of the view with the number of its part (`pack`): [M, h, w]."""
-    place, z = _project(_carry(points, part, there), pixels)
-    cell = place.floor().long()
-    is_inside = (z > MIN_DEPTH) & ((cell >= 0) & (cell < size)).all(-1) & own
-    index = torch.where(is_inside, cell[..., 1] * size + cell[..., 0], size * size)  # one more takes what falls outside
-    surface = z.new_full((len(z), size * size + 1), FAR)
-    surface.scatter_reduce_(1, index, pack(z, part.to(torch.int32)), "amin")
-    return surface[:, :-1].unflatten(1, (size, size))
+    num = view.size**2
+    which = _chosen(own)
+    picture = which.div(num, rounding_mode="floor")
+    points = _carry(view.rays[which] * depth[which, None], part[which], picture, there)
+    place, z = view.project(points, picture)
+    cell, is_inside = view.cell(place, z)
+    is_inside = is_inside & own[which]
+    index = torch.where(is_inside, picture * num + cell, len(depth))  # one more takes what falls outside
+    surface = z.new_full((len(depth) + 1,), FAR)
+    surface.scatter_reduce_(0, index, pack(z, part[which].to(torch.int32)), "amin")
+    return surface[:-1].view(-1, view.size, view.size)
 
 
 def _candidates(fine: Tensor) -> Tensor:
-    """Surfaces to try, [M, 3, P]: as splatted, and the nearest of 3 x 3 and 7 x 7 neighbours (see reproject)."""
-    near = -F.max_pool2d(-fine[:, None], 3, 1, 1)
-    return torch.cat([fine[:, None], near, -F.max_pool2d(-near, 5, 1, 2)], 1).flatten(2)
+    """Surfaces to try, [M P, 3]: as splatted, and the nearest of 3 x 3 and 7 x 7 neighbours (see reproject)."""
+    padded = F.pad(fine, (3, 3, 3, 3), value=FAR)
+    near = least_of_three(least_of_three(padded, 1, 1), 2, 1)
+    wide = least_of_three(least_of_three(near, 1, 2), 2, 2)
+    return torch.stack([fine, near[:, 2:-2, 2:-2], wide], -1).flatten(0, 2)
 
 
 def _look_back(
-    surfaces: Tensor, rays: Tensor, stored: Tensor, back: Tensor, joined: Tensor, pixels: Tensor, size: int
+    view: _Views, surfaces: Tensor, stored: Tensor, back: Tensor, joined: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Supposed surfaces [M, C, P] with their parts -> the one that is really there, [M, P], its place in the picture
-    [M, P, 2], and whether there is one, bool [M, P]. stored [M, P]: depth that the picture holds, with its part."""
-    num = surfaces.shape[1]
-    points = (rays[:, None] * surfaces[..., None]).flatten(1, 2)
-    supposed = unpack(surfaces).flatten(1)
-    place, z = _project(_carry(points, supposed, back), pixels)
-    cell = place.floor()
-    is_inside = ((cell >= 0) & (cell < size)).all(-1) & (z > MIN_DEPTH)
-    cell = cell.clamp(0, size - 1).long()
-    held = stored.gather(1, cell[..., 1] * size + cell[..., 0])
+    """Supposed surfaces [M P, C] with their parts, the widest last -> the one that is really there, [M P], its place in
+    the picture [M P, 2], and whether there is one, bool [M P]. stored [M P]: depth that the picture holds, with its
+    part."""
+    num, tried = view.size**2, surfaces.shape[1]
+    which = _chosen(surfaces[:, -1] < NOTHING)
+    surface = surfaces[which]
+    picture = which.div(num, rounding_mode="floor").repeat_interleave(tried)
+    points, supposed = (view.rays[which, None] * surface[..., None]).flatten(0, 1), unpack(surface).flatten()
+    place, z = view.project(_carry(points, supposed, picture, back), picture)
+    cell, is_inside = view.cell(place, z)
+    held = stored[picture * num + cell]
     is_joined = joined.flatten()[supposed * len(joined) + unpack(held)]
-    sees = (is_inside & is_joined & ((held - z).abs() < AGREEMENT)).unflatten(1, (num, -1)) & (surfaces < NOTHING)
-    place = place.unflatten(1, (num, -1))
-    chosen, chosen_place, seen = surfaces[:, 0], place[:, 0], sees[:, 0]
-    for number in range(1, num):
-        surface = surfaces[:, number]
-        take = sees[:, number] & (~seen | (surface < NEARER * chosen))
-        chosen, seen = torch.where(take, surface, chosen), seen | take
-        chosen_place = torch.where(take[..., None], place[:, number], chosen_place)
-    return chosen, chosen_place, seen
+    sees = (is_inside & is_joined & ((held - z).abs() < AGREEMENT)).view(-1, tried) & (surface < NOTHING)
+    place = place.view(-1, tried, 2)
+    chosen, chosen_place, seen = surface[:, 0], place[:, 0], sees[:, 0]
+    for number in range(1, tried):
+        take = sees[:, number] & (~seen | (surface[:, number] < NEARER * chosen))
+        chosen, seen = torch.where(take, surface[:, number], chosen), seen | take
+        chosen_place = torch.where(take[:, None], place[:, number], chosen_place)
+    everywhere = (
+        surfaces[:, 0].clone(),
+        surfaces.new_zeros(len(surfaces), 2),
+        torch.zeros_like(stored, dtype=torch.bool),
+    )
+    for whole, found in zip(everywhere, (chosen, chosen_place, seen), strict=True):
+        whole[which] = found
+    return everywhere

@@ -202,3 +202,10 @@ def _project(x: Tensor, y: Tensor, z: Tensor, intrinsics: Tensor, size: int) -> 
     fx, fy, cx, cy = (repeat(value, "b -> b 1 1") for value in intrinsics.unbind(-1))
     depth = z.clamp_min(MIN_DEPTH)
     return (x / depth * fx + cx) * size, (y / depth * fy + cy) * size
+
+
+def least_of_three(x: Tensor, axis: int, step: int) -> Tensor:
+    """Minimum of three neighbours `step` apart along an axis, which gets shorter by 2 * step."""
+    length = x.shape[axis] - 2 * step
+    low, middle, high = (x.narrow(axis, start, length) for start in (0, step, 2 * step))
+    return torch.minimum(torch.minimum(low, middle), high)

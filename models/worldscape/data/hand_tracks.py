@@ -20,7 +20,9 @@ class HandTracks:
     """Hands of all N frames of a FrameStore, left then right; zero where there is none.
 
     state and command float32 [N, 2, 16] in world axes, present bool [N, 2]; action float32 [N, 2, 13] that led to the
-    frame and is_told bool [N, 2], whether it is known; task int64 [N]: place in `heads.HAND_TASKS`, NO_TASK without.
+    frame and is_told bool [N, 2], whether it is known; task int64 [N]: place in `hand_tasks.HAND_TASKS`,
+    NO_TASK without. places float32 [N, 2, 3] of object and target in world axes (NaN where not recorded), touch float32
+    [N, 3]: contact, grasped, lifted.
     """
 
     state: np.ndarray
@@ -29,6 +31,8 @@ class HandTracks:
     action: np.ndarray
     is_told: np.ndarray
     task: np.ndarray
+    places: np.ndarray
+    touch: np.ndarray
 
     def at(self, index: np.ndarray) -> RecordedHands:
         """The hands of the frames at these positions [...]."""
@@ -71,7 +75,20 @@ def _track(episode: Episode) -> dict[str, np.ndarray]:
         "action": action,
         "is_told": is_told,
         "task": task.astype(np.int64),
+        **_things(episode),
     }
+
+
+def _things(episode: Episode) -> dict[str, np.ndarray]:
+    """Places of object and target [T + 1, 2, 3], NaN where they are not recorded, and touch [T + 1, 3]."""
+    frames = len(episode) + 1
+    places, touch = np.full((frames, 2, 3), np.nan, np.float32), np.zeros((frames, 3), np.float32)
+    if episode.object_pose is not None and episode.target is not None:
+        places[:, 0], places[:, 1] = episode.object_pose[:, :3, 3], episode.target
+    for column, flags in enumerate((episode.contact, episode.grasped, episode.lifted)):
+        if flags is not None:
+            touch[:, column] = flags
+    return {"places": places, "touch": touch}
 
 
 def _actions(episode: Episode) -> tuple[np.ndarray, np.ndarray]:

@@ -27,7 +27,7 @@ from worldscape.conditioning.hand_model import FINGERTIPS
 from worldscape.conditioning.hands import HANDS
 from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.data.starts import WINDOWED, Starts, save_starts
-from worldscape.heads import HAND_TASKS
+from worldscape.hand_tasks import HAND_TASKS
 from worldscape.policy import PixelPolicy, open_stack, push_frames
 from worldscape.progress import Progress
 

@@ -37,8 +37,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     actions = add_evaluation(evaluations, "actions", run_actions, episodes=32, policy="restless")
     actions.add_argument("--steps", type=int, default=64, help="steps of each episode")
     actions.add_argument("--segment", type=int, default=16, help="steps after which a dream is opened anew")
-    actions.add_argument("--updates", type=int, default=1200, help="training updates of the inverse-dynamics model")
-    actions.add_argument("--training-episodes", type=int, default=48, help="episodes of 96 steps that it learns from")
+    actions.add_argument("--updates", type=int, help="training updates of the reader of actions; default: its own")
+    actions.add_argument("--training-episodes", type=int, help="episodes that it learns from; default: its own")
     drift = add_evaluation(evaluations, "drift", run_drift, episodes=8, policy="explore")
     drift.add_argument("--steps", type=int, default=1000, help="length of each dream")
     drift.add_argument("--window", type=int, default=100, help="steps that one row of statistics covers")
@@ -57,8 +57,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         evaluations, "hands", run_hands, episodes=64, policy="mixed", sources=("tabletop",), weights="nano-hands"
     )
     hands.add_argument("--horizons", type=read_counts, default=(4, 16, 32), help="comma-separated steps")
-    hands.add_argument("--updates", type=int, default=1500, help="training updates of the hand reader")
-    hands.add_argument("--training-episodes", type=int, default=48, help="episodes of 96 steps that it learns from")
+    hands.add_argument("--updates", type=int, help="training updates of the hand reader; default: its own")
+    hands.add_argument("--training-episodes", type=int, help="episodes that it learns from; default: its own")
     memory = add_evaluation(evaluations, "memory", run_memory, episodes=16, policy=None, sources=WALKED)
     memory.add_argument("--policies", type=read_names, default=("maco", "local", "sink+local", "full"))
     memory.add_argument("--paths", type=read_names, default=("spin", "turn_and_back", "walk_and_back", "loop"))
@@ -136,7 +136,7 @@ def run_actions(args: argparse.Namespace) -> None:
 
     begin = time.perf_counter()
     _check_segment(args)
-    config = inverse.InverseDynamicsConfig(updates=args.updates, num_episodes=args.training_episodes)
+    config = inverse.InverseDynamicsConfig(**_asked_of_judge(args))
     engine, episodes = _prepare(args, args.steps)
     path = args.out and args.out / "inverse_dynamics.safetensors"
     reader = _load_reader(path, config, episodes.frames.shape[2], args.source)
@@ -175,13 +175,19 @@ def _load_hand_reader(args: argparse.Namespace, episodes: EpisodeBatch):
     """The network that finds hands, trained on the simulator unless it lies in --out."""
     from worldscape.evaluate import hand_reader
 
-    config = hand_reader.HandReaderConfig(updates=args.updates, num_episodes=args.training_episodes)
+    config = hand_reader.HandReaderConfig(**_asked_of_judge(args))
     judge = Judge(args.source, "mixed", episodes.frames.shape[2])
 
     def walk() -> EpisodeBatch:
         return judge.episodes(config.num_episodes, config.num_steps, first_seed=config.first_seed)
 
     return hand_reader.load_or_train_reader(args.out and args.out / "hand_reader.safetensors", config, walk)
+
+
+def _asked_of_judge(args: argparse.Namespace) -> dict[str, int]:
+    """Settings of a judge's training that the command line names."""
+    asked = {"updates": args.updates, "num_episodes": args.training_episodes}
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 def _name_of(name: str, args: argparse.Namespace) -> str:

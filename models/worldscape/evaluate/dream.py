@@ -37,7 +37,7 @@ class Engine(Protocol):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DreamedHands:
     """Hands in N dreams of S steps: keypoints float32 [N, S, 2, 21, 3] metres, world axes; reward and success float32
-    [N, S, 3] of each of `heads.HAND_TASKS`.
+    [N, S, 3] of each of `hand_tasks.HAND_TASKS`.
     """
 
     keypoints: np.ndarray

@@ -25,6 +25,7 @@ RIGHT = 1
 FLESH = 0.03  # metres from a bone within which a surface belongs to the hand (the back of the palm is that thick)
 ABOVE_TABLE = 0.004  # metres above y = 0 from which on a surface is not the table's
 FRAMES_AT_ONCE = 256
+MASK_WIDTH = 8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,7 +33,10 @@ class HandReaderConfig(JudgeConfig):
     """JudgeConfig of the hand reader; its width is a multiple of 8."""
 
     name: ClassVar[str] = "hand reader"
-    updates: int = 1500
+    num_episodes: int = 320
+    num_steps: int = 40
+    batch_size: int = 32
+    updates: int = 4000
 
     def __post_init__(self) -> None:
         JudgeConfig.__post_init__(self)
@@ -58,24 +62,33 @@ class HandReader(nn.Module):
         widths = (9, width, 2 * width, 3 * width, 3 * width)
         self.downs = nn.ModuleList(_stride(a, b) for a, b in zip(widths[:-1], widths[1:], strict=True))
         self.ups = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(a + b, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU())
+            nn.Sequential(nn.Conv2d(a + b, b, 1), nn.Conv2d(b, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU())
             for a, b in ((3 * width, 3 * width), (3 * width, 2 * width), (2 * width, width))
         )
-        self.maps = nn.Conv2d(width, NUM_KEYPOINTS + 4, 3, padding=1)
+        self.heat = nn.Conv2d(width, NUM_KEYPOINTS, 3, padding=1)
+        self.whole = nn.Conv2d(width, 4 * MASK_WIDTH, 1)
+        self.mask = nn.Sequential(
+            nn.Conv2d(MASK_WIDTH + 9, 2 * MASK_WIDTH, 3, padding=1),
+            nn.GroupNorm(8, 2 * MASK_WIDTH),
+            nn.SiLU(),
+            nn.Conv2d(2 * MASK_WIDTH, 1, 3, padding=1),
+        )
         self.events = nn.Sequential(
             nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48 * width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 2)
         )
 
     def forward(self, first: Tensor, now: Tensor) -> HandReading:
-        x, skips = torch.cat([first - 0.5, now - 0.5, now - first], dim=1), []
+        pixels = torch.cat([first - 0.5, now - 0.5, now - first], dim=1)
+        pixels = pixels.contiguous(memory_format=torch.channels_last)
+        x, skips = pixels, []
         for down in self.downs:
             x = down(x)
             skips.append(x)
         moved, lifted = self.events(x).unbind(1)
         for up, skip in zip(self.ups, reversed(skips[:-1]), strict=True):
             x = up(torch.cat([F.interpolate(x, size=skip.shape[-2:], mode="nearest"), skip], 1))
-        heat, mask = self.maps(x).split([NUM_KEYPOINTS, 4], 1)
-        return HandReading(F.pixel_shuffle(mask, 2)[:, 0], find_peaks(heat) * now.shape[-1], moved, lifted)
+        mask = self.mask(torch.cat([F.pixel_shuffle(self.whole(x), 2), pixels], 1))[:, 0]
+        return HandReading(mask, find_peaks(self.heat(x)) * now.shape[-1], moved, lifted)
 
 
 def find_peaks(heat: Tensor) -> Tensor:
@@ -110,13 +123,20 @@ def hand_mask(depth: Tensor, pose: Tensor, intrinsics: Tensor, keypoints: Tensor
     return (nearest < FLESH) & (points[..., 1] < -ABOVE_TABLE)
 
 
-def label_frames(episodes: EpisodeBatch, rows: np.ndarray, first: np.ndarray, now: np.ndarray) -> HandLabels:
-    """Labels of frames (rows, now), [M] each, as seen after frames (rows, first)."""
-    truth = hands_of(episodes)
-    keypoints, pixels = (torch.from_numpy(part[rows, now, RIGHT]) for part in (truth.keypoints, truth.pixels))
+def mask_frames(episodes: EpisodeBatch, rows: np.ndarray, now: np.ndarray) -> Tensor:
+    """The right hand's mask in frames (rows, now), [M] each: bool [M, h, w]."""
+    keypoints = torch.from_numpy(hands_of(episodes).keypoints[rows, now, RIGHT])
     depth, pose = (torch.from_numpy(part[rows, now]) for part in (episodes.depth, episodes.pose))
-    mask = hand_mask(depth, pose, torch.from_numpy(episodes.intrinsics[rows]), keypoints)
-    inside = ((pixels >= 0) & (pixels < depth.shape[-1])).all(-1)
+    return hand_mask(depth, pose, torch.from_numpy(episodes.intrinsics[rows]), keypoints)
+
+
+def label_frames(
+    episodes: EpisodeBatch, rows: np.ndarray, first: np.ndarray, now: np.ndarray, mask: Tensor
+) -> HandLabels:
+    """Labels of frames (rows, now), [M] each, with these masks, as seen after frames (rows, first)."""
+    truth = hands_of(episodes)
+    pixels = torch.from_numpy(truth.pixels[rows, now, RIGHT])
+    inside = ((pixels >= 0) & (pixels < mask.shape[-1])).all(-1)
     way = np.linalg.norm(truth.object[rows, now] - truth.object[rows, first], axis=-1)
     moved, lifted = ((torch.from_numpy(flag).float()) for flag in (way > MOVED, truth.lifted[rows, now]))
     return HandLabels(mask, pixels, inside, moved, lifted)
@@ -130,17 +150,30 @@ def hands_of(episodes: EpisodeBatch) -> HandTruth:
 
 
 def train_hand_reader(episodes: EpisodeBatch, config: HandReaderConfig) -> HandReader:
-    """Fit the reader to pairs of frames of the same episode."""
+    """Fit the reader to pairs of frames of the same episode, some of them a little blurred, as dreams are."""
     rng = np.random.default_rng(config.seed)
-    frames = torch.from_numpy(episodes.frames)
+    frames, masks = torch.from_numpy(episodes.frames), _all_masks(episodes)
 
     def draw_loss(model: HandReader) -> Tensor:
         rows = rng.integers(len(episodes), size=config.batch_size)
         first, now = np.sort(rng.integers(episodes.num_steps + 1, size=(2, config.batch_size)), axis=0)
-        reading = model(to_unit(frames[rows, first]), to_unit(frames[rows, now]))
-        return reader_loss(reading, label_frames(episodes, rows, first, now))
+        share = torch.from_numpy(np.maximum(rng.uniform(-1.0, 1.0, config.batch_size), 0.0).astype(np.float32))
+        seen = (blur(to_unit(frames[rows, at]), share) for at in (first, now))
+        return reader_loss(model(*seen), label_frames(episodes, rows, first, now, masks[rows, now]))
 
     return fit(HandReader, config, draw_loss)
+
+
+def blur(pictures: Tensor, share: Tensor) -> Tensor:
+    """Pictures [B, 3, h, w] mixed with the means of their 3 x 3 neighbourhoods, by shares [B]."""
+    smooth = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    return pictures.lerp(smooth, share[:, None, None, None])
+
+
+def _all_masks(episodes: EpisodeBatch) -> Tensor:
+    """The hand's mask in every frame, bool [N, T + 1, h, w]: made once, it is what labels take longest for."""
+    every = np.arange(episodes.num_steps + 1)
+    return torch.stack([mask_frames(episodes, np.full_like(every, row), every) for row in range(len(episodes))])
 
 
 def reader_loss(reading: HandReading, labels: HandLabels) -> Tensor:

@@ -22,6 +22,7 @@ from worldscape.evaluate.hand_reader import (
     HandReading,
     hands_of,
     label_frames,
+    mask_frames,
     read_hands,
 )
 from worldscape.evaluate.pictures import save_film, save_grid
@@ -151,7 +152,8 @@ def judge_hand_motion(engine: Engine, episodes: EpisodeBatch, reader: HandReader
 def labels_at(episodes: EpisodeBatch, horizon: int) -> HandLabels:
     """The simulator's labels of the frames after `horizon` steps."""
     rows = np.arange(len(episodes))
-    return label_frames(episodes, rows, np.zeros_like(rows), np.full_like(rows, horizon))
+    now = np.full_like(rows, horizon)
+    return label_frames(episodes, rows, np.zeros_like(rows), now, mask_frames(episodes, rows, now))
 
 
 def project_dreamed(hands: DreamedHands, episodes: EpisodeBatch, horizon: int) -> np.ndarray:

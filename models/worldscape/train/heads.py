@@ -18,12 +18,15 @@ from worldscape.conditioning.camera import apply_control
 from worldscape.conditioning.hands import HandScale
 from worldscape.config import WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, load_frames
+from worldscape.heads import Heads
 from worldscape.train.codec import picture_rows
 from worldscape.train.config import DEBUG, TrainConfig
-from worldscape.train.hand_heads import hand_labels, hand_losses
+from worldscape.train.hand_heads import dreamlike, hand_labels, hand_losses, has_things, thing_labels, thing_losses
 from worldscape.train.rollouts import Moment, RolloutPlan, take_rollouts
 from worldscape.train.world import NUM_SAMPLES
 from worldscape.world import WorldModel
+
+DEPTH_WEIGHT = 4.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,16 +34,21 @@ class HeadsTrainConfig(TrainConfig):
     """TrainConfig of the heads stage; batch_size counts frames.
 
     dreams: stretches of episodes that are dreamed again (half as many are read as recorded); dream_frames: frames of
-    each. pictures: frames a step that the depth head learns from.
+    each. pictures: frames a step that the depth head learns from; things and events: those that the things head and
+    the events head learn from. pictures_only: train those three on recorded frames and leave motion and wrists as
+    they are; needs no dreams.
     """
 
     dreams: int = 640
     dream_frames: int = 40
+    pictures_only: bool = False
     pictures: int = 16
+    things: int = 64
+    events: int = 64
 
 
 DEFAULTS: dict[str, TrainConfig] = {
-    "debug": HeadsTrainConfig(**DEBUG, batch_size=16, dreams=4, dream_frames=8, pictures=4),
+    "debug": HeadsTrainConfig(**DEBUG, batch_size=16, dreams=4, dream_frames=8, pictures=4, things=4, events=4),
     "nano": HeadsTrainConfig(
         steps=2500, batch_size=128, lr=1e-3, warmup=100, ema=0.998, precision="bf16", threads=2, sample_every=1000
     ),
@@ -52,22 +60,33 @@ DEFAULTS: dict[str, TrainConfig] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadsStage:
-    """Trains the heads on rollouts; the last NUM_SAMPLES episodes are kept for the sample pictures."""
+    """Trains the heads on rollouts, that of things on the frames `tables`, long [N], of training episodes, and that of
+    events on those without tasks for hands, `walks`; the last NUM_SAMPLES episodes are kept for the sample pictures."""
 
     store: FrameStore
     rollouts: dict[str, Tensor]
     config: HeadsTrainConfig
     scale: HandScale
+    tables: np.ndarray
+    walks: np.ndarray
     name: str = "heads"
 
     def trainable(self, model: WorldModel) -> nn.Module:
-        """The heads."""
-        return model.heads
+        """The heads; without rollouts those that read pictures."""
+        return model.heads if self.rollouts else model.heads.of_pictures()
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
-        """What the heads see, [B, ...] (what_heads_see); what followed: control, free, walks, reward, end, each [B] but
-        the control [B, 6], and of hands hand_labels; and pictures [N, 4, h, w]."""
+        """What the heads see, [B, ...] (what_heads_see), with what followed: control, free, walks, each [B] but the
+        control [B, 6], and of hands hand_labels; pictures [N, 4, h, w]; events; and of hands thing_labels."""
         rng = np.random.default_rng([self.config.seed, step, rank, 8])
+        moved = self._motion(rng) if self.rollouts else {}
+        pictures = rng.integers(self.store.starts[num_training(self.store)], size=self.config.pictures)
+        things = {}
+        if self.store.hands is not None and len(self.tables):
+            things = thing_labels(self.store, self.store.hands, rng.choice(self.tables, self.config.things), rng)
+        return {**moved, "picture": self.store.rgbd(pictures), **self._events(rng), **things}
+
+    def _motion(self, rng: np.random.Generator) -> dict[str, Tensor]:
         stretches, length = self.rollouts["frames"].shape
         place = (
             torch.from_numpy(rng.integers(stretches, size=self.config.batch_size)),
@@ -76,7 +95,6 @@ class HeadsStage:
         now = self.rollouts["frames"][place].numpy()
         walks = is_walk(self.store, now + 1) & ~is_repeated_refusal(self.store, now + 1)
         tracks = self.store.hands
-        pictures = rng.integers(self.store.starts[num_training(self.store)], size=self.config.pictures)
         return {
             "features": self.rollouts["features"][place].float(),
             "latent": self.rollouts["latent"][place].float(),
@@ -84,37 +102,42 @@ class HeadsStage:
             "control": torch.from_numpy(self.store.controls[now + 1]),
             "free": torch.from_numpy((~is_refused(self.store, now + 1)).astype(np.float32)),
             "walks": torch.from_numpy(walks.astype(np.float32)),
-            "reward": torch.from_numpy(is_paid(self.store, now).astype(np.float32)),
-            "end": torch.from_numpy(np.maximum(self.store.terminated[now], self.store.success[now])),
-            "picture": self.store.rgbd(pictures),
             **({} if tracks is None else hand_labels(self.store, tracks, now, self.scale)),
         }
 
-    def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Binary cross-entropy of motion, reward and end; L1 of inverse depth; and hand_losses."""
-        features, latent, free, walks = (batch[name] for name in ("features", "latent", "free", "walks"))
-        motion = model.heads.motion(features, latent, batch["control"], batch["near"]).float()
-        events = model.heads.events(features, latent)
-        motion_loss = F.binary_cross_entropy_with_logits(motion, free, walks, reduction="sum")
-        motion_loss = motion_loss / walks.sum().clamp_min(1)
-        reward_loss = F.binary_cross_entropy_with_logits(events.reward.float(), batch["reward"])
-        end_loss = F.binary_cross_entropy_with_logits(events.end.float(), batch["end"])
-        depth = model.heads.depth(batch["picture"][:, :3]).float()
-        depth_loss = (depth - batch["picture"][:, 3]).abs().mean()
-        hands = hand_losses(model.heads, batch) if "is_told" in batch else {}
-        hand_loss = sum((hands[name] for name in ("wrist", "task") if hands), depth_loss.new_zeros(()))
-        refused, pays = (motion <= 0).float(), (events.reward > 0).float()
+    def _events(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Training frames, some in a mirror and as dreams are: event_rgbd [N, 4, h, w], reward and end [N]."""
+        frames = rng.choice(self.walks, self.config.events)
+        is_mirrored = torch.from_numpy(rng.random(len(frames)) < 0.5)[:, None, None, None]
+        seen = dreamlike(self.store.rgbd(frames), rng)
         return {
-            "loss": motion_loss + reward_loss + end_loss + 4.0 * depth_loss + hand_loss,
-            "motion": motion_loss.detach(),
-            "blocked_share": share(1 - free, walks),
-            "blocked_recall": share(refused, walks * (1 - free)),
-            "blocked_precision": share(1 - free, walks * refused),
+            "event_rgbd": torch.where(is_mirrored, seen.flip(-1), seen),
+            "reward": torch.from_numpy(is_paid(self.store, frames).astype(np.float32)),
+            "end": torch.from_numpy(np.maximum(self.store.terminated[frames], self.store.success[frames])),
+        }
+
+    def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        """Binary cross-entropy of motion, reward and end; L1 of inverse depth; hand_losses and thing_losses."""
+        heads = model.heads
+        events = heads.events(batch["event_rgbd"])
+        reward = F.binary_cross_entropy_with_logits(events.reward.float(), batch["reward"])
+        end = F.binary_cross_entropy_with_logits(events.end.float(), batch["end"])
+        depth = (heads.depth(batch["picture"][:, :3]).float() - batch["picture"][:, 3]).abs().mean()
+        pays = (events.reward > 0).float()
+        losses = {"events": reward + end, "depth": depth}
+        noted = {
             "reward_recall": share(pays, batch["reward"]),
             "reward_precision": share(batch["reward"], pays),
-            "depth": depth_loss.detach(),
-            **{name: value.detach() for name, value in hands.items()},
         }
+        for found in (
+            motion_losses(heads, batch) if "features" in batch else {},
+            hand_losses(heads, batch) if "is_told" in batch else {},
+            thing_losses(heads, batch) if "thing_rgbd" in batch else {},
+        ):
+            losses |= {name: found[name] for name in ("motion", "wrist", "things") if name in found}
+            noted |= {name: value for name, value in found.items() if name not in losses}
+        total = (DEPTH_WEIGHT - 1.0) * depth + torch.stack(list(losses.values())).sum()
+        return {"loss": total, **{name: value.detach() for name, value in {**losses, **noted}.items()}}
 
     def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
         """The last pictures of the last episodes, their inverse depth, and the guess."""
@@ -124,6 +147,20 @@ class HeadsStage:
         grey = [((depth + 1) * 127.5).round().to(torch.uint8) for depth in (picture[:, 3], guess)]
         rows = [depth[..., None].expand(-1, -1, -1, 3).cpu().numpy() for depth in grey]
         return {"depth": picture_rows([self.store.frames[index], *rows])}
+
+
+def motion_losses(heads: Heads, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Binary cross-entropy of free walks; share of blocked ones, recall and precision of refusals."""
+    free, walks = batch["free"], batch["walks"]
+    motion = heads.motion(batch["features"], batch["latent"], batch["control"], batch["near"]).float()
+    loss = F.binary_cross_entropy_with_logits(motion, free, walks, reduction="sum") / walks.sum().clamp_min(1)
+    refused = (motion <= 0).float()
+    return {
+        "motion": loss,
+        "blocked_share": share(1 - free, walks),
+        "blocked_recall": share(refused, walks * (1 - free)),
+        "blocked_precision": share(1 - free, walks * refused),
+    }
 
 
 def what_heads_see(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
@@ -195,5 +232,20 @@ def build_stage(
         length=train_config.dream_frames,
         seed=train_config.seed,
     )
-    rollouts = take_rollouts(load_world(init), store, dataset, plan, what_heads_see)
-    return HeadsStage(store=store, rollouts=rollouts, config=train_config, scale=model_config.hands)
+    rollouts: dict[str, Tensor] = {}
+    if not train_config.pictures_only:
+        rollouts = take_rollouts(load_world(init), store, dataset, plan, what_heads_see)
+    tables, walks = picture_frames(store)
+    return HeadsStage(
+        store=store, rollouts=rollouts, config=train_config, scale=model_config.hands, tables=tables, walks=walks
+    )
+
+
+def picture_frames(store: FrameStore) -> tuple[np.ndarray, np.ndarray]:
+    """Positions of the training frames that show things of a hand's task, and of those in which a walker is rewarded
+    (all, where every frame has a task for hands)."""
+    count = store.starts[num_training(store)]
+    if store.hands is None:
+        return np.zeros(0, np.int64), np.arange(count)
+    tables, walks = has_things(store.hands), np.flatnonzero(store.hands.task[:count] < 0)
+    return tables[tables < count], walks if len(walks) else np.arange(count)

@@ -1,0 +1,94 @@
+"""What a frame is worth to the tasks of a hand, from where hand, object and target are in it.
+
+The rewards are the tabletop's (`data/tabletop_tasks.py`, whose docstrings define them), in batches and of what a dream
+knows: places that a head reads off the picture and probabilities in place of facts. An object's speed is not known, so
+what nothing touches counts as still. Tests hold both against each other.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+HAND_TASKS = ("reach", "push", "pick_place")
+"""What hands are rewarded for, in the order of the recorded `task_id`."""
+
+REACH_RADIUS = 0.025  # metres between fingertip and target
+PLACE_RADIUS = 0.04  # metres on the table between the object's and the target's centre
+SOFTNESS = 0.005  # metres over which the probability of being within a radius falls
+FINGERTIP = 8  # keypoint that reaches
+PALM = (5, 9, 13)  # keypoints whose mean is the palm's place
+
+
+class Touch(NamedTuple):
+    """Probabilities [B] that hand and object touch, that thumb and fingers hold it, and that it is lifted."""
+
+    contact: Tensor
+    grasped: Tensor
+    lifted: Tensor
+
+
+class Facts(NamedTuple):
+    """What the tasks look at: points [B, 3] in world axes, metres (y points down); touch; was_lifted [B], 0 or 1, held
+    up at any time since the world was opened.
+    """
+
+    fingertip: Tensor
+    palm: Tensor
+    object: Tensor
+    target: Tensor
+    touch: Touch
+    was_lifted: Tensor
+
+
+class Worth(NamedTuple):
+    """Of a frame, for each of HAND_TASKS, [B, 3] each: dense reward and probability of success, in [0, 1]."""
+
+    reward: Tensor
+    success: Tensor
+
+
+def fingertip_and_palm(keypoints: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+    """Keypoints [B, 2, 21, 3], present bool [B, 2] -> fingertip and palm [B, 3] of the right hand, or of the left one
+    where there is no other."""
+    points = torch.where(present[:, 1, None, None] | ~present[:, :1, None], keypoints[:, 1], keypoints[:, 0])
+    return points[:, FINGERTIP], points[:, list(PALM)].mean(1)
+
+
+def judge(facts: Facts) -> Worth:
+    """What a frame is worth to each task."""
+    touch, on_disc = facts.touch, _on_table(facts.object, facts.target)
+    is_lifted, is_grasped = (touch.lifted > 0.5).float(), (touch.grasped > 0.5).float()
+    is_down = 1.0 - is_lifted
+    near = _nearness((facts.palm - facts.object).norm(dim=-1))
+    to_target = (facts.fingertip - facts.target).norm(dim=-1)
+    reached = _within(to_target, REACH_RADIUS)
+    pushed = _within(on_disc, PLACE_RADIUS) * is_down * (1.0 - is_grasped)
+    is_placed = facts.was_lifted * is_down * (on_disc < PLACE_RADIUS).float()
+    placed = facts.was_lifted * is_down * _within(on_disc, PLACE_RADIUS) * (1.0 - touch.contact)
+    held_up = is_lifted * is_grasped
+    either = torch.maximum(held_up, is_placed)
+    grasped = torch.maximum(is_grasped, is_placed)
+    rewards = (
+        0.8 * _nearness(to_target) + 0.2 * (reached > 0.5),
+        torch.where(pushed > 0.5, 1.0, (near + _nearness(on_disc)) / 3),
+        torch.where(placed > 0.5, 1.0, (near + grasped + either + either * _nearness(on_disc) + is_placed) / 6),
+    )
+    return Worth(torch.stack(rewards, -1), torch.stack([reached, pushed, placed], -1))
+
+
+def held_up(touch: Touch) -> Tensor:
+    """Whether the object is lifted and held, bool [B]."""
+    return (touch.lifted > 0.5) & (touch.grasped > 0.5)
+
+
+def _nearness(distance: Tensor) -> Tensor:
+    return 1.0 - torch.tanh(5.0 * distance)
+
+
+def _within(distance: Tensor, radius: float) -> Tensor:
+    return torch.sigmoid((radius - distance) / SOFTNESS)
+
+
+def _on_table(point: Tensor, target: Tensor) -> Tensor:
+    return (point - target)[:, [0, 2]].norm(dim=-1)
