@@ -24,7 +24,7 @@ from worldscape.conditioning.camera import (
 )
 from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HAND_STATE_WIDTH, HANDS
 from worldscape.conditioning.layers import Limbs
-from worldscape.conditioning.reproject import encode_depth, reproject
+from worldscape.conditioning.reproject import encode_depth, reproject, settle
 from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.config import MemoryConfig
 from worldscape.fast import FastTransformer
@@ -247,6 +247,8 @@ class WorldEngine:
         with torch.no_grad():
             finished = latent.detach()
             rgbd = self.codec.decode(finished, view.anchor, view.guess.skips).float().clamp(-1.0, 1.0)
+            if view.hands is not None:
+                rgbd = settle(rgbd, view.anchor, view.hands.limbs.present.any(1))
             self.commit(state, NewFrame(camera, realised, rgbd, finished), view, history, active)
         return Dreamed(latent, view)
 

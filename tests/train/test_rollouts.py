@@ -7,7 +7,7 @@ from torch import nn
 
 from worldscape.data.clips import FrameStore
 from worldscape.train.cache import cached
-from worldscape.train.heads import is_refused, is_repeated_refusal, is_walk, mirror_some
+from worldscape.train.heads import arriving, is_refused, is_repeated_refusal, is_walk, mirror_some
 from worldscape.train.rollouts import RolloutPlan
 
 WALK, TURN, STAND = (0, 0, 0.25, 0, 0, 0), (0, 0, 0, 0.26, 0, 0), (0, 0, 0, 0, 0, 0)
@@ -53,6 +53,14 @@ def test_only_the_first_of_equal_refusals_counts():
     assert is_walk(moves, index).tolist() == [False, True, True, True, False, True, True]
     assert is_refused(moves, index).tolist() == [False, False, True, True, False, True, False]
     assert is_repeated_refusal(moves, index).tolist() == [False, False, False, True, False, False, False]
+
+
+def test_who_stays_at_the_goal_arrives_once():
+    """Two episodes: one that begins there, leaves, comes back, stays and looks in again; one that ends there."""
+    paid = np.array([1, 1, 0, 0, 1, 1, 1, 1, 1, 0, 1, 0, 0, 1, 1, 1], bool)
+    arrives = np.flatnonzero(arriving(paid, np.array([0, 12, 16])))
+    assert arrives.tolist() == [4, 5, 6, 10, 13, 14, 15]
+    assert np.flatnonzero(arriving(paid[:12], np.array([0, 12, 16]))).tolist() == [4, 5, 6, 10]
 
 
 def test_about_half_of_the_surroundings_are_mirrored():

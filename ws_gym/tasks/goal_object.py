@@ -16,12 +16,13 @@ class GoalObject(Task):
     """MiniWorld's go-to-object: reward `1 - 0.2 * t / horizon` on reaching the goal object at step t, else 0.
 
     Reaching it is what the reward head, learned from the simulator's own events, reads from the dream: its probability
-    is above `threshold`. The episode ends there, or where the termination head says so.
+    is above `threshold`. The episode ends there, or where the termination head says so. On held-out recorded walks no
+    episode was paid before the walker had arrived at 0.7 and above, but 4 of 48 were at 0.5.
 
     Info terms: `reward_probability`, `end_probability`.
     """
 
-    def __init__(self, *, threshold: float = 0.5, horizon: int = 300) -> None:
+    def __init__(self, *, threshold: float = 0.75, horizon: int = 300) -> None:
         if not 0.0 < threshold < 1.0:
             raise ValueError(f"goal_object threshold is {threshold}; give a probability between 0 and 1.")
         if horizon < 1:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
@@ -18,11 +19,12 @@ from worldscape.conditioning.repose import Reposed, least_with_number, repose
 from worldscape.conditioning.reproject import MIN_DEPTH, believed, decode_depth, pixelwise
 
 NOBODY = 0  # owner of pixels of the still scene; part p of hand k owns those with NUM_PARTS k + p + 1
+RIM = 255  # owner of pixels that show a little of both, or a hand at a depth where it is not: of use to neither
 FOREARM = 0.32  # metres behind the wrist that move with it
 ALONG_BONES = (0.5, 1.0)  # places on each bone whose surroundings are looked at
 ALONG_PALM = (0.25, 0.5, 0.75, 1.0)  # the same on the long first bones of the fingers
 ALONG_FOREARM = 12  # points on the forearm
-FLESH, SLEEVE = 0.024, 0.034  # metres around points of bones and forearm: surfaces there are the hand's
+FLESH, SLEEVE = 0.028, 0.04  # metres around points of bones and forearm: surfaces there are the hand's
 CORE_OF_FINGER, CORE_OF_PALM, CORE_OF_SLEEVE = 0.009, 0.016, 0.024  # metres around those points: whatever is seen there
 
 
@@ -58,10 +60,11 @@ class Layers(NamedTuple):
 
 def owned_by(depth: Tensor, pose: Tensor, intrinsics: Tensor, limbs: Limbs) -> Tensor:
     """Depth [B, h, w] in metres seen from poses [B, 4, 4], intrinsics [B, 4] -> who owns each pixel, uint8 [B, h, w]:
-    NOBODY, or one more than the number of a part: 16 of the left hand, then 16 of the right one.
+    NOBODY, RIM, or one more than the number of a part: 16 of the left hand, then 16 of the right one.
 
-    Hand or forearm lies within reach of the surface there, or their core lies in the pixel, whatever its depth: in a
-    dream that is not to be relied on. The pixels around, which show a little of both, are owned too.
+    A part owns the surfaces within its reach. RIM is where only its core lies in the pixel, whatever is seen there
+    (dreamed depth is not to be relied on), and around all those. Carried along with the hand, such pixels fell off it
+    at the depth of the table and lay about as debris; left in the scene, they are the outlines of hands that are gone.
     """
     size = depth.shape[-1]
     owner = torch.zeros_like(depth)
@@ -73,10 +76,13 @@ def owned_by(depth: Tensor, pose: Tensor, intrinsics: Tensor, limbs: Limbs) -> T
         rays = camera_rays(intrinsics, size)[:, rows, columns] * seen[..., None]
         reached = _reaches(rearrange(rays, "b h w c -> b (h w) c"), centres, body)
         part = torch.where(reached >= 0, reached, _covers(centres, body, intrinsics, size, rows, columns))
-        code = torch.where(limbs.present[:, hand, None], part + 1, 0).unflatten(1, seen.shape[1:]).to(depth)
-        code = code + (code > 0) * (NUM_PARTS * hand)
-        code = torch.where(code > 0, code, torch.nn.functional.max_pool2d(code[:, None], 3, 1, 1)[:, 0])
-        owner[:, rows, columns] = torch.where(code > 0, code, owner[:, rows, columns])
+        is_own = ((part >= 0) & limbs.present[:, hand, None]).view_as(seen)
+        is_around = F.max_pool2d(is_own[:, None].to(depth), 3, 1, 1)[:, 0] > 0
+        code = torch.where(is_around, RIM, owner[:, rows, columns])
+        is_surface = is_own & (reached >= 0).view_as(seen)
+        owner[:, rows, columns] = torch.where(
+            is_surface, (NUM_PARTS * hand + 1 + reached).view_as(seen).to(depth), code
+        )
     return owner.to(torch.uint8)
 
 
@@ -94,7 +100,7 @@ def split_layers(still: Pictures, hands: Pictures, limbs: Limbs, target: Tensor,
     moved = limbs.parts[:, None] @ invert_pose(hands.parts)
     to_view = invert_pose(target)[:, None, None, None] @ moved @ hands.poses[:, :, None, None]
     to_view = rearrange(to_view, "b n hands parts r c -> b n (hands parts) r c")
-    part = (hands.owner.long() - 1).clamp_min(0)
+    part = (hands.owner.long() - 1).clamp(0, 2 * NUM_PARTS - 1)
     shown = repose(hands.rgbd, part, _shows(hands, limbs), to_view, _joined(part.device), intrinsics)
     hand = Layers(_first_of(shown), target[:, None], shown.mask.any(1, keepdim=True))
     return Layers(*(torch.cat(pair, 1) for pair in zip(hand, scene, strict=True)))

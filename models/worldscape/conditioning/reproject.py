@@ -20,6 +20,7 @@ FAR = 1.0e4  # metres; stands for "nothing here" while splatting
 DEPTH_TOLERANCE = 0.06  # relative disagreement of depth up to which a stored picture sees the same point,
 DEPTH_MARGIN = 0.05  # and metres more
 BLUR_RATIO = 1.5  # a picture taken up to so many times farther away still counts as sharp
+SAME = 0.08  # mean difference of colours, which go from -1 to 1, below which two pictures say the same
 MIN_DEPTH = 0.05  # metres; nearer points are behind or inside the camera
 
 
@@ -202,6 +203,19 @@ def _project(x: Tensor, y: Tensor, z: Tensor, intrinsics: Tensor, size: int) -> 
     fx, fy, cx, cy = (repeat(value, "b -> b 1 1") for value in intrinsics.unbind(-1))
     depth = z.clamp_min(MIN_DEPTH)
     return (x / depth * fx + cx) * size, (y / depth * fy + cy) * size
+
+
+def settle(rgbd: Tensor, anchor: Anchor, rows: Tensor) -> Tensor:
+    """A new picture [B, 4, h, w] with what memory shows of it, wherever the two say the same, in rows bool [B].
+
+    Where the latest picture decides what is shown next, it is encoded and decoded at every step and becomes a little
+    worse each time; so what did not change is taken from where it was first seen. Same: colours differ by less than
+    SAME on average over the pixels around. Of no use to a walker, whose views change as a whole (docs/LOG.md).
+    """
+    difference = (rgbd[:, :3] - anchor.rgbd[:, :3]).abs().mean(1, keepdim=True) * anchor.mask
+    around = F.avg_pool2d(torch.cat([difference, anchor.mask], 1), 5, 1, 2)
+    is_same = (around[:, :1] < SAME * around[:, 1:]) & (anchor.mask > 0) & rows[:, None, None, None]
+    return torch.where(is_same, anchor.rgbd, rgbd)
 
 
 def least_of_three(x: Tensor, axis: int, step: int) -> Tensor:

@@ -20,6 +20,7 @@ from worldscape.evaluate.hand_reader import (
     HandLabels,
     HandReader,
     HandReading,
+    hand_mask,
     hands_of,
     label_frames,
     mask_frames,
@@ -68,6 +69,7 @@ def judge_hands(engine: Engine, episodes: EpisodeBatch, reader: HandReader, conf
     found: dict[str, float] = {}
     for horizon in config.horizons:
         scores = score_hand(readings, dream.hands, episodes, horizon) | score_object(readings, episodes, horizon)
+        scores["hand_surface_iou"] = score_surface(dream, episodes, horizon)
         found |= {f"{name}_h{horizon}": value for name, value in scores.items()}
     found |= score_rewards(dream.hands, episodes, config.num_steps)
     return JudgedHands(found, tabulate_hands(found, config.horizons), dream)
@@ -89,6 +91,16 @@ def score_hand(
         "keypoint_error_simulator": errors["simulator"],
         "keypoint_error_commanded": errors["commanded"],
     }
+
+
+def score_surface(dream: Dream, episodes: EpisodeBatch, horizon: int) -> float:
+    """IoU of what lies within the simulator's own reach of the bones after `horizon` steps: in the dream its depth and
+    the bones that it was told, in the simulator its depth and bones. No network is asked."""
+    assert dream.hands is not None
+    depth, pose = (torch.from_numpy(part[:, horizon - 1]).float() for part in (dream.depth, dream.pose))
+    points = torch.from_numpy(dream.hands.keypoints[:, horizon - 1, RIGHT])
+    seen = hand_mask(depth, pose, torch.from_numpy(episodes.intrinsics), points)
+    return mean_iou(seen, labels_at(episodes, horizon).mask)
 
 
 def score_object(readings: dict[str, HandReading], episodes: EpisodeBatch, horizon: int) -> dict[str, float]:
@@ -196,7 +208,14 @@ def correlation(one: np.ndarray, other: np.ndarray) -> float:
 
 def tabulate_hands(found: dict[str, float], horizons: tuple[int, ...]) -> list[Table]:
     """Metrics -> a table of the hand and one of the object, a row per horizon."""
-    hand = ("hand_iou", "hand_iou_simulator", "keypoint_error", "keypoint_error_simulator", "keypoint_error_commanded")
+    hand = (
+        "hand_surface_iou",
+        "hand_iou",
+        "hand_iou_simulator",
+        "keypoint_error",
+        "keypoint_error_simulator",
+        "keypoint_error_commanded",
+    )
     thing = tuple(f"object_{event}_f1{ending}" for event in EVENTS for ending in ("", "_simulator"))
     tables = []
     for title, names in (("hand", hand), ("object", thing)):

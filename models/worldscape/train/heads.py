@@ -6,6 +6,7 @@ paid or reported success.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,6 +28,8 @@ from worldscape.train.world import NUM_SAMPLES
 from worldscape.world import WorldModel
 
 DEPTH_WEIGHT = 4.0
+PAID_SHARE = 8  # one of so many frames that the events head learns from shows the goal
+ARRIVING = 3  # frames from the first at the goal on that still show it
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,8 +63,9 @@ DEFAULTS: dict[str, TrainConfig] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadsStage:
-    """Trains the heads on rollouts, that of things on the frames `tables`, long [N], of training episodes, and that of
-    events on those without tasks for hands, `walks`; the last NUM_SAMPLES episodes are kept for the sample pictures."""
+    """Trains the heads on rollouts, and those that read pictures on frames of training episodes, long [N] each: that of
+    things on `tables`, that of events on `arrivals` at the goal and on `walks` elsewhere (picture_frames). The last
+    NUM_SAMPLES episodes are kept for the sample pictures."""
 
     store: FrameStore
     rollouts: dict[str, Tensor]
@@ -69,6 +73,7 @@ class HeadsStage:
     scale: HandScale
     tables: np.ndarray
     walks: np.ndarray
+    arrivals: np.ndarray
     name: str = "heads"
 
     def trainable(self, model: WorldModel) -> nn.Module:
@@ -107,13 +112,16 @@ class HeadsStage:
 
     def _events(self, rng: np.random.Generator) -> dict[str, Tensor]:
         """Training frames, some in a mirror and as dreams are: event_rgbd [N, 4, h, w], reward and end [N]."""
-        frames = rng.choice(self.walks, self.config.events)
+        num_paid = self.config.events // PAID_SHARE if len(self.arrivals) else 0
+        drawn = (rng.choice(self.arrivals, num_paid), rng.choice(self.walks, self.config.events - num_paid))
+        frames = np.concatenate(drawn) if num_paid else drawn[1]
+        paid = (np.arange(len(frames)) < num_paid).astype(np.float32)
         is_mirrored = torch.from_numpy(rng.random(len(frames)) < 0.5)[:, None, None, None]
         seen = dreamlike(self.store.rgbd(frames), rng)
         return {
             "event_rgbd": torch.where(is_mirrored, seen.flip(-1), seen),
-            "reward": torch.from_numpy(is_paid(self.store, frames).astype(np.float32)),
-            "end": torch.from_numpy(np.maximum(self.store.terminated[frames], self.store.success[frames])),
+            "reward": torch.from_numpy(paid),
+            "end": torch.from_numpy(np.maximum(self.store.terminated[frames], paid)),
         }
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
@@ -235,17 +243,42 @@ def build_stage(
     rollouts: dict[str, Tensor] = {}
     if not train_config.pictures_only:
         rollouts = take_rollouts(load_world(init), store, dataset, plan, what_heads_see)
-    tables, walks = picture_frames(store)
+    tables, walks, arrivals = picture_frames(store)
     return HeadsStage(
-        store=store, rollouts=rollouts, config=train_config, scale=model_config.hands, tables=tables, walks=walks
+        store=store,
+        rollouts=rollouts,
+        config=train_config,
+        scale=model_config.hands,
+        tables=tables,
+        walks=walks,
+        arrivals=arrivals,
     )
 
 
-def picture_frames(store: FrameStore) -> tuple[np.ndarray, np.ndarray]:
-    """Positions of the training frames that show things of a hand's task, and of those in which a walker is rewarded
-    (all, where every frame has a task for hands)."""
+def picture_frames(store: FrameStore) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Positions of the training frames that show things of a hand's task, of those in which a walker is not at the
+    goal, and of those in which it has just arrived there. Where every frame has a task for hands, these count.
+
+    Recordings go on at the goal, where the walker turns away from it: who learned that such views are paid for paid for
+    any wall close by. An episode that ends at the goal shows none of them.
+    """
     count = store.starts[num_training(store)]
-    if store.hands is None:
-        return np.zeros(0, np.int64), np.arange(count)
-    tables, walks = has_things(store.hands), np.flatnonzero(store.hands.task[:count] < 0)
-    return tables[tables < count], walks if len(walks) else np.arange(count)
+    tables, has_task = np.zeros(0, np.int64), np.zeros(count, bool)
+    if store.hands is not None:
+        tables, has_task = has_things(store.hands), store.hands.task[:count] >= 0
+    counts = ~has_task if (~has_task).any() else ~np.zeros(count, bool)
+    paid = is_paid(store, np.arange(count))
+    walks, arrivals = np.flatnonzero(counts & ~paid), np.flatnonzero(counts & arriving(paid, store.starts))
+    return tables[tables < count], walks if len(walks) else np.flatnonzero(counts), arrivals
+
+
+def arriving(paid: np.ndarray, starts: np.ndarray) -> np.ndarray:
+    """Which of the frames that are paid for, bool [N], are among the first ARRIVING of a run of them that an episode
+    did not begin with: bool [N]. starts: positions of the first frames of episodes."""
+    shown = np.zeros_like(paid)
+    for first, after in itertools.pairwise(starts[starts <= len(paid)]):
+        run = ARRIVING
+        for place in range(first, after):
+            run = run + 1 if paid[place] and place > first else (ARRIVING if paid[place] else 0)
+            shown[place] = 0 < run <= ARRIVING and paid[place] and place > first
+    return shown
