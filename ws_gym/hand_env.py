@@ -82,7 +82,8 @@ class WorldScapeHandEnv(WorldScapeEnv):
     `info` holds beside `WorldScapeEnv`'s: `hand_present` [2], `hand_keypoints` [2, 21, 3] (metres, world axes),
     `hand_pixels` [2, 21, 2] (x right, y down), `hand_state` and `hand_command` [2, 16] (where the hands are and where
     they were told to be, `hands.state_to_vector`, in the axes of a workspace that goes with the eyes; the world's while
-    the camera stands still); rows are left and right.
+    the camera stands still); rows are left and right. And what the tasks are about, as a head finds it in the picture:
+    `object_position` and `target` [3] (metres, world axes), `contact`, `grasped` and `lifted`.
 
     ## Vectorized Environment
     `gym.make_vec("WorldScape-Hand-v0", num_envs=16)`.

@@ -48,7 +48,8 @@ def resize_depth(depth: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def describe_hands(hands: HandFrame, pose: Tensor, intrinsics: Tensor, size: tuple[int, int]) -> dict[str, Tensor]:
-    """Hands as the tabletop's simulator reports them; pixels (x right, y down) in a picture of `size` = (h, w)."""
+    """Hands, and what they act on, as the tabletop's simulator reports them; pixels (x right, y down) in a picture of
+    `size` = (h, w)."""
     centre, rotation = pose[:, None, None, :3, 3], pose[:, None, :3, :3]
     x, y, z = ((hands.keypoints - centre) @ rotation).unbind(-1)
     fx, fy, cx, cy = (value[:, None, None] for value in intrinsics.unbind(-1))
@@ -59,4 +60,7 @@ def describe_hands(hands: HandFrame, pose: Tensor, intrinsics: Tensor, size: tup
         "hand_pixels": torch.stack([size[1] * (fx * x / z + cx), size[0] * (fy * y / z + cy)], -1),
         "hand_state": hands.state,
         "hand_command": hands.command,
+        "object_position": hands.object,
+        "target": hands.target,
+        **dict(zip(("contact", "grasped", "lifted"), (hands.touch > 0.5).unbind(1), strict=True)),
     }

@@ -108,8 +108,11 @@ def test_infos_are_those_of_the_simulator():
     simulator = gym.make("WorldScape-Tabletop-v0")
     simulated = simulator.reset(seed=0)[1]
     simulator.close()
-    for name in ("hand_present", "hand_keypoints", "hand_pixels", "hand_state", "hand_command"):
+    for name in ("hand_present", "hand_keypoints", "hand_pixels", "hand_state", "hand_command", "target"):
         assert dreamed[name].shape == simulated[name].shape and dreamed[name].dtype == simulated[name].dtype, name
+    assert dreamed["object_position"].shape == simulated["object_pose"][:3, 3].shape
+    for name in ("contact", "grasped", "lifted"):
+        assert np.asarray(dreamed[name]).dtype == np.asarray(simulated[name]).dtype == bool, name
     assert 0 <= dreamed["success_probability"] <= 1
 
 
