@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -171,3 +172,17 @@ def test_heads_of_hands_learn(runs, datasets):
     first, last = ({name: float(value.detach()) for name, value in loss.items()} for loss in (found[0], found[-1]))
     assert last["object_error"] < 0.5 * first["object_error"] and last["target_error"] < 0.5 * first["target_error"]
     assert last["wrist"] < 0.5 * first["wrist"] and last["wrist_error"] < last["kinematic_error"]
+
+
+def test_heads_of_pictures_learn_alone(runs, datasets):
+    """Without dreams, and motion and wrists stay as they are."""
+    config = replace(heads.DEFAULTS["debug"], pictures_only=True)
+    stage = heads.build_stage(preset("debug"), config, datasets, runs / "decoder")
+    model = load_world(runs / "decoder").requires_grad_(False)
+    assert not stage.rollouts and stage.name != "heads"
+    stage.trainable(model).requires_grad_(True)
+    batch = stage.batch(0, 0, 1)
+    assert "features" not in batch and bool(torch.isfinite(batch["thing_places"]).all())
+    stage.loss(model, batch, torch.Generator())["loss"].backward()
+    learns = {name.split(".")[1] for name, value in model.named_parameters() if value.grad is not None}
+    assert learns == {"events", "things", "depth"}

@@ -252,6 +252,7 @@ def build_stage(
         tables=tables,
         walks=walks,
         arrivals=arrivals,
+        name="heads of pictures" if train_config.pictures_only else "heads",
     )
 
 
