@@ -59,12 +59,12 @@ class TestGoalObject:
 
     def test_reached_is_where_the_heads_agree_and_ends_the_episode(self):
         task = start(GoalObject(), 4)
-        frame = make_frame(4, reward=[0.9, 0.5, 0.4, 0.0], end=[0.0, 0.0, 0.0, 0.7])
+        frame = make_frame(4, reward=[0.9, 0.5, 0.4, 0.0], end=[0.0, 0.0, 0.0, 0.8])
         result = step(task, frame, 30)
         assert result.success.tolist() == [True, False, False, False]
         assert result.terminated.tolist() == [True, False, False, True]
         assert result.reward.tolist() == pytest.approx([0.98, 0, 0, 0])
-        assert result.terms["end_probability"][3].item() == pytest.approx(0.7)
+        assert result.terms["end_probability"][3].item() == pytest.approx(0.8)
 
 
 class TestGoalPose:
