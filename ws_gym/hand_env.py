@@ -51,8 +51,8 @@ class WorldScapeHandEnv(WorldScapeEnv):
     As in `WorldScapeEnv`.
 
     ## Rewards
-    Dense, in [0, 1] each step, by a head that learned the simulator's reward of that task (with the shipped weights it
-    hardly follows it yet: README, scores):
+    Dense, in [0, 1] each step, by the simulator's rules of that task, from where a head finds object and target in the
+    picture:
 
     | Task | Success |
     |---|---|

@@ -129,6 +129,12 @@ def frame_to_rgbd(frame: Tensor, inverse_depth: Tensor) -> Tensor:
     return torch.cat([rgb, inverse_depth[:, None]], 1)
 
 
+def blur(pictures: Tensor, share: Tensor) -> Tensor:
+    """Pictures [B, C, h, w] mixed with the means of their 3 x 3 neighbourhoods, by shares [B]."""
+    smooth = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    return pictures.lerp(smooth, share[:, None, None, None])
+
+
 def rgbd_to_frame(rgbd: Tensor) -> Tensor:
     """RGB-D [B, 4, h, w] -> uint8 frames [B, h, w, 3], clamped and rounded."""
     rgb = rearrange(rgbd[:, :3].float(), "b c h w -> b h w c")

@@ -13,7 +13,7 @@ from worldscape.conditioning.hand_model import NUM_KEYPOINTS
 from worldscape.conditioning.layers import Limbs
 from worldscape.conditioning.reproject import Anchor, decode_depth
 from worldscape.config import WorldConfig
-from worldscape.hand_tasks import HAND_TASKS, Facts, Touch, Worth, fingertip_and_palm, held_up, judge
+from worldscape.hand_tasks import HAND_TASKS, Facts, Touch, fingertip_and_palm, held_up, judge
 from worldscape.heads import Things
 from worldscape.memory.world_memory import Recall, WorldMemory
 from worldscape.slot_hands import SlotHands
@@ -217,9 +217,8 @@ class SlotState:
         touch = Touch(*things.touch.sigmoid().unbind(1))
         was_lifted = torch.maximum(self.was_lifted, held_up(touch).to(self.was_lifted))
         facts = Facts(*fingertip_and_palm(limbs.keypoints, limbs.present), places[:, 0], target, touch, was_lifted)
-        worth: Worth = judge(facts)
         return {
-            "tasks": torch.stack(worth, 1),
+            "tasks": torch.stack(judge(facts), 1),
             "places": torch.stack([places[:, 0], target], 1),
             "target_spread": torch.minimum(things.spread[:, 1], self.target_spread),
             "touch": torch.stack(touch, 1),

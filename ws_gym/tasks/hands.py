@@ -13,9 +13,10 @@ if TYPE_CHECKING:
 
 
 class HandTask(Task):
-    """Dense reward in [0, 1] each step, as a head learned it from the simulator's (`WorldScape-Tabletop-v0`).
+    """Dense reward in [0, 1] each step by the rules of `WorldScape-Tabletop-v0`, from where a head finds object and
+    target in the picture (`worldscape.hand_tasks`).
 
-    Success, which ends the episode, is what another head learned to see: its probability is above `threshold`.
+    Success, which ends the episode, is when its probability by the same rules is above `threshold`.
 
     Info terms: `success_probability`.
     """

@@ -75,14 +75,13 @@ def owned_by(depth: Tensor, pose: Tensor, intrinsics: Tensor, limbs: Limbs) -> T
         seen = depth[:, rows, columns]
         rays = camera_rays(intrinsics, size)[:, rows, columns] * seen[..., None]
         reached = _reaches(rearrange(rays, "b h w c -> b (h w) c"), centres, body)
-        part = torch.where(reached >= 0, reached, _covers(centres, body, intrinsics, size, rows, columns))
-        is_own = ((part >= 0) & limbs.present[:, hand, None]).view_as(seen)
+        covered = _covers(centres, body, intrinsics, size, rows, columns)
+        reached = torch.where(limbs.present[:, hand, None], reached, -1).view_as(seen)
+        is_own = (reached >= 0) | (covered & limbs.present[:, hand, None]).view_as(seen)
         is_around = F.max_pool2d(is_own[:, None].to(depth), 3, 1, 1)[:, 0] > 0
         code = torch.where(is_around, RIM, owner[:, rows, columns])
-        is_surface = is_own & (reached >= 0).view_as(seen)
-        owner[:, rows, columns] = torch.where(
-            is_surface, (NUM_PARTS * hand + 1 + reached).view_as(seen).to(depth), code
-        )
+        part = (NUM_PARTS * hand + 1 + reached).to(depth)
+        owner[:, rows, columns] = torch.where(reached >= 0, part, code)
     return owner.to(torch.uint8)
 
 
@@ -197,13 +196,13 @@ def _reaches(surface: Tensor, centres: Tensor, body: _Body) -> Tensor:
 
 
 def _covers(centres: Tensor, body: _Body, intrinsics: Tensor, size: int, rows: slice, columns: slice) -> Tensor:
-    """Which part's core, around centres [B, K, 3] in camera axes, lies in the pixels of a window, if nothing is before
-    it: long [B, P]; -1 where none does."""
+    """Whether a core, around centres [B, K, 3] in camera axes, lies in the pixels of a window, if nothing is before it:
+    bool [B, P]."""
     places, radius = _project(centres, body.core, intrinsics, size)
     along = torch.arange(size, device=places.device, dtype=places.dtype) + 0.5
     down, across = torch.meshgrid(along[rows], along[columns], indexing="ij")
     pixels = torch.stack([across, down], -1).flatten(0, 1)
-    return _part_around(pixels.expand(len(places), -1, -1), places, radius, body.part)
+    return _part_around(pixels.expand(len(places), -1, -1), places, radius, body.part) >= 0
 
 
 def _project(centres: Tensor, radius: Tensor, intrinsics: Tensor, size: int) -> tuple[Tensor, Tensor]:

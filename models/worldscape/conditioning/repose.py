@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldscape.conditioning.camera import camera_rays, invert_pose
-from worldscape.conditioning.reproject import FAR, MIN_DEPTH, NEARER, decode_depth, encode_depth, least_of_three
+from worldscape.conditioning.reproject import FAR, MIN_DEPTH, NEARER, decode_depth, encode_depth, spread
 
 AGREEMENT = 0.025  # metres between what a picture holds and what was supposed: less than a finger is thick, twice
 NOTHING = 0.9 * FAR  # metres, and more: no surface
@@ -126,10 +126,7 @@ def _splat(view: _Views, depth: Tensor, part: Tensor, own: Tensor, there: Tensor
 
 def _candidates(fine: Tensor) -> Tensor:
     """Surfaces to try, [M P, 3]: as splatted, and the nearest of 3 x 3 and 7 x 7 neighbours (see reproject)."""
-    padded = F.pad(fine, (3, 3, 3, 3), value=FAR)
-    near = least_of_three(least_of_three(padded, 1, 1), 2, 1)
-    wide = least_of_three(least_of_three(near, 1, 2), 2, 2)
-    return torch.stack([fine, near[:, 2:-2, 2:-2], wide], -1).flatten(0, 2)
+    return torch.stack([fine, *spread(fine)], -1).flatten(0, 2)
 
 
 def _look_back(

@@ -218,7 +218,14 @@ def settle(rgbd: Tensor, anchor: Anchor, rows: Tensor) -> Tensor:
     return torch.where(is_same, anchor.rgbd, rgbd)
 
 
-def least_of_three(x: Tensor, axis: int, step: int) -> Tensor:
+def spread(depth: Tensor) -> tuple[Tensor, Tensor]:
+    """Depth [B, h, w] -> the least of 3 x 3 and of 7 x 7 neighbours, where there are such: [B, h, w] each."""
+    padded = F.pad(depth, (3, 3, 3, 3), value=FAR)
+    near = _least(_least(padded, 1, 1), 2, 1)
+    return near[:, 2:-2, 2:-2], _least(_least(near, 1, 2), 2, 2)
+
+
+def _least(x: Tensor, axis: int, step: int) -> Tensor:
     """Minimum of three neighbours `step` apart along an axis, which gets shorter by 2 * step."""
     length = x.shape[axis] - 2 * step
     low, middle, high = (x.narrow(axis, start, length) for start in (0, step, 2 * step))

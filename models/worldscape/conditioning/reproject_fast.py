@@ -20,8 +20,8 @@ from worldscape.conditioning.reproject import (
     Anchor,
     decode_depth,
     encode_depth,
-    least_of_three,
     pixelwise,
+    spread,
 )
 
 MARGIN = 2  # rows repeated around each picture of the atlas: what a bicubic kernel reaches
@@ -101,10 +101,7 @@ def _bordered_cell(scaled: Tensor, z: Tensor, size: int) -> Tensor:
 
 def _candidates(fine: Tensor) -> Tensor:
     """Surfaces to try, [B, 3, P]: as splatted, least of 3x3 and least of 7x7 neighbours (see reproject)."""
-    padded = F.pad(fine, (3, 3, 3, 3), value=FAR)
-    near = least_of_three(least_of_three(padded, 1, 1), 2, 1)
-    wide = least_of_three(least_of_three(near, 1, 2), 2, 2)
-    return torch.stack([fine, near[:, 2:-2, 2:-2], wide], 1).flatten(2)
+    return torch.stack([fine, *spread(fine)], 1).flatten(2)
 
 
 def _look_back(depth: Tensor, surfaces: Tensor, warp: Warp, invalid: Tensor, size: int) -> Tensor:
@@ -142,7 +139,7 @@ def _sample_best(rgb: Tensor, surface: Tensor, sees: Tensor, warp: Warp) -> Tens
     seen = torch.addcmul(warp.shift, warp.turn, surface[:, :, None])
     order = torch.arange(n, device=rgb.device, dtype=rgb.dtype)[:, None] * 1e-3
     cost = (seen[:, :, 2] / (BLUR_RATIO * surface)).clamp_min_(1.0).add_(order)
-    best = _firstleast_of_three(cost.masked_fill_(~sees, torch.inf))
+    best = _first_least(cost.masked_fill_(~sees, torch.inf))
     x, y, z = seen.gather(1, best[:, None, None].expand(-1, -1, 3, -1))[:, 0].unbind(1)
     z, height = z.clamp_min(MIN_DEPTH), size + 2 * MARGIN
     row = (y / z).clamp_(-1, size + 1).add_(best, alpha=height)
@@ -152,7 +149,7 @@ def _sample_best(rgb: Tensor, surface: Tensor, sees: Tensor, warp: Warp) -> Tens
     return colours.clamp_(-1.0, 1.0)
 
 
-def _firstleast_of_three(cost: Tensor) -> Tensor:
+def _first_least(cost: Tensor) -> Tensor:
     """cost.argmin(1) of [B, N, P] for a small N, which on a CPU takes several times as long."""
     least, best = cost[:, 0], torch.zeros_like(cost[:, 0], dtype=torch.long)
     for number in range(1, cost.shape[1]):

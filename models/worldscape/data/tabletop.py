@@ -13,6 +13,7 @@ from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HandScale, check_ha
 from worldscape.data.simulator import SimulatorEnv
 from worldscape.data.tabletop_layout import draw_plan
 from worldscape.data.tabletop_tasks import TASKS, Facts, Verdict
+from worldscape.hand_tasks import FINGERTIP, PALM
 
 FIELD_OF_VIEW = 52.0  # degrees, vertical and horizontal (the picture is square)
 RENDER_SIZE = 256
@@ -146,8 +147,8 @@ class TabletopEnv(SimulatorEnv):
         self._was_lifted = self._was_lifted or (lifted and touch.grasped)
         verdict = TASKS[self.current_task](
             Facts(
-                fingertip=keypoints[8],
-                palm=keypoints[[5, 9, 13]].mean(0),
+                fingertip=keypoints[FINGERTIP],
+                palm=keypoints[list(PALM)].mean(0),
                 object=pose[:3, 3],
                 target=target,
                 object_speed=world.object_speed(),

@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-REACH_RADIUS = 0.025  # metres between fingertip and target
-PLACE_RADIUS = 0.04  # metres on the table between the object's and the target's centre
+from worldscape.hand_tasks import PLACE_RADIUS, REACH_RADIUS
+
 STILL = 0.05  # metres a second
 
 

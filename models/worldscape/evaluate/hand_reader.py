@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from worldscape.codec import blur
 from worldscape.conditioning.camera import camera_rays
 from worldscape.conditioning.hand_model import BONES, NUM_KEYPOINTS
 from worldscape.evaluate.episodes import EpisodeBatch
@@ -162,12 +163,6 @@ def train_hand_reader(episodes: EpisodeBatch, config: HandReaderConfig) -> HandR
         return reader_loss(model(*seen), label_frames(episodes, rows, first, now, masks[rows, now]))
 
     return fit(HandReader, config, draw_loss)
-
-
-def blur(pictures: Tensor, share: Tensor) -> Tensor:
-    """Pictures [B, 3, h, w] mixed with the means of their 3 x 3 neighbourhoods, by shares [B]."""
-    smooth = F.avg_pool2d(F.pad(pictures, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    return pictures.lerp(smooth, share[:, None, None, None])
 
 
 def _all_masks(episodes: EpisodeBatch) -> Tensor:

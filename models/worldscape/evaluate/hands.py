@@ -68,23 +68,24 @@ def judge_hands(engine: Engine, episodes: EpisodeBatch, reader: HandReader, conf
     }
     found: dict[str, float] = {}
     for horizon in config.horizons:
-        scores = score_hand(readings, dream.hands, episodes, horizon) | score_object(readings, episodes, horizon)
-        scores["hand_surface_iou"] = score_surface(dream, episodes, horizon)
+        scores = score_hand(readings, dream, episodes, horizon) | score_object(readings, episodes, horizon)
         found |= {f"{name}_h{horizon}": value for name, value in scores.items()}
     found |= score_rewards(dream.hands, episodes, config.num_steps)
     return JudgedHands(found, tabulate_hands(found, config.horizons), dream)
 
 
 def score_hand(
-    readings: dict[str, HandReading], hands: DreamedHands, episodes: EpisodeBatch, horizon: int
+    readings: dict[str, HandReading], dream: Dream, episodes: EpisodeBatch, horizon: int
 ) -> dict[str, float]:
     """Masks and keypoints after `horizon` steps."""
+    assert dream.hands is not None
     labels = labels_at(episodes, horizon)
     masks = {name: reading.mask[:, horizon - 1] > 0 for name, reading in readings.items()}
     points = {name: reading.keypoints[:, horizon - 1] for name, reading in readings.items()}
-    points["commanded"] = torch.from_numpy(project_dreamed(hands, episodes, horizon))
+    points["commanded"] = torch.from_numpy(project_dreamed(dream.hands, episodes, horizon))
     errors = {name: mean_distance(found, labels) for name, found in points.items()}
     return {
+        "hand_surface_iou": mean_iou(mask_dreamed(dream, episodes, horizon), labels.mask),
         "hand_iou": mean_iou(masks["dream"], masks["simulator"]),
         "hand_iou_simulator": mean_iou(masks["simulator"], labels.mask),
         "keypoint_error": errors["dream"],
@@ -93,14 +94,13 @@ def score_hand(
     }
 
 
-def score_surface(dream: Dream, episodes: EpisodeBatch, horizon: int) -> float:
-    """IoU of what lies within the simulator's own reach of the bones after `horizon` steps: in the dream its depth and
-    the bones that it was told, in the simulator its depth and bones. No network is asked."""
+def mask_dreamed(dream: Dream, episodes: EpisodeBatch, horizon: int) -> Tensor:
+    """The hand after `horizon` steps by the rule that makes the simulator's mask, from the dream's own depth and the
+    bones that it was told: bool [N, h, w]. No network is asked."""
     assert dream.hands is not None
     depth, pose = (torch.from_numpy(part[:, horizon - 1]).float() for part in (dream.depth, dream.pose))
     points = torch.from_numpy(dream.hands.keypoints[:, horizon - 1, RIGHT])
-    seen = hand_mask(depth, pose, torch.from_numpy(episodes.intrinsics), points)
-    return mean_iou(seen, labels_at(episodes, horizon).mask)
+    return hand_mask(depth, pose, torch.from_numpy(episodes.intrinsics), points)
 
 
 def score_object(readings: dict[str, HandReading], episodes: EpisodeBatch, horizon: int) -> dict[str, float]:

@@ -111,14 +111,14 @@ class NaiveMemory:
     def _pictures(self, chosen: list[int], intrinsics: Tensor) -> Pictures:
         size = self.frames[0].rgbd.shape[-1]
         owner = torch.zeros(1, size, size, dtype=torch.uint8)
-        limbs = torch.eye(4).expand(1, 2, NUM_PARTS, 4, 4)
-        parts = []
+        parts = torch.eye(4).expand(1, 2, NUM_PARTS, 4, 4)
+        pictures = []
         for frame in (self.frames[number] for number in chosen):
             if frame.limbs is not None:
                 owner = owned_by(decode_depth(frame.rgbd[None, 3]), frame.pose[None], intrinsics, frame.limbs)
-                limbs = frame.limbs.parts
-            parts.append((frame.rgbd, frame.pose, torch.tensor(True), owner[0], limbs[0]))
-        return Pictures(*(torch.stack(part)[None] for part in zip(*parts, strict=True)))
+                parts = frame.limbs.parts
+            pictures.append((frame.rgbd, frame.pose, torch.tensor(True), owner[0], parts[0]))
+        return Pictures(*(torch.stack(part)[None] for part in zip(*pictures, strict=True)))
 
     def real_shares(self, target: Tensor, intrinsics: Tensor, limbs: Limbs | None = None) -> list[float]:
         """Share of each cell of the view that goes back to real frames."""

@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldscape.codec import blur
 from worldscape.conditioning.hands import (
     HandScale,
     apply_hand_action,
@@ -94,12 +95,11 @@ def _cells(places: Tensor, intrinsics: Tensor, side: int) -> tuple[Tensor, Tenso
 def dreamlike(rgbd: Tensor, rng: np.random.Generator) -> Tensor:
     """Pictures [M, 4, h, w] in light of another colour, half of them blurred and noisy by shares drawn for each."""
     drawn = np.maximum(rng.uniform(-1.0, 1.0, (2, len(rgbd))), 0.0)
-    blur, noise = (torch.from_numpy(part.astype(np.float32))[:, None, None, None] for part in drawn)
-    smooth = F.avg_pool2d(F.pad(rgbd, (1, 1, 1, 1), mode="replicate"), 3, 1)
+    blurred, noise = (torch.from_numpy(part.astype(np.float32)) for part in drawn)
     grain = torch.from_numpy(rng.standard_normal(rgbd.shape, np.float32))
     light = torch.ones(len(rgbd), 4, 1, 1)
     light[:, :3] += torch.from_numpy(rng.uniform(-LIGHT, LIGHT, (len(rgbd), 3, 1, 1)).astype(np.float32))
-    seen = rgbd.lerp(smooth, blur) + NOISE * noise * grain
+    seen = blur(rgbd, blurred) + NOISE * noise[:, None, None, None] * grain
     return ((seen + 1.0) * light - 1.0).clamp(-1.0, 1.0)
 
 

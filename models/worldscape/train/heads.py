@@ -113,13 +113,11 @@ class HeadsStage:
     def _events(self, rng: np.random.Generator) -> dict[str, Tensor]:
         """Training frames, some in a mirror and as dreams are: event_rgbd [N, 4, h, w], reward and end [N]."""
         num_paid = self.config.events // PAID_SHARE if len(self.arrivals) else 0
-        drawn = (rng.choice(self.arrivals, num_paid), rng.choice(self.walks, self.config.events - num_paid))
-        frames = np.concatenate(drawn) if num_paid else drawn[1]
+        num_others = self.config.events - num_paid
+        frames = np.concatenate([rng.choice(self.arrivals, num_paid), rng.choice(self.walks, num_others)])
         paid = (np.arange(len(frames)) < num_paid).astype(np.float32)
-        is_mirrored = torch.from_numpy(rng.random(len(frames)) < 0.5)[:, None, None, None]
-        seen = dreamlike(self.store.rgbd(frames), rng)
         return {
-            "event_rgbd": torch.where(is_mirrored, seen.flip(-1), seen),
+            "event_rgbd": dreamlike(mirror_some(self.store.rgbd(frames), rng), rng),
             "reward": torch.from_numpy(paid),
             "end": torch.from_numpy(np.maximum(self.store.terminated[frames], paid)),
         }
@@ -211,10 +209,10 @@ def is_repeated_refusal(store: FrameStore, index: np.ndarray) -> np.ndarray:
     return is_same & is_refused(store, index) & is_refused(store, before)
 
 
-def mirror_some(near: Tensor, rng: np.random.Generator) -> Tensor:
-    """Half of the plan views [B, 2, G, G] with left and right exchanged: a walker's body is symmetric."""
-    is_mirrored = torch.from_numpy(rng.random(len(near)) < 0.5)
-    return torch.where(is_mirrored[:, None, None, None], near.flip(-1), near)
+def mirror_some(views: Tensor, rng: np.random.Generator) -> Tensor:
+    """Half of the plan views or pictures [B, C, h, w] with left and right exchanged: a walker's body is symmetric."""
+    is_mirrored = torch.from_numpy(rng.random(len(views)) < 0.5)
+    return torch.where(is_mirrored[:, None, None, None], views.flip(-1), views)
 
 
 def num_training(store: FrameStore) -> int:
@@ -278,8 +276,9 @@ def arriving(paid: np.ndarray, starts: np.ndarray) -> np.ndarray:
     did not begin with: bool [N]. starts: positions of the first frames of episodes."""
     shown = np.zeros_like(paid)
     for first, after in itertools.pairwise(starts[starts <= len(paid)]):
-        run = ARRIVING
-        for place in range(first, after):
-            run = run + 1 if paid[place] and place > first else (ARRIVING if paid[place] else 0)
-            shown[place] = 0 < run <= ARRIVING and paid[place] and place > first
+        at_goal = paid[first:after]
+        arrives = at_goal & ~np.r_[True, at_goal[:-1]]
+        for _ in range(ARRIVING - 1):
+            arrives = arrives | (at_goal & np.r_[False, arrives[:-1]])
+        shown[first:after] = arrives
     return shown

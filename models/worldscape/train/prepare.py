@@ -84,11 +84,8 @@ def prepare(
     """
     config = replace(model.config, memory=memory).to_dict()
     settings = [config["codec"], config["memory"], len(store.frames), store.num_episodes, length, seed]
-    settings += (
-        []
-        if store.hands is None
-        else ["hands are taken along bone by bone without rims, the first frame's before others"]
-    )
+    if store.hands is not None:
+        settings.append("hands are taken along bone by bone without rims, the first frame's before others")
     tensors = cached(
         dataset,
         [*settings, LARGEST_DISTURBANCE],
