@@ -1,12 +1,9 @@
 """Ray RLlib's PPO on a batch of dreams, through the vector entry point: one model for all worlds of an env runner.
 
-pip install "ray[rllib]", then python examples/rllib_ppo.py --iterations 50
-RLlib wants NEXT_STEP, the default. Its extra asks for an older Gymnasium (1.2.2 with Ray 2.60); this runs with 1.4 too.
+pip install "worldscape[rllib]", then python examples/rllib_ppo.py --iterations 50
+RLlib wants NEXT_STEP, the default. Ray's own extra asks for an older Gymnasium (1.2.2 with Ray 2.60); ours does not.
 --num-env-runners N makes N processes with a model each, which pays with a device for each, not on one CPU.
 """
-
-# RLlib is no part of any extra, so that it may be missing where types are checked.
-# pyright: reportMissingImports=false
 
 import argparse
 from typing import Any
@@ -17,10 +14,11 @@ import ray
 from ray.rllib.algorithms.ppo import PPOConfig
 from ray.rllib.connectors.env_to_module.observation_preprocessor import SingleAgentObservationPreprocessor
 from ray.rllib.core.rl_module.default_model_config import DefaultModelConfig
+from ray.rllib.utils.typing import ConvFilterSpec
 
 import ws_gym  # noqa: F401  (registers the ids)
 
-CONVOLUTIONS = [[16, 8, 4], [32, 4, 2], [32, 3, 1]]  # channels, kernel, stride
+CONVOLUTIONS: ConvFilterSpec = [(16, 8, 4), (32, 4, 2), (32, 3, 1)]  # channels, kernel, stride
 
 
 class ScalePixels(SingleAgentObservationPreprocessor):
@@ -54,7 +52,8 @@ def main() -> None:
             num_envs_per_env_runner=args.num_envs,
             gym_env_vectorize_mode=gym.VectorizeMode.VECTOR_ENTRY_POINT,
             rollout_fragment_length=args.rollout,
-            env_to_module_connector=lambda env, spaces, device: ScalePixels(),
+            # RLlib calls it with three arguments and declares one.
+            env_to_module_connector=lambda env, spaces, device: ScalePixels(),  # pyright: ignore[reportArgumentType]
         )
         .rl_module(model_config=DefaultModelConfig(conv_filters=CONVOLUTIONS, head_fcnet_hiddens=[256]))
         .training(
