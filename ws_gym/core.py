@@ -83,7 +83,7 @@ class WorldCore:
         numbers = np.flatnonzero(rows).tolist()
         chosen = [rngs[number] for number in numbers]
         source = override_starts(options, self.frame_size) or self.starts
-        start = fit_hands(source.draw(chosen, start_number(options)), self._options.hands)
+        start = fit_hands(source.draw(chosen, start_number(options), self.task.recorded_as), self._options.hands)
         seeds = torch.tensor([int(rng.integers(2**62)) for rng in chosen])
         frame = engine.open(start, seeds, torch.tensor(numbers))
         mask = torch.as_tensor(rows, device=self.device)

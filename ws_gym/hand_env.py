@@ -61,8 +61,8 @@ class WorldScapeHandEnv(WorldScapeEnv):
     | `pick_place` (default) | the object was lifted and put down on the disc |
 
     ## Starting State
-    A recorded frame of the tabletop before anything was touched, with the hand where it was. A hand that the frame
-    lacks begins as the mirror image of the other. In your own pictures (`options={"image": ...}`) hands rest in front
+    A recorded frame of that task on the tabletop before anything was touched, with the hand where it was. A hand that
+    the frame lacks begins as the mirror image of the other. In your own pictures (`options={"image": ...}`) hands rest in front
     of you.
 
     ## Episode End

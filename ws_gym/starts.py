@@ -32,6 +32,8 @@ START_OPTIONS = frozenset({"image", "video", "start"})
 SPLITS = ("train", "heldout", "hands-train", "hands-heldout")
 DRAWN = "drawn"
 NUM_DRAWN = 1_000_000
+MAX_DRAWS = 100
+"""Episodes of a dataset that are looked at for one of the right task."""
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".gif", ".avi", ".mov", ".mkv", ".webm")
 
@@ -50,13 +52,19 @@ class StartSource(ABC):
     def pick(self, numbers: Sequence[int]) -> Starts:
         """The starts with these numbers, all with the same number of frames."""
 
-    def draw(self, rngs: Sequence[np.random.Generator], number: int | None = None) -> Start:
-        """One start per generator, or `number` for all of them; raises ValueError for a number that does not exist."""
+    def draw(self, rngs: Sequence[np.random.Generator], number: int | None = None, task_id: int | None = None) -> Start:
+        """One start per generator, of recordings of `task_id` where both are known, or `number` for all of them.
+
+        Raises ValueError for a number that does not exist, and where nothing was recorded of the task.
+        """
         if number is not None and not 0 <= number < len(self):
             raise ValueError(f"start {number} does not exist: there are {len(self)}; choose from 0 to {len(self) - 1}.")
         # Drawn even when not used, so that the rest of the slot's random numbers stay the same.
-        drawn = [int(rng.integers(len(self))) for rng in rngs]
+        drawn = [self._draw_number(rng, task_id if number is None else None) for rng in rngs]
         return to_start(self.pick(drawn if number is None else [number] * len(rngs)), self.size)
+
+    def _draw_number(self, rng: np.random.Generator, task_id: int | None) -> int:
+        return int(rng.integers(len(self)))
 
 
 class CollectedStarts(StartSource):
@@ -71,6 +79,14 @@ class CollectedStarts(StartSource):
 
     def pick(self, numbers: Sequence[int]) -> Starts:
         return self.starts.rows(np.asarray(numbers))
+
+    def _draw_number(self, rng: np.random.Generator, task_id: int | None) -> int:
+        if task_id is None or self.starts.task_id is None:
+            return super()._draw_number(rng, task_id)
+        suiting = np.flatnonzero(self.starts.task_id[:, -1] == task_id)
+        if not len(suiting):
+            raise ValueError(f"none of the {len(self)} starts was recorded of task_id {task_id}; give others")
+        return int(suiting[rng.integers(len(suiting))])
 
 
 class DatasetStarts(StartSource):
@@ -87,6 +103,16 @@ class DatasetStarts(StartSource):
     def pick(self, numbers: Sequence[int]) -> Starts:
         cuts = [self._cut(number) for number in numbers]
         return Starts(**{name: np.stack([cut[name] for cut in cuts]) for name in cuts[0]})
+
+    def _draw_number(self, rng: np.random.Generator, task_id: int | None) -> int:
+        for _ in range(MAX_DRAWS):
+            number = super()._draw_number(rng, task_id)
+            if task_id is None:
+                return number
+            recorded = self._cut(number).get("task_id")
+            if recorded is None or recorded[0] == task_id:
+                return number
+        raise ValueError(f"{MAX_DRAWS} episodes of {self.reader.path} are of other tasks than task_id {task_id}")
 
     def _cut(self, number: int) -> dict[str, np.ndarray]:
         index = int(np.searchsorted(self.ends, number, side="right"))

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import cv2
+import gymnasium as gym
 import imageio.v3 as iio
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from tests.data.tiny_env import SIZE
 from worldscape.data.episode import EpisodeReader
 from worldscape.data.record import RecordConfig, record
 from worldscape.data.starts import Starts, save_starts
+from worldscape.hand_tasks import HAND_TASKS
 from ws_gym import starts as starts_module
 from ws_gym.drawn_rooms import draw_room
 from ws_gym.starts import open_starts, override_starts, to_start
@@ -75,6 +77,50 @@ def test_choosing_a_start_leaves_the_generator_as_drawing_does(shipped):
     source.draw(rngs[:1])
     source.draw(rngs[1:], number=2)
     assert rngs[0].bit_generator.state == rngs[1].bit_generator.state
+
+
+class TestTasks:
+    """Recordings of several tasks: a world opens with one of its own."""
+
+    KINDS = np.array([[0, 0], [1, 1], [2, 2], [1, 1], [0, 0]])
+
+    def numbers_drawn(self, source: Any, task_id: int | None) -> set[int]:
+        return {source._draw_number(np.random.default_rng(seed), task_id) for seed in range(100)}
+
+    def test_a_file_gives_those_of_the_task(self, tmp_path):
+        path = tmp_path / "mine.safetensors"
+        save_starts(replace(make_starts(), task_id=self.KINDS), path)
+        source = open_starts(path, SQUARE, "nano")
+        assert self.numbers_drawn(source, 1) == {1, 3}
+        assert self.numbers_drawn(source, None) == {0, 1, 2, 3, 4}
+        opened = source.draw([np.random.default_rng(0)], task_id=2).frames[0]
+        np.testing.assert_array_equal(opened, source.starts.frames[2])
+        with pytest.raises(ValueError, match="none of the 5 starts was recorded of task_id 3"):
+            source.draw([np.random.default_rng(0)], task_id=3)
+        assert len(source.draw([np.random.default_rng(0)], 0, task_id=3).frames) == 1  # a start that is asked for
+
+    def test_starts_of_no_known_task_serve_all(self, shipped):
+        assert self.numbers_drawn(open_starts("train", SQUARE, "nano"), 1) == {0, 1, 2, 3, 4}
+
+    def test_a_dataset_gives_frames_of_the_task(self, dataset, monkeypatch):
+        source = open_starts(dataset, SQUARE, "nano")
+        everything = self.numbers_drawn(source, None)
+        assert self.numbers_drawn(source, 0) == everything  # these recordings name no task
+        cut = source._cut
+        monkeypatch.setattr(source, "_cut", lambda number: cut(number) | {"task_id": np.array([number % 2])})
+        assert self.numbers_drawn(source, 1) == {1, 3, 5, 7, 9}
+        with pytest.raises(ValueError, match="100 episodes of .* are of other tasks than task_id 2"):
+            source.draw([np.random.default_rng(0)], task_id=2)
+
+    @pytest.mark.parametrize("task", ["reach", "push", "pick_place"])
+    def test_shipped_tables_open_with_their_task(self, task):
+        env = gym.make_vec("ws_gym:WorldScape-Hand-v0", num_envs=1, weights="debug", task=task, starts="hands-train")
+        core = env.unwrapped._core
+        assert core.task.recorded_as == HAND_TASKS.index(task)
+        shown = [core.starts._draw_number(np.random.default_rng(seed), core.task.recorded_as) for seed in range(20)]
+        assert len(set(shown)) > 10
+        assert set(core.starts.starts.task_id[shown, -1]) == {core.task.recorded_as}
+        env.close()
 
 
 @pytest.mark.parametrize("number", [-1, 5])

@@ -38,6 +38,9 @@ class Task(ABC):
     reset_options: frozenset[str] = frozenset()
     """Names that `reset(options={...})` may carry for this task."""
 
+    recorded_as: int | None = None
+    """`task_id` of the recordings that this task's worlds open with, where they have any; None: all of them."""
+
     num_slots: int
     device: torch.device
 

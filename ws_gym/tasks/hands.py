@@ -21,8 +21,8 @@ class HandTask(Task):
     Info terms: `success_probability`.
     """
 
-    place: ClassVar[int]
-    """Of the task in `worldscape.hand_tasks.HAND_TASKS`."""
+    recorded_as: ClassVar[int]
+    """The task's place in `worldscape.hand_tasks.HAND_TASKS`: only its recordings show what it is about."""
 
     def __init__(self, *, threshold: float = 0.5) -> None:
         if not 0.0 < threshold < 1.0:
@@ -32,10 +32,10 @@ class HandTask(Task):
     def step(self, frame: EngineFrame, elapsed: Tensor, active: Tensor) -> TaskResult:
         if frame.hands is None:
             raise ValueError("this task rewards hands and this world has none; make it with hands='right'.")
-        success = frame.hands.success[:, self.place]
+        success = frame.hands.success[:, self.recorded_as]
         reached = success > self.threshold
         return TaskResult(
-            reward=frame.hands.reward[:, self.place],
+            reward=frame.hands.reward[:, self.recorded_as],
             terminated=reached,
             success=reached,
             terms={"success_probability": success},
@@ -45,16 +45,16 @@ class HandTask(Task):
 class Reach(HandTask):
     """Bring the index fingertip to the green ball."""
 
-    place = 0
+    recorded_as = 0
 
 
 class Push(HandTask):
     """Push the object onto the disc."""
 
-    place = 1
+    recorded_as = 1
 
 
 class PickPlace(HandTask):
     """Lift the object and put it down on the disc."""
 
-    place = 2
+    recorded_as = 2
