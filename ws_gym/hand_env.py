@@ -62,8 +62,8 @@ class WorldScapeHandEnv(WorldScapeEnv):
 
     ## Starting State
     A recorded frame of that task on the tabletop before anything was touched, with the hand where it was. A hand that
-    the frame lacks begins as the mirror image of the other. In your own pictures (`options={"image": ...}`) hands rest in front
-    of you.
+    the frame lacks begins as the mirror image of the other. In your own pictures (`options={"image": ...}`) hands rest
+    in front of you.
 
     ## Episode End
     Terminated when a learned head sees success; truncated after `max_episode_steps` (150 through `gym.make`).

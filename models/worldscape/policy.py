@@ -208,7 +208,7 @@ def load_policy(path: str | os.PathLike[str]) -> tuple[PixelPolicy, dict[str, An
 
 def build_policy(config: Mapping[str, Any]) -> PixelPolicy:
     """A new policy from its description in a header; the caller's random numbers are left alone."""
-    known = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+    known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
     with torch.random.fork_rng(devices=[]):
         return PixelPolicy(PolicyConfig(**known))
 

@@ -127,14 +127,6 @@ def test_bootstrap_interval():
     assert transfer.bootstrap_mean(np.ones(7)) == (1, 1, 1)
 
 
-def test_spearman():
-    assert transfer.spearman([1, 2, 3, 9], [0.1, 0.2, 5, 6]) == pytest.approx(1)
-    assert transfer.spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
-    # Ranks 1, 2.5, 2.5, 4 against 1, 2, 3, 4: covariance 4.5, squares 4.5 and 5.
-    assert transfer.spearman([1, 2, 2, 3], [1, 2, 3, 4]) == pytest.approx(4.5 / math.sqrt(4.5 * 5))
-    assert math.isnan(transfer.spearman([1, 1, 1], [1, 2, 3])) and math.isnan(transfer.spearman([1, 2], [1, 2]))
-
-
 def test_judgement(arenas):
     """One policy knows the way, the other walks off; checkpoints between them are ranked."""
     checkpoints = [stubborn(BACK), stubborn(BACK), stubborn(FORWARD)]

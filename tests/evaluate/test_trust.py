@@ -15,15 +15,6 @@ from worldscape.world import debug_world
 STEPS = np.tile(np.arange(6.0), (4, 1))
 
 
-def test_rank_correlation_is_spearmans():
-    """1 - 6 sum d^2 / (n^3 - n) where no two are equal; ties share their mean rank."""
-    one, other = np.array([10.0, 20.0, 30.0, 40.0, 50.0]), np.array([1.0, 8.0, 4.0, 16.0, 2.0])
-    assert trust.spearman(one, other) == pytest.approx(1 - 6 * (0 + 4 + 0 + 1 + 9) / (125 - 5))
-    assert trust.spearman(one, one**3) == pytest.approx(1)
-    assert trust.spearman(np.array([0.0, 0, 1, 1]), np.array([5.0, 5, 7, 7])) == pytest.approx(1)
-    assert math.isnan(trust.spearman(one, np.ones(5)))
-
-
 def test_a_signal_that_counts_steps_wins_nothing_within_a_step():
     """The error grows with the step, and in each step with the row: only `drift` knows of the rows."""
     rows = np.arange(4.0)[:, None]

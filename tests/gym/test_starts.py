@@ -84,13 +84,17 @@ class TestTasks:
 
     KINDS = np.array([[0, 0], [1, 1], [2, 2], [1, 1], [0, 0]])
 
+    @staticmethod
+    def open(where: Any) -> Any:
+        return open_starts(where, SQUARE, "nano")
+
     def numbers_drawn(self, source: Any, task_id: int | None) -> set[int]:
         return {source._draw_number(np.random.default_rng(seed), task_id) for seed in range(100)}
 
     def test_a_file_gives_those_of_the_task(self, tmp_path):
         path = tmp_path / "mine.safetensors"
         save_starts(replace(make_starts(), task_id=self.KINDS), path)
-        source = open_starts(path, SQUARE, "nano")
+        source = self.open(path)
         assert self.numbers_drawn(source, 1) == {1, 3}
         assert self.numbers_drawn(source, None) == {0, 1, 2, 3, 4}
         opened = source.draw([np.random.default_rng(0)], task_id=2).frames[0]
@@ -100,10 +104,10 @@ class TestTasks:
         assert len(source.draw([np.random.default_rng(0)], 0, task_id=3).frames) == 1  # a start that is asked for
 
     def test_starts_of_no_known_task_serve_all(self, shipped):
-        assert self.numbers_drawn(open_starts("train", SQUARE, "nano"), 1) == {0, 1, 2, 3, 4}
+        assert self.numbers_drawn(self.open("train"), 1) == {0, 1, 2, 3, 4}
 
     def test_a_dataset_gives_frames_of_the_task(self, dataset, monkeypatch):
-        source = open_starts(dataset, SQUARE, "nano")
+        source = self.open(dataset)
         everything = self.numbers_drawn(source, None)
         assert self.numbers_drawn(source, 0) == everything  # these recordings name no task
         cut = source._cut
@@ -114,7 +118,9 @@ class TestTasks:
 
     @pytest.mark.parametrize("task", ["reach", "push", "pick_place"])
     def test_shipped_tables_open_with_their_task(self, task):
-        env = gym.make_vec("ws_gym:WorldScape-Hand-v0", num_envs=1, weights="debug", task=task, starts="hands-train")
+        env: Any = gym.make_vec(
+            "ws_gym:WorldScape-Hand-v0", num_envs=1, weights="debug", task=task, starts="hands-train"
+        )
         core = env.unwrapped._core
         assert core.task.recorded_as == HAND_TASKS.index(task)
         shown = [core.starts._draw_number(np.random.default_rng(seed), core.task.recorded_as) for seed in range(20)]

@@ -72,11 +72,16 @@ class Opening(NamedTuple):
     options: dict[str, Any]
 
 
+Watch = Callable[[Mapping[str, Any], int], dict[str, float]]
+"""Infos of a step, row -> numbers to note of it."""
+
+
 class Play(NamedTuple):
     """N episodes that a policy played: success bool, returns, Euclidean SPL and lengths in steps, each [N].
 
     The return of an episode that ends early counts `held_reward` for each step that is left.
-    films: frames uint8 [T, h, w, 3] of the first episodes, as many as were asked for.
+    films: frames uint8 [T + 1, h, w, 3] of the first episodes, as many as were asked for; actions: [T, ...] of each
+    episode; noted: [N] of each number that was watched, at the last step.
     """
 
     success: np.ndarray
@@ -84,6 +89,16 @@ class Play(NamedTuple):
     spl: np.ndarray
     lengths: np.ndarray
     films: list[np.ndarray]
+    actions: list[np.ndarray]
+    noted: dict[str, np.ndarray]
+
+
+class Replay(NamedTuple):
+    """The same actions in the simulator: success bool [N], and how far it was from its goal at last, metres [N] (NaN
+    where it does not tell)."""
+
+    success: np.ndarray
+    distance: np.ndarray
 
 
 @dataclass(slots=True)
@@ -99,6 +114,8 @@ class Walk:
     length: int = 0
     success: bool = False
     frames: list[np.ndarray] = field(default_factory=list)
+    actions: list[np.ndarray] = field(default_factory=list)
+    noted: dict[str, float] = field(default_factory=dict)
 
     def spl(self) -> float:
         """Success * straight way / way taken, the straight way being that to where the episode ended (Euclidean)."""
@@ -121,11 +138,12 @@ class Player:
         policy: PixelPolicy | None,
         openings: Sequence[Opening],
         num_filmed: int,
+        watch: Watch | None = None,
     ) -> None:
         if envs.metadata["autoreset_mode"] is not AutoresetMode.DISABLED:
             raise ValueError("a player opens each episode itself; make the environment with autoreset_mode='DISABLED'")
         self.envs, self.counterparts, self.limit = envs, counterparts, limit
-        self.policy, self.num_filmed = policy, num_filmed
+        self.policy, self.num_filmed, self.watch = policy, num_filmed, watch
         self.is_continuous, self.num_actions = describe_actions(envs.single_action_space)
         self.num_episodes = len(openings)
         self._openings = itertools.chain(enumerate(openings), itertools.repeat((-1, openings[0])))
@@ -142,13 +160,16 @@ class Player:
         nothing_new = torch.zeros(num_slots, dtype=torch.bool)
         with Progress(unit, total=self.num_episodes) as progress:
             while len(self._finished) < self.num_episodes:
-                frames, rewards, terminated, truncated, infos = self.envs.step(self._act(stacks, walks))
+                actions = self._act(stacks, walks)
+                frames, rewards, terminated, truncated, infos = self.envs.step(actions)
                 stacks = push_frames(stacks, torch.from_numpy(frames), nothing_new)
                 for row, walk in enumerate(walks):
+                    walk.actions.append(actions[row])
                     place, success = self.counterparts.find(infos, row), bool(infos["success"][row])
                     self._follow(walk, frames[row], float(rewards[row]), place, success)
                 for row in np.flatnonzero(terminated | truncated).tolist():
                     if walks[row].number >= 0:
+                        walks[row].noted = self.watch(infos, row) if self.watch else {}
                         self._finished[walks[row].number] = walks[row]
                         progress.update()
                     walks[row] = self._open(row, stacks)
@@ -190,6 +211,8 @@ class Player:
             spl=np.array([walk.spl() for walk in walks]),
             lengths=np.array([walk.length for walk in walks]),
             films=[np.stack(walk.frames) for walk in walks[: self.num_filmed]],
+            actions=[np.stack(walk.actions) for walk in walks],
+            noted={name: np.array([walk.noted[name] for walk in walks]) for name in walks[0].noted},
         )
 
 
@@ -237,6 +260,7 @@ class Arenas:
         self._simulator = SyncVectorEnv(
             [lambda: TimeLimit(make(self.size), self.limit)], autoreset_mode=AutoresetMode.DISABLED
         )
+        self.num_episodes = num_episodes
         self._layouts = range(first_seed, first_seed + num_episodes)
         with tempfile.TemporaryDirectory() as folder:
             starts = Path(folder) / "starts.safetensors"
@@ -264,12 +288,41 @@ class Arenas:
         openings = [Opening(seed, {}) for seed in self._layouts[:num_episodes]]
         return self._player(self._simulator, policy, openings, num_filmed).play("episodes in the simulator")
 
-    def play_dream(self, policy: PixelPolicy | None, num_episodes: int | None = None, *, num_filmed: int = 0) -> Play:
+    def play_dream(
+        self,
+        policy: PixelPolicy | None,
+        num_episodes: int | None = None,
+        *,
+        num_filmed: int = 0,
+        watch: Watch | None = None,
+    ) -> Play:
         """The first episodes (default: all) dreamed from the same starts. Raises ValueError as `play_simulator`."""
         openings = [Opening(seed, {"start": index}) for index, seed in enumerate(self._layouts[:num_episodes])]
-        return self._player(self._dream, policy, openings, num_filmed).play("episodes in the dream")
+        return self._player(self._dream, policy, openings, num_filmed, watch).play("episodes in the dream")
 
-    def _player(self, envs: VectorEnv, policy: PixelPolicy | None, openings: list[Opening], num_filmed: int) -> Player:
+    def replay_simulator(self, actions: Sequence[np.ndarray]) -> Replay:
+        """Take the actions [T, ...] of the first episodes in the simulator, each until they or its episode end."""
+        env, success, distance = self._simulator.envs[0], [], []
+        with Progress("episodes taken again", total=len(actions)) as progress:
+            for seed, steps in zip(self._layouts, actions, strict=False):
+                info = env.reset(seed=seed)[1]
+                for action in steps:
+                    _, _, terminated, truncated, info = env.step(action)
+                    if terminated or truncated:
+                        break
+                success.append(bool(info.get("success", False)))
+                distance.append(float(info.get("goal_distance", np.nan)))
+                progress.update()
+        return Replay(np.array(success), np.array(distance))
+
+    def _player(
+        self,
+        envs: VectorEnv,
+        policy: PixelPolicy | None,
+        openings: list[Opening],
+        num_filmed: int,
+        watch: Watch | None = None,
+    ) -> Player:
         if policy is not None and policy.config.size != self.size:
             raise ValueError(
                 f"the policy sees {policy.config.size} pixels, these weights dream {self.size}; "
@@ -278,7 +331,7 @@ class Arenas:
         acts = describe_actions(envs.single_action_space)
         if policy is not None and (policy.config.is_continuous, policy.config.num_actions) != acts:
             raise ValueError(f"the policy does not act in {envs.single_action_space}; it is none for {self.task}")
-        return Player(envs, self.counterparts, self.limit, policy, openings, num_filmed)
+        return Player(envs, self.counterparts, self.limit, policy, openings, num_filmed, watch)
 
     def __enter__(self) -> Arenas:
         return self

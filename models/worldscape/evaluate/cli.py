@@ -74,6 +74,12 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     transfer.add_argument("--limit", type=int, help="steps after which an episode is truncated; default: the task's")
     transfer.add_argument("--checkpoint-episodes", type=int, default=50, help="episodes that score each checkpoint")
     transfer.add_argument("--filmed", type=int, default=8, help="episodes in the film that --out asks for")
+    exploits = add_evaluation(evaluations, "exploits", run_exploits, episodes=100, policy=None, sources=())
+    exploits.add_argument("--task", choices=COUNTERPARTS, default="goal_object", help="what is paid for")
+    exploits.add_argument("--run", type=Path, help="folder of a policy; without it only random actions are taken")
+    exploits.add_argument("--limit", type=int, help="steps after which an episode is truncated; default: the task's")
+    exploits.add_argument("--reader", type=Path, help="inverse_dynamics.safetensors, as of `eval actions --out`")
+    exploits.add_argument("--opinion", action="append", default=[], help="weights whose reward head is asked as well")
 
 
 def run_ablation(args: argparse.Namespace) -> None:
@@ -297,6 +303,26 @@ def run_transfer(args: argparse.Namespace) -> None:
     if args.out:
         _name_files([transfer.save_films(args.out / "transfer.mp4", judged.plays["dream"])])
     _finish("transfer", args, begin, judged.metrics, judged.tables)
+
+
+def run_exploits(args: argparse.Namespace) -> None:
+    """Whether the simulator confirms what a policy is paid for in the dream, and what would have told."""
+    from worldscape.checkpoint import load_world
+    from worldscape.evaluate import exploits
+    from worldscape.evaluate import inverse_dynamics as inverse
+    from worldscape.policy import load_policy
+
+    begin = time.perf_counter()
+    size = _checked_model(args).config.codec.size
+    if args.task != "goal_object" and (args.reader or args.opinion):
+        raise ValueError(f"--reader and --opinion judge walkers, not {args.task}; leave them out")
+    policies = {} if args.run is None else {"trained": load_policy(args.run)[0]}
+    reader = args.reader and _load_reader(args.reader, inverse.InverseDynamicsConfig(), size, SOURCES[0])
+    opinions = [load_world(weights, args.device).heads.events for weights in args.opinion]
+    options = {name: vars(args)[name] for name in ("task", "limit", "first_seed", "batch", "device", "steps_per_frame")}
+    with Arenas(args.weights, num_episodes=args.episodes, **options) as arenas:
+        judged = exploits.judge_exploits(arenas, {**policies, "random": None}, reader=reader, opinions=opinions)
+    _finish("exploits", args, begin, judged.metrics, judged.tables)
 
 
 def _prepare(args: argparse.Namespace, num_steps: int, open_engine: OpenEngine | None = None):

@@ -11,6 +11,7 @@ import numpy as np
 
 from worldscape.evaluate.arenas import Arenas, Play
 from worldscape.evaluate.pictures import save_film
+from worldscape.evaluate.ranks import spearman
 from worldscape.evaluate.report import Table
 from worldscape.policy import PixelPolicy, load_policy
 
@@ -131,21 +132,6 @@ def bootstrap_mean(values: np.ndarray, *, seed: int = 0) -> Interval:
     drawn = np.random.default_rng(seed).integers(len(values), size=(NUM_RESAMPLES, len(values)))
     low, high = np.quantile(values[drawn].mean(axis=1), (0.025, 0.975))
     return Interval(float(values.mean()), float(low), float(high))
-
-
-def spearman(first: Sequence[float], second: Sequence[float]) -> float:
-    """Rank correlation of two lists, ties sharing their mean rank; NaN below three pairs or where one is constant."""
-    if len(first) != len(second):
-        raise ValueError(f"{len(first)} and {len(second)} values cannot be paired")
-    ranks = np.stack([_rank(np.asarray(first)), _rank(np.asarray(second))])
-    if len(first) < 3 or (ranks.std(axis=1) == 0).any():
-        return math.nan
-    return float(np.corrcoef(ranks)[0, 1])
-
-
-def _rank(values: np.ndarray) -> np.ndarray:
-    _, position, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts + 1) / 2)[position]
 
 
 def tabulate_plays(plays: Mapping[str, Mapping[str, Play]], task: str) -> Table:

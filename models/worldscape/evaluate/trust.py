@@ -16,6 +16,7 @@ from worldscape.engine import EngineFrame, Start, WorldEngine
 from worldscape.evaluate import metrics as scores
 from worldscape.evaluate.dream import Dream, dream_episodes
 from worldscape.evaluate.episodes import EpisodeBatch
+from worldscape.evaluate.ranks import spearman
 from worldscape.evaluate.report import Table
 from worldscape.memory.report import report_memory, report_trust
 
@@ -104,14 +105,6 @@ def score_signals(signals: Mapping[str, np.ndarray], psnr: np.ndarray, ssim: np.
     return found
 
 
-def spearman(one: np.ndarray, other: np.ndarray) -> float:
-    """Spearman's rank correlation, ties at their mean rank, of two arrays of a shape; NaN where one is constant."""
-    ranks = _ranks(one), _ranks(other)
-    if min(rank.std() for rank in ranks) == 0:
-        return math.nan
-    return float(np.corrcoef(*ranks)[0, 1])
-
-
 def tabulate_signals(scored: Mapping[str, float], motion: str) -> Table:
     """One row per signal: its rank correlations."""
     columns = ("psnr", "ssim", "psnr_same_step")
@@ -127,8 +120,3 @@ def tabulate_drift(drift: np.ndarray, psnr: np.ndarray, ssim: np.ndarray, motion
         means = [float(score[is_in].mean()) if is_in.any() else math.nan for score in (psnr, ssim)]
         rows.append([f"{low:g} to {high:g}", float(is_in.sum()), *means])
     return Table(title=f"frames by drift, {motion} motion", columns=["drift", "frames", "psnr", "ssim"], rows=rows)
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (counts.cumsum() - (counts + 1) / 2)[place.reshape(-1)]
