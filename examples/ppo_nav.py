@@ -10,14 +10,12 @@ the policies of all checkpoints (policies). Stop it when you like: the same comm
 ends with the same weights.
 """
 
-from worldscape.conditioning.controls import MIRRORED_ACTIONS
 from ws_gym.ppo_run import Lesson, teach
 
 LESSON = Lesson(
     tasks=("goal_object",),  # one of nine keys a step; reward comes once, at the box
     recipe={"num_steps": 128, "gamma": 0.99, "entropy": 0.01},
-    # A room is as likely as its mirror image, so what is learned on one side holds on the other.
-    widths={"frames": 4, "channels": (32, 64), "hidden": 256, "mirrored": MIRRORED_ACTIONS},
+    widths={"frames": 4, "channels": (32, 64), "hidden": 256},
     options={"steps": 300_000, "num_envs": 16, "limit": 100},
 )
 

@@ -65,7 +65,7 @@ def teach(lesson: Lesson, about: str | None, arguments: list[str] | None = None)
     recipe = Recipe(**{**lesson.recipe, **(DEBUG_RECIPE if args.preset == "debug" else {})})
     options = {"num_envs": args.num_envs, "limit": args.limit, "device": args.device, "starts": args.starts}
     worlds = make_worlds(args.task, args.env, args.preset, **options)
-    config = fit_policy(worlds, **{**lesson.widths, **(DEBUG_WIDTHS if args.preset == "debug" else {})})
+    config = fit_policy(worlds, **(DEBUG_WIDTHS if args.preset == "debug" else lesson.widths))
     run = Run(args, recipe, config)
     run.resume()
     scored = {"num_episodes": args.episodes, "limit": args.score_limit, "device": args.device}

@@ -31,11 +31,7 @@ NOISE_EDGE = 2.0**-24
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyConfig:
     """Actions to choose from, or with `is_continuous` the numbers in [-1, 1] that make one action; frames seen (height
-    and width `size`, multiples of `shrinks_by`); widths.
-
-    mirrored: the action that each of them becomes in a mirror, for worlds as likely as their mirror images; such a
-    policy acts in a mirrored picture as its own mirror image would. Empty: it does not know of mirrors.
-    """
+    and width `size`, multiples of `shrinks_by`); widths."""
 
     num_actions: int
     is_continuous: bool = False
@@ -43,12 +39,8 @@ class PolicyConfig:
     frames: int = 4
     channels: tuple[int, ...] = (32, 64)
     hidden: int = 256
-    mirrored: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        twice = [self.mirrored[action] for action in self.mirrored if 0 <= action < len(self.mirrored)]
-        if self.mirrored and (self.is_continuous or twice != list(range(self.num_actions))):
-            raise ValueError(f"mirrored {self.mirrored} does not pair {self.num_actions} actions to choose from")
         for name in ("num_actions", "size", "frames", "hidden"):
             if getattr(self, name) < 1:
                 raise ValueError(f"a policy with {name} {getattr(self, name)}: it must be at least 1")
@@ -149,20 +141,8 @@ class PixelPolicy(nn.Module):
     def forward(self, stacks: Tensor) -> PolicyOutput:
         pixels = rearrange(stacks, "b f h w c -> b (f c) h w").contiguous(memory_format=torch.channels_last)
         pixels = pixels.float() / 255.0 - 0.5
-        if not self.config.mirrored:
-            outputs, values = self._read(pixels)
-        else:
-            # The mean over both ways to see it: what one side teaches, the other has learned.
-            outputs, values = self._read(torch.cat([pixels, pixels.flip(-1)]))
-            seen, mirrored = outputs.chunk(2)
-            outputs = (seen + mirrored[:, list(self.config.mirrored)]) / 2
-            values = rearrange(values, "(two b) -> two b", two=2).mean(0)
-        return PolicyOutput(self._to_actions(outputs), values)
-
-    def _read(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
-        """Pixels [B, C, h, w] -> what the actor says [B, A], what the critic says [B]."""
         hidden = self.hidden(self.trunk(pixels))
-        return self.actor(hidden), rearrange(self.critic(hidden), "b 1 -> b")
+        return PolicyOutput(self._to_actions(self.actor(hidden)), rearrange(self.critic(hidden), "b 1 -> b"))
 
     def _to_actions(self, outputs: Tensor) -> Choice | Gaussian:
         if self.spread is None:
@@ -208,7 +188,7 @@ def load_policy(path: str | os.PathLike[str]) -> tuple[PixelPolicy, dict[str, An
 
 def build_policy(config: Mapping[str, Any]) -> PixelPolicy:
     """A new policy from its description in a header; the caller's random numbers are left alone."""
-    known: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in config.items()}
+    known = {**config, "channels": tuple(config["channels"])}
     with torch.random.fork_rng(devices=[]):
         return PixelPolicy(PolicyConfig(**known))
 

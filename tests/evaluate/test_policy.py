@@ -93,17 +93,6 @@ def test_a_continuous_policy_keeps_its_bounds(push):
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in policy.parameters())
 
 
-def test_in_a_mirrored_picture_a_policy_that_knows_mirrors_acts_as_its_mirror_image():
-    pairs = (0, 2, 1)
-    stacks = torch.randint(0, 256, (4, 3, 8, 8, 3), dtype=torch.uint8)
-    for mirrored in (pairs, ()):
-        policy = PixelPolicy(replace(CONFIG, mirrored=mirrored))
-        torch.nn.init.normal_(policy.actor.weight)
-        (odds, value), (mirrored_odds, mirrored_value) = policy(stacks), policy(stacks.flip(3))
-        is_equal = torch.allclose(odds.logits[:, pairs], mirrored_odds.logits, atol=1e-5)
-        assert is_equal == torch.allclose(value, mirrored_value, atol=1e-5) == bool(mirrored)
-
-
 def test_widths_do_not_depend_on_the_picture_and_learn():
     policy = PixelPolicy(replace(CONFIG, is_continuous=True))
     odds, _ = policy(torch.randint(0, 256, (4, 3, 8, 8, 3), dtype=torch.uint8))
@@ -114,7 +103,7 @@ def test_widths_do_not_depend_on_the_picture_and_learn():
 
 @pytest.mark.parametrize("is_continuous", [False, True])
 def test_a_file_gives_the_same_policy_back(is_continuous, tmp_path):
-    config = replace(CONFIG, is_continuous=is_continuous, mirrored=() if is_continuous else (1, 0, 2))
+    config = replace(CONFIG, is_continuous=is_continuous)
     policy = PixelPolicy(config)
     save_policy(policy, tmp_path / "policy.safetensors", {"steps": 5})
     state = torch.get_rng_state()
@@ -145,9 +134,6 @@ def test_other_files_are_refused(tmp_path):
         ({"frames": 0}, "frames 0: it must be at least 1"),
         ({"size": 10}, "divide pictures of 10 pixels"),
         ({"channels": ()}, "divide"),
-        ({"mirrored": (1, 2, 0)}, "does not pair 3 actions"),
-        ({"mirrored": (0, 1, 3)}, "does not pair 3 actions"),
-        ({"mirrored": (1, 0, 2), "is_continuous": True}, "does not pair"),
     ],
 )
 def test_impossible_policies_are_refused(changes, message):

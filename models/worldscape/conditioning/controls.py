@@ -21,8 +21,6 @@ DISCRETE_ACTIONS = (
     "look up",
     "look down",
 )
-MIRRORED_ACTIONS = (0, 1, 4, 3, 2, 6, 5, 7, 8)
-"""Action that each action becomes in a mirror which exchanges left and right."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 
-from worldscape.conditioning.controls import DISCRETE_ACTIONS, MIRRORED_ACTIONS, ControlScale
+from worldscape.conditioning.controls import DISCRETE_ACTIONS, ControlScale
 from worldscape.evaluate.episodes import EpisodeBatch
 from worldscape.evaluate.kept import JudgeConfig, fingerprint_of, fit, load_or_make
 from worldscape.evaluate.metrics import to_unit
@@ -23,6 +23,8 @@ MOTION = (0, 2, 3, 4)
 """The control components that are read back: right, forward (metres), yaw, pitch (radians)."""
 REVERSED = (0, 3, 4, 1, 2, 6, 5, 8, 7)
 """Action that undoes each action: the label of a pair shown backwards."""
+MIRRORED = (0, 1, 4, 3, 2, 6, 5, 7, 8)
+"""Action that each action becomes in a mirror: the label of a pair flipped left to right."""
 MIRRORED_MOTION = (-1.0, 1.0, -1.0, 1.0)
 
 
@@ -105,7 +107,7 @@ def augment_pairs(pairs: Pairs, generator: torch.Generator) -> Pairs:
     flip = rearrange(mirrored, "m -> m 1 1 1")
     first, second = (torch.where(flip, frames.flip(dims=[2]), frames) for frames in (first, second))
     action = torch.where(backwards, torch.tensor(REVERSED)[pairs.action], pairs.action)
-    action = torch.where(mirrored, torch.tensor(MIRRORED_ACTIONS)[action], action)
+    action = torch.where(mirrored, torch.tensor(MIRRORED)[action], action)
     motion = torch.where(backwards[:, None], -pairs.motion, pairs.motion)
     return Pairs(first, second, action, torch.where(mirrored[:, None], motion * torch.tensor(MIRRORED_MOTION), motion))
 
