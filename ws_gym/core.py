@@ -321,6 +321,7 @@ def _open_engine(options: WorldOptions, num_slots: int) -> WorldEngine:
             num_slots,
             device=options.torch_device,
             steps_per_frame=options.steps_per_frame,
+            precision=options.precision,
             hands=options.hands,
         )
     except RuntimeError as error:

@@ -104,6 +104,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     | `obs` | `"pixels"` | `"pixels"` or `"latent"`, see Observation Space |
     | `size` | model's | observation size in pixels, or (height, width) |
     | `steps_per_frame` | model's | model calls that refine a frame |
+    | `precision` | `"auto"` | `"fp32"`, `"bf16"` (twice as fast on processors that know it), or what is faster |
     | `actions` | `"discrete"` | `"discrete"`, `"multi_discrete"` or `"continuous"` |
     | `task` | `"goal_object"` | see Rewards |
     | `task_options` | `None` | keyword arguments of the task, e.g. `{"radius": 0.5}` |

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from worldscape.precision import PRECISIONS
 from ws_gym.actions import check_action_mode
 from ws_gym.observations import OBSERVATIONS, Latent
 
@@ -31,6 +32,7 @@ class WorldOptions:
     obs: str = "pixels"
     size: int | tuple[int, int] | None = None
     steps_per_frame: int | None = None
+    precision: str = "auto"
     actions: str = "discrete"
     hands: str | None = None
     hand_actions: str = "delta"
@@ -50,6 +52,8 @@ class WorldOptions:
         _check_observation(self.obs, self.size)
         _check_choice("hand_actions", self.hand_actions, HAND_KINDS)
         _check_count("steps_per_frame", self.steps_per_frame)
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision={self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
         _check_count("max_episode_steps", self.max_episode_steps)
         _check_share("max_drift", self.max_drift)
         _check_count("drift_patience", self.drift_patience, is_optional=False)

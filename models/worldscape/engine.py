@@ -35,6 +35,7 @@ from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import Frame, Recall, WorldMemory
 from worldscape.noise import slot_noise
 from worldscape.opening import complete_start
+from worldscape.precision import choose_dtype
 from worldscape.slot_hands import SlotHands, draw_hands, resting_hands
 from worldscape.slots import (
     Dreamed,
@@ -62,6 +63,7 @@ class WorldEngine:
         device: torch device.
         steps_per_frame: denoising model calls a frame; None takes the config's.
         use_fast: run the inference-only rewrites (fast.py, fast_codec.py, reproject_fast.py); same results to rounding.
+        precision: "fp32", "bf16", or "auto" for what this machine is fastest in (precision.py); of use_fast only.
         hands: "left", "right" or "both" for slots that have hands; None for slots that walk only, which costs less.
         memory: policy and sizes of the slots' memory, for ablations; None takes the model's.
         memory_budget: bytes that the pages of all slots never exceed; a small one makes the pool smaller.
@@ -78,6 +80,7 @@ class WorldEngine:
         device: str | torch.device = "cpu",
         steps_per_frame: int | None = None,
         use_fast: bool = True,
+        precision: str = "fp32",
         hands: str | None = None,
         memory: MemoryConfig | None = None,
         memory_budget: int | None = None,
@@ -96,8 +99,12 @@ class WorldEngine:
         self.model = model.to(self.device).eval()
         self.levels = sampling_levels(calls, SAMPLER_SHIFT)
         levels = [*self.levels[:-1], self.config.context_level]
-        self.generator = FastTransformer(self.model.transformer, levels) if use_fast else self.model.transformer
-        self.codec = FastCodec(self.model.codec) if use_fast and FastCodec.runs_on(self.device) else self.model.codec
+        self.dtype = choose_dtype(precision, self.device) if use_fast else torch.float32
+        self.generator, self.codec = self.model.transformer, self.model.codec
+        if use_fast:
+            self.generator = FastTransformer(self.model.transformer, levels, self.dtype)
+        if use_fast and FastCodec.runs_on(self.device):
+            self.codec = FastCodec(self.model.codec, self.dtype)
         self.rebuild = reproject_fast if use_fast else reproject
         self.state = SlotState.empty(self.config, self._memory(num_slots, memory_budget))
 
@@ -352,6 +359,7 @@ class WorldEngine:
             "config": self.config.to_dict(),
             "levels": self.state.memory.tables.levels._asdict(),
             "generator": type(self.generator).__name__,
+            "dtype": str(self.dtype).removeprefix("torch."),
             "hands": self.hands,
         }
 

@@ -2,6 +2,7 @@
 
 At 16 tokens a frame the time goes into launching operations and reading weights, not into arithmetic. So what depends
 on the noise level alone is tabulated, weights lie as matrix products read them, and history leaves room for a frame.
+In bf16 the matrix products take half the time; sums, norms, attention and memory stay float32.
 """
 
 from collections.abc import Sequence
@@ -34,24 +35,62 @@ class Linear(NamedTuple):
     weight: Tensor
     bias: Tensor
 
-    @classmethod
-    def of(cls, layer: nn.Module) -> "Linear":
+    def __call__(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.to(self.weight.dtype), self.weight)
+
+    def then_silu(self, x: Tensor) -> Tensor:
+        return F.silu(self(x))
+
+    def then_gelu(self, x: Tensor) -> Tensor:
+        return F.gelu(self(x), approximate="tanh")
+
+
+class PackedLinear(NamedTuple):
+    """The same in bf16 on a CPU, with a weight that lies as oneDNN reads it."""
+
+    weight: Tensor
+    bias: Tensor
+
+    def __call__(self, x: Tensor, then: str = "none", how: str = "") -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x.to(torch.bfloat16), self.weight, self.bias, then, [], how)
+
+    def then_silu(self, x: Tensor) -> Tensor:
+        return self(x, "swish")
+
+    def then_gelu(self, x: Tensor) -> Tensor:
+        return self(x, "gelu", "tanh")
+
+
+AnyLinear = Linear | PackedLinear
+
+
+class Packer(NamedTuple):
+    """Makes maps whose products are of one dtype."""
+
+    dtype: torch.dtype
+
+    def pack(self, weight: Tensor, bias: Tensor) -> AnyLinear:
+        """The map of a weight [out, in] and a bias [out]."""
+        weight, bias = weight.detach().to(self.dtype), bias.detach().to(self.dtype)
+        can_pack = hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and torch.backends.mkldnn.is_available()
+        if self.dtype == torch.bfloat16 and weight.device.type == "cpu" and can_pack:
+            return PackedLinear(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()), bias)
+        return Linear(weight.t().contiguous(), bias)
+
+    def of(self, layer: nn.Module) -> AnyLinear:
         """The same map as the nn.Linear `layer`."""
         assert isinstance(layer, nn.Linear)
-        return cls(layer.weight.detach().t().contiguous(), layer.bias.detach())
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x, self.weight)
+        return self.pack(layer.weight, layer.bias)
 
 
 class Layer(NamedTuple):
     """One block's maps; q and k have rotary partners side by side, norm [2, D] belongs to them."""
 
-    qkv: Linear
+    qkv: AnyLinear
     norm: Tensor
-    out: Linear
-    widen: Linear
-    narrow: Linear
+    out: AnyLinear
+    widen: AnyLinear
+    narrow: AnyLinear
 
 
 class Modulation(NamedTuple):
@@ -81,32 +120,35 @@ class FastTransformer:
     Args:
         plain: the finished generator; later changes of its weights are not seen.
         levels: the noise levels that `refine` will be asked for.
+        dtype: of weights and of what they are multiplied with.
     """
 
     @torch.no_grad()
-    def __init__(self, plain: WorldTransformer, levels: Sequence[float]):
+    def __init__(self, plain: WorldTransformer, levels: Sequence[float], dtype: torch.dtype = torch.float32):
+        packer = Packer(dtype)
         self.config, self.grid = plain.config, plain.grid
         order = pair_neighbours(self.config.head_width, self.config.num_heads)
         device = plain.final_modulation.device
         blocks = [block for block in plain.blocks if isinstance(block, Block)]
-        self.layers = [fuse(block, order) for block in blocks]
+        self.layers = [fuse(block, order, packer) for block in blocks]
         self.levels = {level: tabulate(plain, blocks, level) for level in levels}
         first, _, second = plain.embed_rays
-        self.embed_rays = Linear.of(first), Linear.of(second)
-        self.embed_anchor, self.embed_latent = Linear.of(plain.embed_anchor), Linear.of(plain.embed_latent)
-        self.embed_hands, self.no_hand = None, torch.zeros_like(self.embed_rays[1].bias)
+        assert isinstance(second, nn.Linear)
+        self.embed_rays = packer.of(first), packer.of(second)
+        self.embed_anchor, self.embed_latent = packer.of(plain.embed_anchor), packer.of(plain.embed_latent)
+        self.embed_hands, self.no_hand = None, torch.zeros_like(second.bias)
         if self.config.hands:
             widen, _, narrow = plain.embed_hands
-            self.embed_hands, self.no_hand = (Linear.of(widen), Linear.of(narrow)), plain.no_hand.detach().clone()
-        self.embed_rays_alone = self.embed_rays[1]._replace(bias=self.embed_rays[1].bias + self.no_hand)
-        self.to_latent = Linear.of(plain.to_latent)
+            self.embed_hands, self.no_hand = (packer.of(widen), packer.of(narrow)), plain.no_hand.detach().clone()
+        self.embed_rays_alone = packer.pack(second.weight, second.bias + self.no_hand)
+        self.to_latent = packer.of(plain.to_latent)
         self.space = turns(space_angles(self.grid, self.config.head_width, self.config.rope_base, device))
 
     def embed_view(self, rays: Tensor, anchor: Tensor, coverage: Tensor, hands: Tensor | None = None) -> EmbeddedView:
         """As WorldTransformer.embed_view."""
         first, second = self.embed_rays
-        inner = F.silu(first(pack_rays(rays, self.grid).flatten(0, 2)))
-        tokens = self.embed_rays_alone(inner) if hands is None else second(inner)
+        inner = first.then_silu(pack_rays(rays, self.grid).flatten(0, 2))
+        tokens = (self.embed_rays_alone(inner) if hands is None else second(inner)).float()
         if self.config.anchor:
             tokens = tokens + self.embed_anchor(torch.cat([anchor, coverage[..., None]], -1).flatten(0, 2))
         view = EmbeddedView(tokens.unflatten(0, anchor.shape[:3]), anchor)
@@ -116,7 +158,7 @@ class FastTransformer:
         if self.embed_hands is None:
             raise no_hands_known()
         present, (widen, narrow) = shows_hand(hands), self.embed_hands
-        drawn = narrow(F.silu(widen(pack_hands(hands, self.grid).flatten(0, 2))))
+        drawn = narrow(widen.then_silu(pack_hands(hands, self.grid).flatten(0, 2))).float()
         tokens = view.tokens + torch.where(present[..., None, None], 0.0, self.no_hand)
         return EmbeddedView(tokens, view.anchor, drawn.view_as(tokens), present)
 
@@ -167,7 +209,7 @@ class FastTransformer:
         slots, tokens, heads, width = new_keys.shape
         inner = F.layer_norm(x, x.shape[1:], level.scale1, level.shift1, 1e-6)
         qkv = layer.qkv(inner).view(slots, tokens, 3, heads * width)
-        qk = F.rms_norm(qkv[:, :, :2], (heads * width,), None, 1e-6) * layer.norm
+        qk = F.rms_norm(qkv[:, :, :2].float(), (heads * width,), None, 1e-6) * layer.norm
         rotated = torch.view_as_real(as_complex(qk.unflatten(-1, (heads, width))) * turn).flatten(-2)
         new_keys.copy_(rotated[:, :, 1])
         new_values.copy_(qkv[:, :, 2].unflatten(-1, (heads, width)))
@@ -175,10 +217,10 @@ class FastTransformer:
         mixed = attend(q, k, v, mask, self.config.attention).transpose(1, 2).reshape(x.shape)
         x = torch.addcmul(x, level.gate1, layer.out(mixed))
         inner = F.layer_norm(x, x.shape[1:], level.scale2, level.shift2, 1e-6)
-        return torch.addcmul(x, level.gate2, layer.narrow(F.gelu(layer.widen(inner), approximate="tanh")))
+        return torch.addcmul(x, level.gate2, layer.narrow(layer.widen.then_gelu(inner)))
 
     def _read_clean(self, x: Tensor, level: Level, anchor: Tensor) -> Tensor:
-        last = self.to_latent(F.layer_norm(x, x.shape[1:], level.scale, level.shift, 1e-6))
+        last = self.to_latent(F.layer_norm(x, x.shape[1:], level.scale, level.shift, 1e-6)).float()
         change, trust = last.split([anchor.shape[-1], 1], -1)
         return torch.addcmul(change, torch.sigmoid(trust + 1.0), anchor) if self.config.anchor else change
 
@@ -189,12 +231,12 @@ class FastTransformer:
         return torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, -torch.inf)
 
 
-def fuse(block: Block, order: Tensor) -> Layer:
+def fuse(block: Block, order: Tensor, packer: Packer) -> Layer:
     """A block's maps as FastTransformer reads them."""
     widen, _, narrow = block.mlp
-    qkv = Linear(reorder_qkv(block.qkv.weight, order).t().contiguous(), reorder_qkv(block.qkv.bias, order))
+    qkv = packer.pack(reorder_qkv(block.qkv.weight, order), reorder_qkv(block.qkv.bias, order))
     norm = torch.stack([block.norm_q.weight[order], block.norm_k.weight[order]]).detach()
-    return Layer(qkv, norm, Linear.of(block.out), Linear.of(widen), Linear.of(narrow))
+    return Layer(qkv, norm, packer.of(block.out), packer.of(widen), packer.of(narrow))
 
 
 def tabulate(plain: WorldTransformer, blocks: Sequence[Block], level: float) -> Level:

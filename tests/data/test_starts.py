@@ -7,7 +7,7 @@ from safetensors.numpy import save_file
 from worldscape import cli
 from worldscape.data.episode import Episode, EpisodeReader
 from worldscape.data.record import RecordConfig, record
-from worldscape.data.starts import StartsConfig, collect_starts, load_starts, save_starts
+from worldscape.data.starts import StartsConfig, collect_starts, is_near_success, load_starts, save_starts
 
 STEPS = 8
 
@@ -52,6 +52,17 @@ def test_the_more_detailed_half_of_the_frames_qualifies():
     assert chosen_frames(make_episode(), 5) == [4, 5, 6, 7, 8]
     with pytest.raises(ValueError, match="only 5 of 6 starts found"):
         chosen_frames(make_episode(), 6)
+
+
+def test_a_curriculum_takes_frames_from_which_the_goal_was_reached_soon():
+    """Reached in steps 3 and 6, which frames 4 and 7 show: two steps before are 2, 3 and 5, 6."""
+    success = np.isin(np.arange(STEPS), [3, 6])
+    near = is_near_success(make_episode(success=success), 2)
+    assert np.flatnonzero(near).tolist() == [2, 3, 5, 6]
+    assert chosen_frames(make_episode(success=success), 2, reaches_within=2) == [5, 6]
+    assert not is_near_success(make_episode(success=np.zeros(STEPS, bool)), STEPS).any()
+    with pytest.raises(ValueError, match="has no success, which this needs"):
+        chosen_frames(make_episode(), 1, reaches_within=2)
 
 
 def test_with_hands_one_is_in_view_and_nothing_was_touched_or_reached_yet():

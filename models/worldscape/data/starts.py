@@ -73,15 +73,20 @@ class Starts:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class StartsConfig:
     """Which frames become starts: `num` of `frames` consecutive frames; the last one has at least `min_depth` metres
-    of median depth and little in its face (0 switches both off, for datasets without depth)."""
+    of median depth and little in its face (0 switches both off, for datasets without depth).
+
+    reaches_within: only frames from which the recording reached its goal in so many steps, which is a curriculum for
+    agents (0: any frame).
+    """
 
     num: int
     frames: int = 1
     min_depth: float = 2.5
+    reaches_within: int = 0
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("num", 1), ("frames", 1), ("min_depth", 0), ("seed", 0)):
+        for name, least in (("num", 1), ("frames", 1), ("min_depth", 0), ("reaches_within", 0), ("seed", 0)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
 
@@ -89,10 +94,12 @@ class StartsConfig:
 def collect_starts(reader: EpisodeReader, config: StartsConfig) -> Starts:
     """Draw starts from the dataset, one per episode before any episode gives a second one.
 
-    Raises ValueError when the dataset has no depth to judge by, or too few frames qualify.
+    Raises ValueError when the dataset has no depth or success to judge by, or too few frames qualify.
     """
     if config.min_depth > 0:
         reader.require("depth")
+    if config.reaches_within > 0:
+        reader.require("success")
     found = [
         _cut(reader.episode(index), frame, config.frames)
         for index, frame in itertools.islice(_places(reader, config), config.num)
@@ -100,7 +107,7 @@ def collect_starts(reader: EpisodeReader, config: StartsConfig) -> Starts:
     if len(found) < config.num:
         raise ValueError(
             f"only {len(found)} of {config.num} starts found in {reader.path}; lower --num or --min-depth, "
-            "or record more episodes"
+            "allow more steps to the goal, or record more episodes"
         )
     return Starts(**{name: np.stack([start[name] for start in found]) for name in found[0]})
 
@@ -122,6 +129,8 @@ def _places(reader: EpisodeReader, config: StartsConfig) -> Iterator[tuple[int, 
 def _candidates(episode: Episode, config: StartsConfig) -> np.ndarray:
     """Frames of the episode that a world can open with -> indices, ascending; the plainer half is left out."""
     suits = np.arange(len(episode.frames)) >= config.frames - 1
+    if config.reaches_within > 0:
+        suits &= is_near_success(episode, config.reaches_within)
     if episode.hand_state is not None:
         return np.flatnonzero(suits & is_untouched(episode) & is_hand_in_view(episode))
     if config.min_depth > 0 and episode.depth is not None:
@@ -137,6 +146,15 @@ def _candidates(episode: Episode, config: StartsConfig) -> np.ndarray:
         return frames
     detail = _detail(episode.frames[frames])
     return frames[detail >= np.median(detail)]
+
+
+def is_near_success(episode: Episode, num_steps: int) -> np.ndarray:
+    """Frames [T+1] from which the recording succeeds in at most so many steps."""
+    assert episode.success is not None
+    reached = np.flatnonzero(episode.success) + 1  # frames that show it
+    later = np.searchsorted(reached, np.arange(len(episode.frames)), side="right")
+    steps = np.append(reached, np.iinfo(np.int64).max)[later] - np.arange(len(episode.frames))
+    return steps <= num_steps
 
 
 def is_untouched(episode: Episode) -> np.ndarray:
@@ -214,15 +232,25 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--min-depth", type=float, default=2.5, help="median metres in front of the camera (default 2.5; 0: any)"
     )
+    parser.add_argument(
+        "--reaches-within", type=int, default=0, help="steps in which the recording reached its goal (default 0: any)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="seed of the choice (default 0)")
     parser.set_defaults(func=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
-    config = StartsConfig(num=args.num, frames=args.frames, min_depth=args.min_depth, seed=args.seed)
+    config = StartsConfig(
+        num=args.num,
+        frames=args.frames,
+        min_depth=args.min_depth,
+        reaches_within=args.reaches_within,
+        seed=args.seed,
+    )
     reader = EpisodeReader(args.data)
     starts = collect_starts(reader, config)
-    save_starts(starts, args.out, source={"recorded": reader.settings, "min_depth": config.min_depth})
+    chosen = {"min_depth": config.min_depth, "reaches_within": config.reaches_within}
+    save_starts(starts, args.out, source={"recorded": reader.settings, **chosen})
     layouts = len(np.unique(starts.seeds))
     print(f"{args.out}: {len(starts)} starts from {layouts} layouts, {args.out.stat().st_size / 1e6:.1f} MB")
     return 0

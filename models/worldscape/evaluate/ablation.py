@@ -46,11 +46,13 @@ class Variant:
     steps_per_frame: int | None = None
     policy: str | None = None
 
-    def open_engine(self, slots: int, device: str) -> WorldEngine:
+    def open_engine(self, slots: int, device: str, precision: str = "auto") -> WorldEngine:
         """The variant's engine."""
         model = load_world(self.weights, device)
         memory = None if self.policy is None else replace(model.config.memory, policy=self.policy)
-        return WorldEngine(model, slots, device=device, steps_per_frame=self.steps_per_frame, memory=memory)
+        return WorldEngine(
+            model, slots, device=device, steps_per_frame=self.steps_per_frame, memory=memory, precision=precision
+        )
 
 
 def read_variant(text: str) -> Variant:

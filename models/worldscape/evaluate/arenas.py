@@ -247,6 +247,7 @@ class Arenas:
         batch: int = 16,
         device: str = "cpu",
         steps_per_frame: int | None = None,
+        precision: str = "auto",
         make_simulator: Callable[[int], gym.Env] | None = None,
     ) -> None:
         if task not in COUNTERPARTS:
@@ -273,6 +274,7 @@ class Arenas:
                 weights=weights,
                 device=device,
                 steps_per_frame=steps_per_frame,
+                precision=precision,
                 starts=str(starts),
                 task=task,
             )

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
 
 WALKED = ("rooms",)
 READ_STEPS = 64  # of the episodes from which an ablation reads actions back, in segments of a quarter
-OpenEngine = Callable[[int, str], "WorldEngine"]
-"""Number of slots, device -> engine."""
+ARENA_OPTIONS = ("task", "limit", "first_seed", "batch", "device", "steps_per_frame", "precision")
+OpenEngine = Callable[[int, str, str], "WorldEngine"]
+"""Number of slots, device, precision -> engine."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -115,7 +116,7 @@ def _judge_variant(variant, args: argparse.Namespace):
         engine, long = _prepare(args, args.drift_steps, variant.open_engine)
         judged = drift.judge_drift(engine, long, window=min(100, args.drift_steps)).metrics
         found |= {f"drift_{name}": value for name, value in judged.items()}
-    found |= ablation.measure_speed(variant.open_engine(1, args.device), episodes)
+    found |= ablation.measure_speed(variant.open_engine(1, args.device, args.precision), episodes)
     return report_on("ablation", variant.weights, args.device, time.perf_counter() - begin, found)
 
 
@@ -258,7 +259,13 @@ def run_memory(args: argparse.Namespace) -> None:
     paths = {path: memory.PATHS[path] for path in args.paths}
     walks = {path: _walk(args, model, memory.follow(actions), len(actions)) for path, actions in paths.items()}
     judged = memory.judge_memory(
-        model, walks, args.policies, batch=args.batch, device=args.device, steps_per_frame=args.steps_per_frame
+        model,
+        walks,
+        args.policies,
+        batch=args.batch,
+        device=args.device,
+        steps_per_frame=args.steps_per_frame,
+        precision=args.precision,
     )
     if args.out:
         _name_files(memory.save_pictures(args.out, walks, judged.dreams))
@@ -295,7 +302,7 @@ def run_transfer(args: argparse.Namespace) -> None:
     folders = {"dream": args.dream_run, "simulator": args.simulator_run}
     runs = {name: transfer.load_run(folder, name, args.task) for name, folder in folders.items() if folder is not None}
     transfer.check_runs(runs)
-    options = {name: vars(args)[name] for name in ("task", "limit", "first_seed", "batch", "device", "steps_per_frame")}
+    options = {name: vars(args)[name] for name in ARENA_OPTIONS}
     with Arenas(args.weights, num_episodes=args.episodes, **options) as arenas:
         judged = transfer.judge_transfer(
             arenas, runs, checkpoint_episodes=args.checkpoint_episodes, num_filmed=args.filmed if args.out else 0
@@ -319,7 +326,7 @@ def run_exploits(args: argparse.Namespace) -> None:
     policies = {} if args.run is None else {"trained": load_policy(args.run)[0]}
     reader = args.reader and _load_reader(args.reader, inverse.InverseDynamicsConfig(), size, SOURCES[0])
     opinions = [load_world(weights, args.device).heads.events for weights in args.opinion]
-    options = {name: vars(args)[name] for name in ("task", "limit", "first_seed", "batch", "device", "steps_per_frame")}
+    options = {name: vars(args)[name] for name in ARENA_OPTIONS}
     with Arenas(args.weights, num_episodes=args.episodes, **options) as arenas:
         judged = exploits.judge_exploits(arenas, {**policies, "random": None}, reader=reader, opinions=opinions)
     _finish("exploits", args, begin, judged.metrics, judged.tables)
@@ -337,10 +344,11 @@ def _prepare(args: argparse.Namespace, num_steps: int, open_engine: OpenEngine |
             num_slots,
             device=args.device,
             steps_per_frame=args.steps_per_frame,
+            precision=args.precision,
             hands="right" if args.source == "tabletop" else None,
         )
     else:
-        engine = open_engine(num_slots, args.device)
+        engine = open_engine(num_slots, args.device, args.precision)
     return engine, _walk(args, model, args.policy, num_steps)
 
 

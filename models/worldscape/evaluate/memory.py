@@ -97,6 +97,7 @@ def judge_memory(
     batch: int,
     device: str = "cpu",
     steps_per_frame: int | None = None,
+    precision: str = "auto",
 ) -> MemoryScores:
     """Dream every walk under every policy and score the revisits; metrics are named <score>_<path>_<policy>.
 
@@ -112,7 +113,8 @@ def judge_memory(
         for policy in policies:
             memory = with_policy(model.config.memory, policy, episodes.num_steps)
             slots = min(batch, len(episodes))
-            engine = WorldEngine(model, slots, device=device, memory=memory, steps_per_frame=steps_per_frame)
+            options = {"memory": memory, "steps_per_frame": steps_per_frame, "precision": precision}
+            engine = WorldEngine(model, slots, device=device, **options)
             begin = time.perf_counter()
             dream = dream_episodes(engine, episodes, num_steps=episodes.num_steps, is_realised=True)
             steps = -(-len(episodes) // engine.num_slots) * episodes.num_steps
