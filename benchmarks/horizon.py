@@ -36,7 +36,15 @@ from worldscape.world import WorldModel
 
 EARLY = 200  # the step that the end is compared with
 FULL_LIMIT = 2000  # frames that the policy `full` keeps at most: it is an ablation and grows without bound
-DECISIONS = ("shown_cells", "choose_cover", "explained_share", "most_redundant", "longest_held", "world_probes")
+DECISIONS = (
+    "cell_numbers",
+    "shown_cells",
+    "choose_cover",
+    "explained_share",
+    "most_redundant",
+    "longest_held",
+    "world_probes",
+)
 
 
 class LongDream(NamedTuple):

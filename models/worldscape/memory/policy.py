@@ -7,7 +7,6 @@ of a frame given memory against that of a reference. Over budget, farthest-point
 import math
 
 import torch
-from einops import repeat
 from torch import Tensor
 
 from worldscape.conditioning.camera import camera_rays, invert_pose, pose_distance
@@ -21,22 +20,22 @@ FULL_COST = math.log1p(1 / CODING_NOISE**2)  # nats that an uncovered pixel cost
 OLDEST_LAST = torch.iinfo(torch.long).max
 
 
-def shown_cells(probes: Tensor, target: Tensor, intrinsics: Tensor) -> Tensor:
-    """Which cells of the view from `target` [B, 4, 4] the pictures' probes [B, N, M, 3] fall into.
-
-    Returns float [B, N, CELLS ** 2] of 0 and 1. intrinsics [B, 4] normalised.
-    """
-    index = cell_numbers(probes, target, intrinsics)
-    cells = probes.new_zeros(*index.shape[:2], CELLS**2 + 1)
-    return cells.scatter(2, index, 1.0)[..., :-1]
+def shown_cells(numbers: Tensor) -> Tensor:
+    """Which cells of a view pictures show whose probes fall into `numbers` (cell_numbers): float [B, N, CELLS ** 2] of
+    0 and 1."""
+    cells = numbers.new_zeros(*numbers.shape[:2], CELLS**2 + 1, dtype=torch.float32)
+    return cells.scatter_(2, numbers, 1.0)[..., :-1]
 
 
 def cell_numbers(probes: Tensor, target: Tensor, intrinsics: Tensor) -> Tensor:
-    """The cell that each probe falls into, row by row: long [B, N, M], CELLS ** 2 for what is out of view."""
+    """The cell of the view from `target` [B, 4, 4] that each of pictures' probes [B, N, M, 3] falls into.
+
+    Returns long [B, N, M], row by row, CELLS ** 2 for what is out of view. intrinsics [B, 4] normalised.
+    """
     to_view = invert_pose(target)
     seen = probes @ to_view[:, None, :3, :3].transpose(-1, -2) + to_view[:, None, None, :3, 3]
     x, y, z = seen.unbind(-1)
-    fx, fy, cx, cy = (repeat(value, "b -> b 1 1") for value in intrinsics.unbind(-1))
+    fx, fy, cx, cy = intrinsics[..., None, None].unbind(1)
     depth = z.clamp_min(MIN_DEPTH)
     column = ((x / depth * fx + cx) * CELLS).floor().long()
     row = ((y / depth * fy + cy) * CELLS).floor().long()
@@ -57,7 +56,7 @@ def choose_cover(shown: Tensor, pages: Tensor, frames: Tensor, num_picks: int, l
         picks.append(best)
         gains.append(gain)
         older = older.scatter(1, best, -torch.inf)
-        covered = shown.gather(1, repeat(best, "b 1 -> b 1 c", c=shown.shape[-1]))
+        covered = shown.gather(1, best[..., None].expand(-1, -1, shown.shape[-1]))
         shown = shown * (1 - covered)
     index, is_worth = torch.cat(picks, 1), torch.cat(gains, 1) >= least
     order = torch.where(is_worth, frames.gather(1, index), OLDEST_LAST).argsort(dim=1, stable=True)

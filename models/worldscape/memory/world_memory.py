@@ -117,7 +117,8 @@ class WorldMemory:
         """
         pages, tables = self.tables.shown(), self.tables
         frames = self.store.fields.frame[pages]
-        cells = policy.shown_cells(self.store.fields.probes[pages], target, intrinsics)
+        numbers = policy.cell_numbers(self.store.fields.probes[pages], target, intrinsics)
+        cells = policy.shown_cells(numbers)
         retrieved = self._retrieve(cells, pages, frames)
         if not use_anchor:
             anchor = empty_anchor(len(target), self.store.shape.size, self.store.fields.rgbd)
@@ -128,11 +129,12 @@ class WorldMemory:
             is_moving = limbs.present.any(1, keepdim=True)
             anchors = torch.where(is_moving, self._latest_first(cells, pages, frames), anchors)
         anchor = rebuild(*self._layers(anchors, limbs, target, intrinsics), target, intrinsics)
-        is_anchor = (pages[:, :, None] == anchors[:, None]).any(2) & (pages != BLANK)
-        from_real = cells * (is_anchor & (frames < tables.num_real[:, None]))[..., None]
+        is_anchor = pages[:, :, None] == anchors[:, None]
+        is_real = (pages != BLANK) & (frames < tables.num_real[:, None])
+        from_real = cells * (is_anchor.any(2) & is_real)[..., None]
         is_real_shown = from_real.amax(1).sum(1) >= lineage.REAL_CELLS
-        numbers = policy.cell_numbers(self.store.fields.probes[anchors], target, intrinsics)
-        numbers = numbers.masked_fill((anchors == BLANK)[..., None], policy.CELLS**2)
+        places = is_anchor.int().argmax(1)[..., None].expand(-1, -1, numbers.shape[2])
+        numbers = numbers.gather(1, places).masked_fill((anchors == BLANK)[..., None], policy.CELLS**2)
         real = lineage.inherited_real(numbers, self.store.fields.real[anchors], anchor.mask)
         return Recall(anchors, anchor, anchor.mask.mean((1, 2, 3)), real, is_real_shown, retrieved)
 
