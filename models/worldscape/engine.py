@@ -332,9 +332,13 @@ class WorldEngine:
             limbs = view.hands.limbs
             things = self._find_things(new.rgbd, view.pose, limbs, state.intrinsics)
             hands = {**view.hands.fields(), **state.judged(things, limbs, view.pose)}
+        is_everyone = active.device.type == "cpu" and bool(active.all())
         for name, value in {**seen, **told, **hands}.items():
             old = getattr(state, name)
-            setattr(state, name, torch.where(active.reshape(-1, *[1] * (value.ndim - 1)), value.to(old.dtype), old))
+            value = value.to(old.dtype)
+            if not is_everyone:
+                value = torch.where(active.reshape(-1, *[1] * (value.ndim - 1)), value, old)
+            setattr(state, name, value)
 
     def _find_things(self, rgbd: Tensor, pose: Tensor, limbs: Limbs, intrinsics: Tensor) -> Things:
         assert self.model.heads.things is not None

@@ -37,10 +37,11 @@ def cell_numbers(probes: Tensor, target: Tensor, intrinsics: Tensor) -> Tensor:
     x, y, z = seen.unbind(-1)
     fx, fy, cx, cy = intrinsics[..., None, None].unbind(1)
     depth = z.clamp_min(MIN_DEPTH)
-    column = ((x / depth * fx + cx) * CELLS).floor().long()
-    row = ((y / depth * fy + cy) * CELLS).floor().long()
-    inside = (z > MIN_DEPTH) & (column >= 0) & (column < CELLS) & (row >= 0) & (row < CELLS)
-    return torch.where(inside, row * CELLS + column, CELLS**2)
+    column = ((x / depth * fx + cx) * CELLS).floor_()
+    row = ((y / depth * fy + cy) * CELLS).floor_()
+    # Inside are both that do not move when they are held within the view.
+    inside = (z > MIN_DEPTH) & (column == column.clamp(0, CELLS - 1)) & (row == row.clamp(0, CELLS - 1))
+    return torch.where(inside, row * CELLS + column, CELLS**2).long()
 
 
 def choose_cover(shown: Tensor, pages: Tensor, frames: Tensor, num_picks: int, least: float) -> Tensor:
@@ -96,7 +97,7 @@ def longest_held(frames: Tensor) -> Tensor:
 def world_probes(rgbd: Tensor, pose: Tensor, intrinsics: Tensor) -> Tensor:
     """A regular sample of a picture's surface points in world axes: [B, M, 3] metres, M as in a page."""
     size = rgbd.shape[-1]
-    rays = camera_rays(intrinsics, size) * decode_depth(rgbd[:, 3])[..., None]
     sample = probe_places(size)
-    points = rays[:, sample, sample].flatten(1, 2)
+    depth = decode_depth(rgbd[:, 3, sample, sample])
+    points = (camera_rays(intrinsics, size)[:, sample, sample] * depth[..., None]).flatten(1, 2)
     return points @ pose[:, :3, :3].transpose(1, 2) + pose[:, None, :3, 3]

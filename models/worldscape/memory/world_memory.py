@@ -220,6 +220,8 @@ class WorldMemory:
             pool_place = policy.longest_held(self.store.fields.frame[tables.pool])
         else:
             is_admitted = is_admitted & (explained < self.config.novelty)
+            if place.device.type == "cpu" and not is_admitted.any():
+                return place[:, None], active[:, None]  # nobody needs a place in the pool
             poses = self.store.fields.pose[tables.keyframes]
             pool_place = policy.most_redundant(tables.keyframes, poses, tables.levels.num_sink)
         columns = torch.stack([place, pool_place + tables.levels.num_sink], 1)
