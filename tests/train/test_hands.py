@@ -121,7 +121,7 @@ def test_memory_can_hold_the_generators_own_dreams_of_hands(runs, datasets, stor
     assert torch.equal(plain.latent, own.latent) and torch.equal(plain.guess[0::2], own.guess[0::2])
     assert torch.equal(plain.retrieved[0::2], own.retrieved[0::2])
     frames = own.frames[1:2].numpy()
-    engine = WorldEngine(load_world(init), 1, hands=hands_in(store))
+    engine = WorldEngine(load_world(init), 1, precision="auto", hands=hands_in(store))
     engine.open(start_at(store, frames[:, 0]), torch.tensor([0]))
     for step in range(1, 4):
         follow(engine, store, frames[:, step])

@@ -139,9 +139,8 @@ def _dream_some(
 @torch.inference_mode()
 def _dream(model: WorldModel, memory: MemoryConfig, store: FrameStore, frames: np.ndarray) -> dict[str, Tensor]:
     """One batch of closed-loop dreams along recorded motion, frames [E, F] -> guess, coverage and retrieved."""
-    engine = WorldEngine(
-        model, len(frames), device=next(model.parameters()).device, hands=hands_in(store), memory=memory
-    )
+    device = next(model.parameters()).device
+    engine = WorldEngine(model, len(frames), device=device, precision="auto", hands=hands_in(store), memory=memory)
     engine.open(start_at(store, frames[:, 0]), torch.from_numpy(frames[:, 0]))
     state, config = engine.state, model.config.codec
     nothing = empty_anchor(len(frames), config.size, state.rgbd)

@@ -104,9 +104,10 @@ def _roll(
     model: WorldModel, store: FrameStore, frames: np.ndarray, is_dreamed: bool, note: Note, progress: Progress
 ) -> dict[str, Tensor]:
     """One batch of stretches, frames [E, F]; the first of each is a recorded frame."""
-    engine = WorldEngine(model, len(frames), device=next(model.parameters()).device, hands=hands_in(store))
+    device = next(model.parameters()).device
+    engine = WorldEngine(model, len(frames), device=device, precision="auto", hands=hands_in(store))
     engine.open(start_at(store, frames[:, 0]), torch.from_numpy(frames[:, 0]))
-    state, device = engine.state, engine.device
+    state = engine.state
     view = engine.look(state, state.camera, pose_from_state(state.camera))
     steps: dict[str, list[Tensor]] = {}
     for place in range(frames.shape[1]):
