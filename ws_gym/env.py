@@ -73,7 +73,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
 
     | Task | Reward | Judge |
     |---|---|---|
-    | `goal_object` | `1 - 0.2 t / horizon` on reaching the red box | learned heads |
+    | `goal_object` | `1 - 0.2 t / horizon` on reaching the red box; `dense=True`: also for nearing it | learned heads |
     | `goal_pose` | decrease in distance, -0.01 a step, +1 within 0.3 m | dreamed camera pose |
     | `goal_image` | decrease in image distance, +1 when the view is found | dreamed frame |
     | `coverage` | 1 for each new cell of the floor and direction | dreamed camera pose |

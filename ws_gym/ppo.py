@@ -90,11 +90,20 @@ class Worlds:
 
 
 def make_worlds(
-    task: str, env: str, weights: str, *, num_envs: int, limit: int, device: str = "cpu", starts: str | None = None
+    task: str,
+    env: str,
+    weights: str,
+    *,
+    num_envs: int,
+    limit: int,
+    device: str = "cpu",
+    starts: str | None = None,
+    dense: bool = False,
 ) -> Worlds:
     """Worlds of a task: its dream or its simulator, whichever has the id `env`, with episodes of `limit` steps.
 
-    weights: of the dream, whose picture size the simulator takes; starts: of the dream, None for its own default.
+    weights: of the dream, whose picture size the simulator takes; starts: of the dream, None for its own default;
+    dense: reward the way to the goal too, in a task that can.
     Raises ValueError for weights that do not know the task's controls.
     """
     pair = COUNTERPARTS[task]
@@ -102,9 +111,11 @@ def make_worlds(
     if env == pair.dream:
         options |= {"weights": weights, "device": device, "output": "torch", "task": task}
         options |= {} if starts is None else {"starts": starts}
+        options |= {"task_options": {"dense": True}} if dense else {}
     else:
         size = load_world(weights).config.codec.size
         options |= {"vectorization_mode": "sync", "size": size, **pair.options}
+        options |= {"dense": True} if dense else {}
     return Worlds(gym.make_vec(env, **options), device, pair.held_reward)
 
 

@@ -34,7 +34,7 @@ from worldscape.progress import Progress
 from worldscape.train.optim import load_optimizer_tensors, optimizer_tensors
 from ws_gym.ppo import Recipe, Rollout, Worlds, fit_policy, learn, make_worlds
 
-IDENTITY = ("env", "task", "preset", "starts", "steps", "num_envs", "limit", "checkpoints", "seed")
+IDENTITY = ("env", "task", "preset", "starts", "dense", "steps", "num_envs", "limit", "checkpoints", "seed")
 """Options that a run must keep to go on from its checkpoint."""
 DEBUG_RECIPE = {"num_steps": 8, "epochs": 2, "minibatches": 2}
 DEBUG_WIDTHS = {"frames": 2, "channels": (4, 4), "hidden": 16}
@@ -63,7 +63,7 @@ def teach(lesson: Lesson, about: str | None, arguments: list[str] | None = None)
     """The whole command: train or go on, film and save now and then, end with the table of scores."""
     args = read_options(lesson, about, arguments)
     recipe = Recipe(**{**lesson.recipe, **(DEBUG_RECIPE if args.preset == "debug" else {})})
-    options = {"num_envs": args.num_envs, "limit": args.limit, "device": args.device, "starts": args.starts}
+    options = {name: getattr(args, name) for name in ("num_envs", "limit", "device", "starts", "dense")}
     worlds = make_worlds(args.task, args.env, args.preset, **options)
     config = fit_policy(worlds, **(DEBUG_WIDTHS if args.preset == "debug" else lesson.widths))
     run = Run(args, recipe, config)
@@ -93,6 +93,10 @@ def read_options(lesson: Lesson, about: str | None, arguments: list[str] | None)
     parser.add_argument("--score-limit", type=count, help="steps of a scored episode; default: the environment's own")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
+    parser.set_defaults(dense=False)
+    if pair.has_dense:
+        how = argparse.BooleanOptionalAction
+        parser.add_argument("--dense", action=how, default=True, help="reward the way to the goal while learning too")
     parser.set_defaults(**lesson.options)
     if parser.parse_args(arguments).preset == "debug":
         parser.set_defaults(**DEBUG_OPTIONS)

@@ -128,7 +128,7 @@ class WorldEngine:
             self.commit_real(fresh, rgbd, start.pose[:, index], None if start.hands is None else start.hands.at(index))
         self.state.memory.adopt(fresh.memory, rows)
         self.state.write_rows(rows, fresh.tensors())
-        return self.state.present(start.frames.shape[1], self.hands is not None)
+        return self._present(start.frames.shape[1])
 
     @torch.inference_mode()
     def step(
@@ -161,7 +161,7 @@ class WorldEngine:
         if hands is not None:
             moved = self.place_hands(state, realised, hands) if is_realised else self.realise_hands(state, hands)
         self.advance(state, realised, active, hands=moved)
-        return self.state.present(len(self.levels), self.hands is not None)
+        return self._present(len(self.levels))
 
     def close(self) -> None:
         """Free the slots' memory; the engine cannot be used afterwards."""
@@ -190,7 +190,7 @@ class WorldEngine:
         tensors = {name: tensor.to(self.device) for name, tensor in snapshot.fitted(likes, len(rows)).items()}
         memory.load(tensors, rows)
         self.state.write_rows(rows, tensors)
-        return self.state.present(0, self.hands is not None)
+        return self._present(0)
 
     @torch.inference_mode()
     def fork(self, row: int, rows: Tensor) -> EngineFrame:
@@ -203,7 +203,7 @@ class WorldEngine:
         self.state.memory.fork(row, rows)
         copies = {name: tensor[torch.full_like(rows, row)] for name, tensor in self.state.tensors().items()}
         self.state.write_rows(rows, copies)
-        return self.state.present(0, self.hands is not None)
+        return self._present(0)
 
     def realise(self, state: SlotState, controls: Tensor) -> Tensor:
         """What the world lets happen of the controls [B, 6].
@@ -339,6 +339,9 @@ class WorldEngine:
             if not is_everyone:
                 value = torch.where(active.reshape(-1, *[1] * (value.ndim - 1)), value, old)
             setattr(state, name, value)
+
+    def _present(self, model_calls: int) -> EngineFrame:
+        return self.state.present(model_calls, self.model.heads, self.hands is not None)
 
     def _find_things(self, rgbd: Tensor, pose: Tensor, limbs: Limbs, intrinsics: Tensor) -> Things:
         assert self.model.heads.things is not None

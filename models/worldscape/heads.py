@@ -1,8 +1,9 @@
 """Heads: what the world lets happen, read off the generator's features: motion, reward, termination; and first depth.
 
 `MotionHead` says before a frame is dreamed whether the commanded walk is free, `WristHead` how far things hold a hand
-back; `EventHead` says afterwards whether the new frame earns the reward and ends the episode, `ThingsHead` where the
-things are that a hand's tasks are about; `DepthHead` guesses depth for a picture that comes without.
+back; `EventHead` says afterwards whether the new frame earns the reward and ends the episode, `GoalHead` where in it
+the goal is, `ThingsHead` where the things are that a hand's tasks are about; `DepthHead` guesses depth for a picture
+that comes without.
 """
 
 from typing import NamedTuple
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from worldscape.conditioning.hand_model import NUM_KEYPOINTS
 from worldscape.conditioning.hands import HAND_STATE_WIDTH
+from worldscape.conditioning.reproject import decode_depth
 from worldscape.config import HeadsConfig
 from worldscape.memory.surroundings import CELLS as PLAN_CELLS
 
@@ -98,6 +100,50 @@ class EventHead(nn.Module):
     def forward(self, rgbd: Tensor) -> Events:
         """rgbd [B, 4, h, h] in [-1, 1]."""
         return Events(*self.decide(self.layers(rgbd)).unbind(-1))
+
+
+class SeenGoal(NamedTuple):
+    """Whether frames show the goal, logits [B], and where it is then: place [B, 3] in camera axes, metres."""
+
+    seen: Tensor
+    place: Tensor
+
+
+class GoalHead(nn.Module):
+    """The new frame -> SeenGoal: a goal is looked for in cells of THING_CELL pixels; depth says how far away it is."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        self.fine = nn.Sequential(
+            nn.PixelUnshuffle(THING_CELL), nn.Conv2d(4 * THING_CELL**2, width, 3, padding=1), nn.SiLU()
+        )
+        self.coarse = nn.Sequential(
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+            nn.SiLU(),
+        )
+        self.seen = nn.Sequential(nn.Linear(4 * width, width), nn.SiLU(), nn.Linear(width, 1))
+        self.heat = nn.Sequential(nn.Conv2d(3 * width, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, 1, 1))
+
+    def look(self, rgbd: Tensor) -> tuple[Tensor, Tensor]:
+        """rgbd [B, 4, h, h] in [-1, 1] -> logits that the goal is seen [B], and in which cell [B, G G]."""
+        fine = self.fine(rgbd)
+        coarse = self.coarse(fine)
+        whole = torch.cat([coarse.mean((2, 3)), coarse.amax((2, 3))], 1)
+        wide = F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
+        return self.seen(whole)[:, 0], self.heat(torch.cat([fine, wide], 1)).flatten(1)
+
+    def forward(self, rgbd: Tensor, intrinsics: Tensor) -> SeenGoal:
+        """rgbd as in `look`, intrinsics [B, 4] normalised."""
+        seen, heat = self.look(rgbd)
+        side = rgbd.shape[-1] // THING_CELL
+        cell = heat.argmax(1)
+        column, row = (cell % side + 0.5) / side, (cell // side + 0.5) / side
+        nearest = F.max_pool2d(rgbd[:, 3:], THING_CELL).flatten(1).gather(1, cell[:, None])[:, 0]
+        z = decode_depth(nearest)
+        fx, fy, cx, cy = intrinsics.unbind(-1)
+        return SeenGoal(seen, torch.stack([(column - cx) / fx * z, (row - cy) / fy * z, z], -1))
 
 
 class WristHead(nn.Module):
@@ -227,7 +273,7 @@ class DepthHead(nn.Module):
 class Heads(nn.Module):
     """All heads of a world model; `features` is the generator's width, `channels` the latent's.
 
-    `wrist` and `things` are there where the generator knows hands.
+    `wrist` and `things` are there where the generator knows hands, `goal` where the config asks for it.
     """
 
     def __init__(self, config: HeadsConfig, features: int, channels: int, *, hands: bool):
@@ -237,8 +283,9 @@ class Heads(nn.Module):
         self.wrist = WristHead(config.width, features, channels) if hands else None
         self.things = ThingsHead(max(config.width * 3 // 8, 8)) if hands else None
         self.depth = DepthHead(max(config.width // 2, 16))
+        self.goal = GoalHead(max(config.width // 4, 8)) if config.goal else None
 
     def of_pictures(self) -> nn.ModuleDict:
-        """Those that need no more than a picture: events, depth and, where hands are known, things."""
-        found: dict[str, nn.Module] = {"events": self.events, "depth": self.depth}
-        return nn.ModuleDict(found if self.things is None else {**found, "things": self.things})
+        """Those that need no more than a picture: events, depth and, where they are, things and goal."""
+        found = {"events": self.events, "depth": self.depth, "things": self.things, "goal": self.goal}
+        return nn.ModuleDict({name: head for name, head in found.items() if head is not None})

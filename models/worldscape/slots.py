@@ -1,7 +1,8 @@
 """What goes into the engine, what it keeps of its slots, and what comes out: plain values with a leading B."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from functools import cached_property
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -14,7 +15,7 @@ from worldscape.conditioning.layers import Limbs
 from worldscape.conditioning.reproject import Anchor, decode_depth
 from worldscape.config import WorldConfig
 from worldscape.hand_tasks import HAND_TASKS, Facts, Touch, fingertip_and_palm, held_up, judge
-from worldscape.heads import Things
+from worldscape.heads import Heads, SeenGoal, Things
 from worldscape.memory.world_memory import Recall, WorldMemory
 from worldscape.slot_hands import SlotHands
 from worldscape.transformer import EmbeddedView
@@ -76,7 +77,8 @@ class EngineFrame:
     rgbd float32 [B, 4, h, w] in [-1, 1], the engine's own, not to be changed: `frame` and `depth` are made of it when
     somebody asks. pose [B, 4, 4]; camera [B, 6]; realised [B, 6] control that took place; reward, end [B]
     probabilities; coverage [B] share of pixels anchored in memory; latent [B, P, C]; steps long [B] since opening;
-    model_calls: transformer forwards made by this call; hands: of an engine that has them.
+    model_calls: transformer forwards made by this call; hands: of an engine that has them; find_goal: finds the goal in
+    `rgbd`, for weights that can.
     """
 
     rgbd: Tensor
@@ -90,6 +92,17 @@ class EngineFrame:
     steps: Tensor
     model_calls: int
     hands: HandFrame | None = None
+    find_goal: Callable[[Tensor], SeenGoal] | None = field(default=None, repr=False)
+
+    @cached_property
+    def goal(self) -> SeenGoal | None:
+        """The walker's goal, if pictures show it, its place in world axes; None for weights that cannot tell."""
+        if self.find_goal is None:
+            return None
+        with torch.inference_mode():
+            found = self.find_goal(self.rgbd)
+            place = (self.pose[:, :3, :3] @ found.place[..., None])[..., 0] + self.pose[:, :3, 3]
+        return SeenGoal(found.seen, place)
 
     @cached_property
     def frame(self) -> Tensor:
@@ -174,7 +187,7 @@ class SlotState:
         for name, stored in self.tensors().items():
             setattr(self, name, stored.index_copy(0, rows, new[name]))
 
-    def present(self, model_calls: int, has_hands: bool) -> EngineFrame:
+    def present(self, model_calls: int, heads: Heads, has_hands: bool) -> EngineFrame:
         """The slots' current frames, after so many model calls, as tensors that later steps leave alone."""
         reward, end = self.events.clone().unbind(1)
         return EngineFrame(
@@ -189,6 +202,7 @@ class SlotState:
             steps=self.steps.clone(),
             model_calls=model_calls,
             hands=self._present_hands() if has_hands else None,
+            find_goal=None if heads.goal is None else partial(heads.goal, intrinsics=self.intrinsics),
         )
 
     def _present_hands(self) -> HandFrame:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from worldscape.engine import EngineFrame
+from worldscape.heads import SeenGoal
 from ws_gym.tasks import Coverage, GoalImage, GoalObject, GoalPose, Task, TaskResult, make_task
 
 AnyTask = TypeVar("AnyTask", bound=Task)
@@ -65,6 +66,43 @@ class TestGoalObject:
         assert result.terminated.tolist() == [True, False, False, True]
         assert result.reward.tolist() == pytest.approx([0.98, 0, 0, 0])
         assert result.terms["end_probability"][3].item() == pytest.approx(0.8)
+
+
+def seeing(places: list[float | None], nearer: float = 0.0) -> EngineFrame:
+    """Slots that have walked `nearer` metres ahead and see the goal ahead at z, or not."""
+    frame = make_frame(len(places), camera=[[0.0, 0.0, nearer, 0.0, 0.0, 0.0]] * len(places))
+    seen = torch.tensor([-1.0 if z is None else 1.0 for z in places])
+    frame.goal = SeenGoal(seen, torch.tensor([[0.0, 0.4, 99.0 if z is None else z] for z in places]))
+    return frame
+
+
+class TestDenseGoalObject:
+    def test_the_way_is_paid_for_once_the_goal_was_seen(self):
+        """At 6 m of 8 when it is seen for the first time, then 2 m nearer without seeing it, then all the way back."""
+        task = start(GoalObject(dense=True), 1, seeing([None]))
+        assert step(task, seeing([None], 1.0)).reward.item() == 0
+        first = step(task, seeing([7.0], 1.0))
+        assert first.reward.item() == first.terms["goal_nearness"].item() == pytest.approx(2 / 8)
+        assert step(task, seeing([None], 3.0)).reward.item() == pytest.approx(2 / 8)
+        assert step(task, seeing([None], -1.0)).reward.item() == pytest.approx(-4 / 8)
+
+    def test_a_goal_in_sight_at_first_is_no_merit(self):
+        task = start(GoalObject(dense=True, horizon=100), 1, seeing([4.0]))
+        hit = seeing([4.0], 3.0)
+        hit.reward = torch.tensor([0.9])
+        assert step(task, hit, 50).reward.item() == pytest.approx(0.9 + 3 / 8)
+
+    def test_other_slots_and_new_episodes_keep_to_themselves(self):
+        task = start(GoalObject(dense=True), 2, seeing([4.0, None]))
+        assert step(task, seeing([None, 4.0]), active=[True, False]).reward.tolist() == [0, 0]
+        assert task.is_known.tolist() == [True, False]
+        task.reset(seeing([None, 4.0]), torch.tensor([True, False]), [np.random.default_rng(0)], {})
+        assert task.is_known.tolist() == [False, False] and task.nearness.tolist() == [0, 0]
+        assert set(task.state()) == {"goal", "is_known", "nearness"}
+
+    def test_weights_that_cannot_find_goals_are_refused(self):
+        with pytest.raises(ValueError, match="cannot tell where the goal is"):
+            start(GoalObject(dense=True), 1)
 
 
 class TestGoalPose:

@@ -27,6 +27,7 @@ def store(controls: list, realised: list, sizes: tuple[int, ...]) -> FrameStore:
         reward=nothing,
         success=nothing,
         terminated=nothing,
+        goal_distance=nothing,
         intrinsics=np.zeros((total, 4)),
         starts=np.concatenate([[0], np.cumsum(sizes)]),
     )

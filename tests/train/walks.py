@@ -31,6 +31,7 @@ def walk_store() -> FrameStore:
         reward=zeros,
         success=zeros,
         terminated=zeros,
+        goal_distance=np.full(FRAMES, np.nan, np.float32),
         intrinsics=np.tile(np.array([0.6, 0.6, 0.5, 0.5], np.float32), (FRAMES, 1)),
         starts=np.array([0, FRAMES]),
     )

@@ -25,7 +25,8 @@ class FrameStore:
 
     frames uint8 [N, h, w, 3], depth float16 [N, h, w] metres, pose float32 [N, 4, 4], camera float32 [N, 6],
     controls and realised float32 [N, 6] (what led *to* the frame; zero in an episode's first), reward, success and
-    terminated [N] (likewise), intrinsics float32 [N, 4]; hands, where a dataset has any.
+    terminated [N] (likewise), goal_distance [N] metres (NaN where unknown), intrinsics float32 [N, 4]; hands, where a
+    dataset has any.
     """
 
     frames: np.ndarray
@@ -37,6 +38,7 @@ class FrameStore:
     reward: np.ndarray
     success: np.ndarray
     terminated: np.ndarray
+    goal_distance: np.ndarray
     intrinsics: np.ndarray
     starts: np.ndarray
     hands: HandTracks | None = None
@@ -72,6 +74,7 @@ def load_frames(data: Datasets, size: int, *, hands: bool = False) -> FrameStore
         reward=_after_reset(episodes, "rewards"),
         success=_after_reset(episodes, "success"),
         terminated=_after_reset(episodes, "terminations"),
+        goal_distance=np.concatenate([_goal_distance(e) for e in episodes]),
         intrinsics=np.repeat([np.array(e.intrinsics, np.float32) for e in episodes], counts, axis=0),
         starts=np.concatenate([[0], np.cumsum(counts)]),
         hands=read_tracks(episodes) if hands else None,
@@ -108,6 +111,11 @@ def _read_episodes(dataset: str | Path, size: int) -> list[Episode]:
 
 def _of_frames(episodes: list[Episode], name: str) -> np.ndarray:
     return np.concatenate([getattr(episode, name) for episode in episodes])
+
+
+def _goal_distance(episode: Episode) -> np.ndarray:
+    known = episode.goal_distance
+    return np.asarray(np.full(len(episode) + 1, np.nan) if known is None else known, np.float32)
 
 
 def _after_reset(episodes: list[Episode], name: str) -> np.ndarray:

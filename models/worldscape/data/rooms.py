@@ -44,7 +44,8 @@ class RoomsEnv(SimulatorEnv):
     `Box(0, 255, (size, size, 3), uint8)`: the first-person picture, 80 degrees wide and high.
 
     ## Rewards
-    `1 - 0.2 * t / T` on reaching the red box at step t, else 0.
+    `1 - 0.2 * t / T` on reaching the red box at step t, else 0. `dense=True` adds how much nearer than before the agent
+    is, once the box was in sight, in shares of 8 m (`worldscape.goals.nearness`).
 
     ## Starting State
     A free place, facing open space.
@@ -55,6 +56,7 @@ class RoomsEnv(SimulatorEnv):
     ## Arguments
     - `size`: picture height and width in pixels (at least 16).
     - `goal_terminates`: end the episode at the red box; recordings set False and read `info["success"]`.
+    - `dense`: reward the way to the red box too.
     - `max_episode_steps`: steps before truncation by the environment itself; 0 (default) leaves it to `gym.make`, which
       truncates after 300. T in the reward is this number, or 300 for 0.
     - `render_mode`: None or `"rgb_array"` (256 x 256).
@@ -62,7 +64,7 @@ class RoomsEnv(SimulatorEnv):
     `info` holds `depth` [size, size] (metres along the view axis, at most 50), `pose` [4, 4] (camera to world, OpenCV
     axes: x right, y down, z forward; metres), `intrinsics` [4] (fx, fy, cx, cy over the picture size), `camera` [6]
     (x, y, z, yaw, pitch, roll), `realised` [6] (the control that took place), `collision`, `success`,
-    `goal_distance` (metres).
+    `goal_distance` (metres); with `dense`, `goal_nearness`.
 
     ## Version History
     - v0: first version.
@@ -74,6 +76,7 @@ class RoomsEnv(SimulatorEnv):
         goal_terminates: bool = True,
         max_episode_steps: int = 0,
         render_mode: str | None = None,
+        dense: bool = False,
     ):
         if not isinstance(size, int) or size < 16:
             raise ValueError(f"size is {size!r}; it must be an int of at least 16 pixels.")
@@ -81,6 +84,7 @@ class RoomsEnv(SimulatorEnv):
         self.scale = ControlScale()
         self.action_space = spaces.Discrete(len(DISCRETE_ACTIONS))
         self._controls = discrete_controls(self.scale)
+        self.dense, self._is_known, self._nearness = dense, False, 0.0
 
     def _make_world(self):
         from worldscape.data.rooms_gl import RoomsWorld
@@ -93,6 +97,7 @@ class RoomsEnv(SimulatorEnv):
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None):
         """Build the layout of `seed` (or of the next random seed) -> (observation, info). `options` must be empty."""
         self.world.build(self._choose_layout(seed, options))
+        self._is_known = False
         return self._observe(np.zeros(6, np.float32), collision=False)
 
     def step(self, action: Any):
@@ -102,9 +107,11 @@ class RoomsEnv(SimulatorEnv):
         realised = self.world.move(control, self.scale.max_pitch)
         self._steps += 1
         collision = bool(np.any(np.abs(control[:3] - realised[:3]) > 1e-6))
+        before = self._nearness
         observation, info = self._observe(realised, collision)
         terminated, truncated = self._is_over(info["success"])
-        return observation, self._reward(info["success"]), terminated, truncated, info
+        reward = self._reward(info["success"]) + self._nearness - before
+        return observation, reward, terminated, truncated, info
 
     def _validated(self, action: Any) -> int:
         if isinstance(action, np.ndarray) and action.size == 1:
@@ -133,4 +140,17 @@ class RoomsEnv(SimulatorEnv):
             "success": self.world.reached_goal(),
             "goal_distance": self.world.goal_distance(),
         }
+        if self.dense:
+            info["goal_nearness"] = self._nearness = self._look_for_goal(info)
         return frame, info
+
+    def _look_for_goal(self, info: dict[str, Any]) -> float:
+        """How near the red box is, 0 while it was never in sight."""
+        import torch
+
+        from worldscape.goals import look_for, nearness
+
+        shown = (self.world.goal_position(), info["depth"], info["pose"], info["intrinsics"])
+        goal, depth, pose, intrinsics = (torch.from_numpy(part)[None].float() for part in shown)
+        self._is_known = self._is_known or bool(look_for(goal, depth, pose, intrinsics).is_seen)
+        return float(nearness(torch.tensor(info["goal_distance"]), torch.tensor(self._is_known)))

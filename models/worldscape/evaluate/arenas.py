@@ -47,6 +47,7 @@ class Counterparts(NamedTuple):
 
     dream, simulator: ids of the environments; options: of the simulator beside its picture size; limit: steps of an
     episode; find: where the agent is, whose way SPL measures.
+    has_dense: both can reward the way to the goal as well (an option `dense`, which scores leave out);
     held_reward: what a success would go on to earn each step if it did not end the episode; 0 where the task rewards it
     once. A dense reward needs it: who hovers beside the goal would otherwise earn more than who reaches it.
     """
@@ -56,10 +57,11 @@ class Counterparts(NamedTuple):
     limit: int
     find: Callable[[Mapping[str, Any], int], np.ndarray]
     held_reward: float = 0.0
+    has_dense: bool = False
     options: Mapping[str, Any] = {}
 
 
-NAV = Counterparts("WorldScape-Nav-v0", "WorldScape-Rooms-v0", 300, find_walker)
+NAV = Counterparts("WorldScape-Nav-v0", "WorldScape-Rooms-v0", 300, find_walker, has_dense=True)
 HAND = Counterparts("WorldScape-Hand-v0", "WorldScape-Tabletop-v0", 150, find_fingertip, held_reward=1.0)
 COUNTERPARTS = {"goal_object": NAV, **{task: HAND._replace(options={"task": task}) for task in HAND_TASKS}}
 """Of each task that policies are trained for."""

@@ -22,12 +22,14 @@ from worldscape.data.clips import Datasets, FrameStore, load_frames
 from worldscape.heads import Heads
 from worldscape.train.codec import picture_rows
 from worldscape.train.config import DEBUG, TrainConfig
+from worldscape.train.goal_heads import Sightings, find_sightings, goal_labels, goal_losses
 from worldscape.train.hand_heads import dreamlike, hand_labels, hand_losses, has_things, thing_labels, thing_losses
 from worldscape.train.rollouts import Moment, RolloutPlan, take_rollouts
 from worldscape.train.world import NUM_SAMPLES
 from worldscape.world import WorldModel
 
-DEPTH_WEIGHT = 4.0
+LOSSES = {"events": 1.0, "depth": 4.0, "motion": 1.0, "wrist": 1.0, "things": 1.0, "goal": 1.0}
+"""What each head's loss counts."""
 PAID_SHARE = 8  # one of so many frames that the events head learns from shows the goal
 ARRIVING = 3  # frames from the first at the goal on that still show it
 
@@ -37,9 +39,9 @@ class HeadsTrainConfig(TrainConfig):
     """TrainConfig of the heads stage; batch_size counts frames.
 
     dreams: stretches of episodes that are dreamed again (half as many are read as recorded); dream_frames: frames of
-    each. pictures: frames a step that the depth head learns from; things and events: those that the things head and
-    the events head learn from. pictures_only: train those three on recorded frames and leave motion and wrists as
-    they are; needs no dreams.
+    each. pictures: frames a step that the depth head learns from; things, events and goals: those that the things, the
+    events and the goal head learn from; 0 leaves a head as it is. pictures_only: train those four on recorded frames
+    and leave motion and wrists as they are; needs no dreams.
     """
 
     dreams: int = 640
@@ -48,10 +50,19 @@ class HeadsTrainConfig(TrainConfig):
     pictures: int = 16
     things: int = 64
     events: int = 64
+    goals: int = 64
+
+    def __post_init__(self) -> None:
+        TrainConfig.__post_init__(self)
+        for name in ("pictures", "things", "events", "goals"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
 
 
 DEFAULTS: dict[str, TrainConfig] = {
-    "debug": HeadsTrainConfig(**DEBUG, batch_size=16, dreams=4, dream_frames=8, pictures=4, things=4, events=4),
+    "debug": HeadsTrainConfig(
+        **DEBUG, batch_size=16, dreams=4, dream_frames=8, pictures=4, things=4, events=4, goals=4
+    ),
     "nano": HeadsTrainConfig(
         steps=2500, batch_size=128, lr=1e-3, warmup=100, ema=0.998, precision="bf16", threads=2, sample_every=1000
     ),
@@ -64,8 +75,8 @@ DEFAULTS: dict[str, TrainConfig] = {
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadsStage:
     """Trains the heads on rollouts, and those that read pictures on frames of training episodes, long [N] each: that of
-    things on `tables`, that of events on `arrivals` at the goal and on `walks` elsewhere (picture_frames). The last
-    NUM_SAMPLES episodes are kept for the sample pictures."""
+    things on `tables`, that of events on `arrivals` at the goal and on `walks` elsewhere (picture_frames), that of
+    goals on `sightings`. The last NUM_SAMPLES episodes are kept for the sample pictures."""
 
     store: FrameStore
     rollouts: dict[str, Tensor]
@@ -74,6 +85,7 @@ class HeadsStage:
     tables: np.ndarray
     walks: np.ndarray
     arrivals: np.ndarray
+    sightings: Sightings
     name: str = "heads"
 
     def trainable(self, model: WorldModel) -> nn.Module:
@@ -82,14 +94,17 @@ class HeadsStage:
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """What the heads see, [B, ...] (what_heads_see), with what followed: control, free, walks, each [B] but the
-        control [B, 6], and of hands hand_labels; pictures [N, 4, h, w]; events; and of hands thing_labels."""
+        control [B, 6], and of hands hand_labels; pictures [N, 4, h, w]; events; goals; and of hands thing_labels."""
         rng = np.random.default_rng([self.config.seed, step, rank, 8])
         moved = self._motion(rng) if self.rollouts else {}
         pictures = rng.integers(self.store.starts[num_training(self.store)], size=self.config.pictures)
         things = {}
-        if self.store.hands is not None and len(self.tables):
+        if self.store.hands is not None and len(self.tables) and self.config.things:
             things = thing_labels(self.store, self.store.hands, rng.choice(self.tables, self.config.things), rng)
-        return {**moved, "picture": self.store.rgbd(pictures), **self._events(rng), **things}
+        pictured = {"picture": self.store.rgbd(pictures)} if len(pictures) else {}
+        events = self._events(rng) if self.config.events else {}
+        goals = goal_labels(self.store, self.sightings, self.config.goals, rng) if self.config.goals else {}
+        return {**moved, **pictured, **events, **things, **goals}
 
     def _motion(self, rng: np.random.Generator) -> dict[str, Tensor]:
         stretches, length = self.rollouts["frames"].shape
@@ -123,26 +138,22 @@ class HeadsStage:
         }
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Binary cross-entropy of motion, reward and end; L1 of inverse depth; hand_losses and thing_losses."""
+        """The sum of what each head misses: event_losses, depth_loss, motion_losses, hand_losses, thing_losses and
+        goal_losses, of those that the batch has labels for."""
         heads = model.heads
-        events = heads.events(batch["event_rgbd"])
-        reward = F.binary_cross_entropy_with_logits(events.reward.float(), batch["reward"])
-        end = F.binary_cross_entropy_with_logits(events.end.float(), batch["end"])
-        depth = (heads.depth(batch["picture"][:, :3]).float() - batch["picture"][:, 3]).abs().mean()
-        pays = (events.reward > 0).float()
-        losses = {"events": reward + end, "depth": depth}
-        noted = {
-            "reward_recall": share(pays, batch["reward"]),
-            "reward_precision": share(batch["reward"], pays),
-        }
+        losses: dict[str, Tensor] = {}
+        noted: dict[str, Tensor] = {}
         for found in (
+            event_losses(heads, batch) if "event_rgbd" in batch else {},
+            depth_loss(heads, batch) if "picture" in batch else {},
             motion_losses(heads, batch) if "features" in batch else {},
             hand_losses(heads, batch) if "is_told" in batch else {},
             thing_losses(heads, batch) if "thing_rgbd" in batch else {},
+            goal_losses(heads, batch) if "goal_rgbd" in batch and heads.goal is not None else {},
         ):
-            losses |= {name: found[name] for name in ("motion", "wrist", "things") if name in found}
+            losses |= {name: found[name] for name in LOSSES if name in found}
             noted |= {name: value for name, value in found.items() if name not in losses}
-        total = (DEPTH_WEIGHT - 1.0) * depth + torch.stack(list(losses.values())).sum()
+        total = torch.stack([LOSSES[name] * value for name, value in losses.items()]).sum()
         return {"loss": total, **{name: value.detach() for name, value in {**losses, **noted}.items()}}
 
     def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
@@ -153,6 +164,24 @@ class HeadsStage:
         grey = [((depth + 1) * 127.5).round().to(torch.uint8) for depth in (picture[:, 3], guess)]
         rows = [depth[..., None].expand(-1, -1, -1, 3).cpu().numpy() for depth in grey]
         return {"depth": picture_rows([self.store.frames[index], *rows])}
+
+
+def event_losses(heads: Heads, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Binary cross-entropy of reward and end; recall and precision of rewards."""
+    events = heads.events(batch["event_rgbd"])
+    reward = F.binary_cross_entropy_with_logits(events.reward.float(), batch["reward"])
+    end = F.binary_cross_entropy_with_logits(events.end.float(), batch["end"])
+    pays = (events.reward > 0).float()
+    return {
+        "events": reward + end,
+        "reward_recall": share(pays, batch["reward"]),
+        "reward_precision": share(batch["reward"], pays),
+    }
+
+
+def depth_loss(heads: Heads, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """L1 of inverse depth."""
+    return {"depth": (heads.depth(batch["picture"][:, :3]).float() - batch["picture"][:, 3]).abs().mean()}
 
 
 def motion_losses(heads: Heads, batch: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -250,6 +279,7 @@ def build_stage(
         tables=tables,
         walks=walks,
         arrivals=arrivals,
+        sightings=find_sightings(store, num_training(store)),
         name="heads of pictures" if train_config.pictures_only else "heads",
     )
 
