@@ -129,7 +129,7 @@ def test_ppo(run_example, tmp_path: Path, name: str, env: str, where: str):
     assert rows == [[where, "simulator"], [where, "dream"], ["random", "simulator"], ["random", "dream"]]
     assert table[-6] == ("reach" if name == "ppo_hand.py" else "goal_object") + ", held-out layouts"
     assert len(list((tmp_path / "run" / "policies").iterdir())) == 2
-    assert list((tmp_path / "run" / "tb").iterdir())
+    assert list((tmp_path / "run" / "tb").iterdir()) and (tmp_path / "run" / "curve.png").stat().st_size > 1000
     assert len(read_video(tmp_path / "run" / "videos" / "step_000000064.mp4")) > 2
 
 

@@ -1,8 +1,8 @@
 """What surrounds PPO in an example: options, checkpoints, curves, films, and the table at the end.
 
-A run's folder gets TensorBoard curves (tb), films of held-out episodes (videos), the policies of all checkpoints
-(policies), and the last checkpoint, from which the same command goes on to the same weights. A simulator cannot be
-saved, so all worlds are opened anew after each checkpoint.
+A run's folder gets TensorBoard curves (tb) and one as a picture (curve.png), films of held-out episodes (videos), the
+policies of all checkpoints (policies), and the last checkpoint, from which the same command goes on to the same
+weights. A simulator cannot be saved, so all worlds are opened anew after each checkpoint.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from worldscape.evaluate.arenas import COUNTERPARTS, Arenas, Counterparts
+from worldscape.evaluate.pictures import save_plot
 from worldscape.evaluate.transfer import POLICY_FOLDER, play_everywhere, save_films, tabulate_plays
 from worldscape.policy import (
     POLICY_FILE,
@@ -140,6 +141,18 @@ def train(args: argparse.Namespace, recipe: Recipe, run: Run, worlds: Worlds, ar
                 means = ", ".join(f"{name} {value:.2f}" for name, value in episodes.means().items())
                 print(f"step {num_steps}: {means or 'no episode has ended yet'}", flush=True)
     board.close()
+    draw_curve(args.out, f"updates of {per_update} env steps")
+
+
+def draw_curve(folder: Path, unit: str) -> None:
+    """Success while learning over the whole run, as TensorBoard's files in `folder` tell it, to curve.png."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    told = EventAccumulator(str(folder / "tb"))
+    told.Reload()
+    if "success" in told.Tags()["scalars"]:
+        success = np.array([point.value for point in told.Scalars("success")])
+        save_plot(folder / "curve.png", {"success": success}, x=unit, y="of the last 100 episodes")
 
 
 def write_down(args: argparse.Namespace, run: Run, arenas: Arenas, num_steps: int) -> None:
