@@ -96,8 +96,7 @@ def read_options(lesson: Lesson, about: str | None, arguments: list[str] | None)
     parser.add_argument("--seed", type=int, default=0)
     parser.set_defaults(dense=False)
     if pair.has_dense:
-        how = argparse.BooleanOptionalAction
-        parser.add_argument("--dense", action=how, default=True, help="reward the way to the goal while learning too")
+        parser.add_argument("--dense", action="store_true", help="reward the way to the goal while learning too")
     parser.set_defaults(**lesson.options)
     if parser.parse_args(arguments).preset == "debug":
         parser.set_defaults(**DEBUG_OPTIONS)

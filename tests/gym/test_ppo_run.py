@@ -77,7 +77,7 @@ def test_another_runs_folder_is_refused(without_arenas, tmp_path):
     teach(WALK, "", options)
     with pytest.raises(ValueError, match="a run with another limit, seed; give another --out"):
         teach(WALK, "", [*options, "--limit", "4", "--seed", "1"])
-    with pytest.raises(ValueError, match="a run with another dense, env, policy, task; give another --out"):
+    with pytest.raises(ValueError, match="a run with another env, policy, task; give another --out"):
         teach(HAND, "", options)
     (tmp_path / "checkpoint.safetensors").write_bytes(b"torn")
     with pytest.raises(ValueError, match="is damaged"):
