@@ -13,9 +13,7 @@ command goes on from the last checkpoint and ends with the same weights.
 from ws_gym.ppo_run import Lesson, teach
 
 LESSON = Lesson(
-    tasks=(
-        "goal_object",
-    ),  # one of nine keys a step; reward comes once, at the box
+    tasks=("goal_object",),  # one of nine keys a step; reward comes once, at the box
     recipe={"num_steps": 128, "gamma": 0.99, "entropy": 0.01},
     widths={"frames": 4, "channels": (32, 64), "hidden": 256},
     options={"steps": 300_000, "num_envs": 16, "limit": 100},

@@ -23,6 +23,7 @@ LAYERS = (
     {"codec", "transformer", "heads", "memory", "splats"},
     {"world"},
     {"checkpoint", "fast", "fast_codec"},
+    {"rewrites"},
     {"slots", "slot_hands", "checks", "opening", "snapshot"},
     {"engine"},
     {"data"},

@@ -27,8 +27,6 @@ from worldscape.conditioning.layers import Limbs
 from worldscape.conditioning.reproject import encode_depth, reproject, settle
 from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.config import MemoryConfig
-from worldscape.fast import FastTransformer
-from worldscape.fast_codec import FastCodec
 from worldscape.flow import euler_step, sampling_levels
 from worldscape.heads import Things
 from worldscape.memory.pages import PageShape
@@ -36,6 +34,7 @@ from worldscape.memory.world_memory import Frame, Recall, WorldMemory
 from worldscape.noise import slot_noise
 from worldscape.opening import complete_start
 from worldscape.precision import choose_dtype
+from worldscape.rewrites import fast_codec, fast_generator
 from worldscape.slot_hands import SlotHands, draw_hands, resting_hands
 from worldscape.slots import (
     Dreamed,
@@ -102,9 +101,8 @@ class WorldEngine:
         self.dtype = choose_dtype(precision, self.device) if use_fast else torch.float32
         self.generator, self.codec = self.model.transformer, self.model.codec
         if use_fast:
-            self.generator = FastTransformer(self.model.transformer, levels, self.dtype)
-        if use_fast and FastCodec.runs_on(self.device):
-            self.codec = FastCodec(self.model.codec, self.dtype)
+            self.generator = fast_generator(self.model, levels, self.dtype)
+            self.codec = fast_codec(self.model, self.dtype)
         self.rebuild = reproject_fast if use_fast else reproject
         self.state = SlotState.empty(self.config, self._memory(num_slots, memory_budget))
 
