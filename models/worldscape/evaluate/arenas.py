@@ -74,8 +74,8 @@ class Opening(NamedTuple):
     options: dict[str, Any]
 
 
-Watch = Callable[[Mapping[str, Any], int], dict[str, float]]
-"""Infos of a step, row -> numbers to note of it."""
+Watch = Callable[[Mapping[str, Any], int], dict[str, Any]]
+"""Infos of a step, row -> numbers or arrays to note of it, by name."""
 
 
 class Play(NamedTuple):
@@ -83,7 +83,7 @@ class Play(NamedTuple):
 
     The return of an episode that ends early counts `held_reward` for each step that is left.
     films: frames uint8 [T + 1, h, w, 3] of the first episodes, as many as were asked for; actions: [T, ...] of each
-    episode; noted: [N] of each number that was watched, at the last step.
+    episode; noted: [N, ...] of what was watched, at the last step.
     """
 
     success: np.ndarray
@@ -117,7 +117,7 @@ class Walk:
     success: bool = False
     frames: list[np.ndarray] = field(default_factory=list)
     actions: list[np.ndarray] = field(default_factory=list)
-    noted: dict[str, float] = field(default_factory=dict)
+    noted: dict[str, Any] = field(default_factory=dict)
 
     def spl(self) -> float:
         """Success * straight way / way taken, the straight way being that to where the episode ended (Euclidean)."""

@@ -103,7 +103,7 @@ class HeadsStage:
             things = thing_labels(self.store, self.store.hands, rng.choice(self.tables, self.config.things), rng)
         pictured = {"picture": self.store.rgbd(pictures)} if len(pictures) else {}
         events = self._events(rng) if self.config.events else {}
-        goals = goal_labels(self.store, self.sightings, self.config.goals, rng) if self.config.goals else {}
+        goals = goal_labels(self.store, self.sightings, self.config.goals, rng)
         return {**moved, **pictured, **events, **things, **goals}
 
     def _motion(self, rng: np.random.Generator) -> dict[str, Tensor]:
@@ -149,7 +149,7 @@ class HeadsStage:
             motion_losses(heads, batch) if "features" in batch else {},
             hand_losses(heads, batch) if "is_told" in batch else {},
             thing_losses(heads, batch) if "thing_rgbd" in batch else {},
-            goal_losses(heads, batch) if "goal_rgbd" in batch and heads.goal is not None else {},
+            goal_losses(heads, batch) if "goal_rgbd" in batch else {},
         ):
             losses |= {name: found[name] for name in LOSSES if name in found}
             noted |= {name: value for name, value in found.items() if name not in losses}
@@ -279,7 +279,8 @@ def build_stage(
         tables=tables,
         walks=walks,
         arrivals=arrivals,
-        sightings=find_sightings(store, num_training(store)),
+        # No episode is searched for goals that nothing is to learn from.
+        sightings=find_sightings(store, num_training(store) if train_config.goals and model_config.heads.goal else 0),
         name="heads of pictures" if train_config.pictures_only else "heads",
     )
 
