@@ -1,5 +1,6 @@
 """The tabletop simulator: reproducible, true geometry, an honest hand, rewards that say what happened."""
 
+import colorsys
 from dataclasses import replace
 from typing import Any
 
@@ -63,6 +64,14 @@ def test_plans_vary_and_are_reproducible():
         places = [item.place for item in plan.objects] + [(plan.target[0], plan.target[2])]
         gaps = [np.hypot(*np.subtract(a, b)) for i, a in enumerate(places) for b in places[:i]]
         assert min(gaps) > 0.12
+
+
+def test_the_object_that_is_meant_is_more_vivid_than_the_scenery():
+    for seed in range(60):
+        objects = draw_plan(np.random.default_rng(seed), "push").objects
+        meant, *scenery = [colorsys.rgb_to_hsv(*item.surface.first) for item in objects]
+        assert meant[1] >= 0.64
+        assert all(saturation <= 0.23 for _, saturation, _ in scenery)
 
 
 def test_every_texture_shows_two_shades():

@@ -16,6 +16,10 @@ TABLE_PATTERNS = ("wood", "wood", "planks", "marble", "checker", "cloth", "plain
 WALL_PATTERNS = ("plain", "stripes", "bricks", "planks", "cloth")
 FLOOR_PATTERNS = ("planks", "checker", "marble", "cloth")
 SKINS = ((0.98, 0.80, 0.68), (0.91, 0.68, 0.52), (0.76, 0.54, 0.39), (0.55, 0.37, 0.26), (0.37, 0.25, 0.19))
+VIVID = ((0.65, 1.0), (0.7, 1.0))
+"""Saturation and value of the object that the tasks are about."""
+DULL = ((0.0, 0.22), (0.3, 0.75))
+"""Of scenery."""
 OBJECT_REGION = ((-0.15, 0.15), (0.0, 0.17))
 """Extent in x and z of the places where objects and targets lie."""
 
@@ -56,7 +60,11 @@ class ObjectPlan:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """A whole world. `objects[0]` is the one that the tasks are about; the others are scenery that can be pushed."""
+    """A whole world. `objects[0]` is the one that the tasks are about; the others are scenery that can be pushed.
+
+    Colour tells them apart, so that a policy (and whoever reads a dream) can see which is meant: the first is vivid,
+    scenery is dull.
+    """
 
     objects: tuple[ObjectPlan, ...]
     target: Point
@@ -79,7 +87,7 @@ def draw_plan(rng: np.random.Generator, task: str) -> Plan:
     """A random world for "reach", "push" or "pick_place"."""
     places = _scatter(rng, 2 + int(rng.integers(0, 4)))
     first, second = places[0], places[1]
-    objects = [_object(rng, first, movable=True)] + [_object(rng, place, movable=False) for place in places[2:]]
+    objects = [_object(rng, first, is_meant=True)] + [_object(rng, place, is_meant=False) for place in places[2:]]
     bare = rng.random() < 0.55
     return Plan(
         objects=tuple(objects),
@@ -119,7 +127,7 @@ def _target(rng, task: str, place: tuple[float, float]) -> Point:
     return (place[0], -float(height), place[1])
 
 
-def _object(rng, place: tuple[float, float], movable: bool) -> ObjectPlan:
+def _object(rng, place: tuple[float, float], is_meant: bool) -> ObjectPlan:
     shape = str(rng.choice(SHAPES))
     across, height, along = (float(rng.uniform(*extent)) for extent in ((0.022, 0.03), (0.026, 0.038), (0.022, 0.03)))
     sizes = {
@@ -132,8 +140,8 @@ def _object(rng, place: tuple[float, float], movable: bool) -> ObjectPlan:
     return ObjectPlan(
         shape=shape,
         size=sizes[shape],
-        mass=float(rng.uniform(0.04, 0.16)) if movable else float(rng.uniform(0.1, 0.3)),
-        surface=_surface(rng, OBJECT_PATTERNS, (0.55, 1.0), (0.6, 1.0), contrast=0.35),
+        mass=float(rng.uniform(0.04, 0.16)) if is_meant else float(rng.uniform(0.1, 0.3)),
+        surface=_surface(rng, OBJECT_PATTERNS, *(VIVID if is_meant else DULL), contrast=0.35),
         place=place,
         heading=float(rng.uniform(-0.5, 0.5)),
     )
