@@ -76,14 +76,19 @@ class Decoder(nn.Module):
         self.to_pixels = nn.Conv2d(widths[0], 4 * (RGBD_CHANNELS + 1), 3, padding=1)
 
     def forward(self, latent: Tensor, skips: list[Tensor], anchor: Anchor) -> Tensor:
+        fresh, keep = self.paint(latent, skips)
+        keep = anchor.mask * keep
+        return keep * anchor.rgbd + (1.0 - keep) * fresh
+
+    def paint(self, latent: Tensor, skips: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """-> new pixels [B, 4, h, w], and how far what memory shows is to be kept instead, [B, 1, h, w] in [0, 1]."""
         x = self.from_latent(rearrange(latent, "b (h w) c -> b c h w", h=self.grid))
         for index in reversed(range(len(self.stages))):
             x = self.stages[index](x + self.merges[index](skips[index]))
             if index > 0:
                 x = F.pixel_shuffle(self.ups[index - 1](x), 2)
         fresh, blend = F.pixel_shuffle(self.to_pixels(F.silu(x)), 2).split([RGBD_CHANNELS, 1], 1)
-        keep = anchor.mask * torch.sigmoid(blend + 1.0)
-        return keep * anchor.rgbd + (1.0 - keep) * fresh
+        return fresh, torch.sigmoid(blend + 1.0)
 
 
 class Codec(nn.Module):

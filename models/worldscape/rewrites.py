@@ -8,7 +8,7 @@ import torch
 
 from worldscape.codec import Codec
 from worldscape.fast import FastTransformer
-from worldscape.fast_codec import FastCodec
+from worldscape.fast_codec import FastCodec, HalfCodec
 from worldscape.world import WorldModel
 
 Made = TypeVar("Made")
@@ -20,9 +20,12 @@ def fast_generator(model: WorldModel, levels: Sequence[float], dtype: torch.dtyp
     return _shared(model, ("generator", *levels, dtype), lambda: FastTransformer(model.transformer, levels, dtype))
 
 
-def fast_codec(model: WorldModel, dtype: torch.dtype) -> FastCodec | Codec:
+def fast_codec(model: WorldModel, dtype: torch.dtype) -> FastCodec | HalfCodec | Codec:
     """The model's codec; where there is no rewrite for its device, the codec itself."""
-    if not FastCodec.runs_on(next(model.codec.parameters()).device):
+    device = next(model.codec.parameters()).device
+    if device.type == "cuda" and dtype != torch.float32:
+        return _shared(model, ("codec", dtype), lambda: HalfCodec(model.codec, dtype))
+    if not FastCodec.runs_on(device):
         return model.codec
     return _shared(model, ("codec", dtype), lambda: FastCodec(model.codec, dtype))
 

@@ -6,7 +6,7 @@ import torch
 from tests.model.test_fast_codec import anchors
 from worldscape import precision
 from worldscape.engine import Start, WorldEngine
-from worldscape.fast_codec import FastCodec
+from worldscape.fast_codec import FastCodec, HalfCodec
 from worldscape.precision import choose_dtype
 from worldscape.world import debug_world
 
@@ -18,14 +18,14 @@ CPU = torch.device("cpu")
     [
         ("auto", "cpu", True, torch.bfloat16),
         ("auto", "cpu", False, torch.float32),
-        ("auto", "cuda", True, torch.float32),
+        ("auto", "cuda", True, torch.bfloat16),
         ("bf16", "cpu", False, torch.bfloat16),
         ("bf16", "cuda", False, torch.bfloat16),
         ("fp32", "cpu", True, torch.float32),
     ],
 )
 def test_what_is_chosen(asked, device, is_native, expected, monkeypatch):
-    monkeypatch.setattr(precision, "has_native_bf16", lambda: is_native)
+    monkeypatch.setattr(precision, "has_native_bf16", lambda _device: is_native)
     assert choose_dtype(asked, torch.device(device)) == expected
 
 
@@ -34,11 +34,20 @@ def test_unknown_precisions_are_refused():
         WorldEngine(debug_world(), 1, precision="fp8")
 
 
-@pytest.mark.skipif(not FastCodec.runs_on(CPU), reason="this torch has no oneDNN")
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        pytest.param(
+            FastCodec, marks=pytest.mark.skipif(not FastCodec.runs_on(CPU), reason="this torch has no oneDNN")
+        ),
+        HalfCodec,
+    ],
+)
 @torch.inference_mode()
-def test_the_codec_is_close_and_gives_full_precision_back():
+def test_the_codec_is_close_and_gives_full_precision_back(rewrite):
     plain, anchor = debug_world().codec, anchors(2)
-    half = FastCodec(plain, torch.bfloat16)
+    half = rewrite(plain, torch.bfloat16)
+    assert 0 < (half.encode(anchor.rgbd) - plain.encode(anchor.rgbd)).abs().mean() < 0.02
     found, expected = half.encode_anchor(anchor), plain.encode_anchor(anchor)
     assert found.latent.dtype == torch.float32 and found.skips[0].dtype == torch.bfloat16
     assert 0 < (found.latent - expected.latent).abs().mean() < 0.02
