@@ -8,6 +8,7 @@ import torch
 
 from tests.train.walks import FRAMES, SIZE, walk_store
 from worldscape.checkpoint import load_world
+from worldscape.train.codec import as_pictures
 from worldscape.train.config import override
 from worldscape.train.critic import Critic
 from worldscape.train.decoder import DEFAULTS, DecoderStage, DecoderTrainConfig, what_decoder_sees
@@ -46,7 +47,7 @@ def test_the_first_frame_is_all_true_and_less_and_less_of_the_view_while_one_tur
 
 def test_what_was_shown_is_what_the_decoder_makes_of_what_it_sees(stage):
     model, notes = load_world("debug"), {name: note[:, -1].float() for name, note in stage.rollouts.items()}
-    batch = stage.batch(0, 0, 1)
+    batch = as_pictures(stage.batch(0, 0, 1))
     for name in ("latent", "anchor", "mask"):
         batch[f"dream_{name}"] = notes[name]
     with torch.no_grad():

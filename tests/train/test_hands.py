@@ -104,7 +104,7 @@ def test_clips_show_the_hands_of_their_frames(runs, datasets, store):
     engine.open(start_at(store, frames[:1]), torch.tensor([0]))
     view = engine.look(engine.state, engine.state.camera, torch.eye(4)[None])
     assert view.hands is not None
-    torch.testing.assert_close(batch["hands"][1, 0], view.hands.picture[0], atol=1 / 255, rtol=0)
+    torch.testing.assert_close(batch["hands"][1, 0] / 255, view.hands.picture[0], atol=1 / 255, rtol=0)
     followed = follow(engine, store, frames[1:2])
     assert followed.hands is not None and store.hands is not None
     wrist = torch.from_numpy(store.hands.state[frames[1], 1, :3])

@@ -132,6 +132,12 @@ def test_samples_and_threads_leave_no_trace(tmp_path):
     assert np.all(imageio.imread(tmp_path / "sampled/samples/grid_00000008.png") == 8)
 
 
+def test_batches_drawn_ahead_in_other_processes_train_the_same(tmp_path):
+    train_toy(ToyStage(), ToyWorld(), toy_config(), tmp_path / "here")
+    train_toy(ToyStage(), ToyWorld(), toy_config(loaders=2), tmp_path / "ahead")
+    assert_same_run(tmp_path / "here", tmp_path / "ahead")
+
+
 def test_only_the_trained_part_changes(tmp_path):
     fresh, model = ToyWorld(), ToyWorld()
     average = train_toy(ToyStage(), model, toy_config(), tmp_path)

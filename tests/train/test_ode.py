@@ -48,17 +48,31 @@ def build(tmp_path, **changes: Any) -> OdeStage:
     config = override(DEFAULTS["debug"], {"flows": 6, "batch_size": 16, **changes})
     assert isinstance(config, OdeTrainConfig)
     clips: Any = RandomClips()
+    clips.prepared = SimpleNamespace(has_hands=np.zeros(64, bool))
     return OdeStage(clips=clips, config=config, flows=take_flows(MODEL, clips, config, tmp_path / "rooms"))
 
 
 def test_a_student_that_is_its_teacher_answers_the_end_of_a_flow_of_one_call(tmp_path):
     stage = build(tmp_path, teacher_calls=1, student_calls=1)
     parts = stage.loss(copy.deepcopy(MODEL), stage.batch(0, 0, 1), torch.Generator())
-    rows = np.random.default_rng([stage.config.seed, 0, 0, 9]).integers(6, size=16)
+    rng = np.random.default_rng([stage.config.seed, 0, 0, 9])
+    rng.random()  # with hands or without
+    rows = rng.choice(6, size=16)
     ends = stage.flows["state"][rows, -1].float()
     expected = (ends - normalise_tokens(ends)).square().mean()
     torch.testing.assert_close(parts["loss"], expected, atol=1e-4, rtol=1e-2)
     assert float(parts["from_noise"]) == pytest.approx(float(parts["loss"]), rel=1e-5)
+
+
+def test_a_batch_has_clips_of_one_kind(tmp_path):
+    stage = build(tmp_path, flows=12)
+    stage.clips.prepared.has_hands[::3] = True
+    kinds = []
+    for step in range(40):
+        rng = np.random.default_rng([0, step])
+        kinds.append({bool(stage.clips.prepared.has_hands[dream]) for dream in stage._of_one_kind(rng)})
+    assert all(len(kind) == 1 for kind in kinds)
+    assert 5 <= sum(True in kind for kind in kinds) <= 22
 
 
 def test_states_lie_at_the_levels_of_the_students_sampler(tmp_path):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TypeAlias
 
@@ -50,19 +51,34 @@ class FrameStore:
 
     def rgbd(self, index: np.ndarray) -> Tensor:
         """Frames at these positions [...] -> RGB-D [..., 4, h, w], RGB and inverse depth in [-1, 1]."""
-        flat = index.reshape(-1)
-        inverse = encode_depth(torch.from_numpy(self.depth[flat]).float())
-        rgbd = frame_to_rgbd(torch.from_numpy(self.frames[flat]), inverse)
-        return rgbd.reshape(*index.shape, *rgbd.shape[1:])
+        return to_rgbd(*self.recorded(index))
+
+    def recorded(self, index: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Frames at these positions [...] as they were recorded, a sixth of the bytes (`to_rgbd`): colours uint8
+        [..., h, w, 3], depth float16 [..., h, w]."""
+        return torch.from_numpy(self.frames[index]), torch.from_numpy(self.depth[index])
+
+
+def to_rgbd(frames: Tensor, depth: Tensor) -> Tensor:
+    """Colours uint8 [..., h, w, 3] and depth [..., h, w] in metres -> RGB-D [..., 4, h, w], all in [-1, 1]."""
+    rgbd = frame_to_rgbd(frames.flatten(0, -4), encode_depth(depth.flatten(0, -3).float()))
+    return rgbd.reshape(*depth.shape[:-2], *rgbd.shape[1:])
 
 
 def load_frames(data: Datasets, size: int, *, hands: bool = False) -> FrameStore:
     """Read recorded datasets into memory; episodes of several are spread evenly among each other.
 
     hands: keep what they know of hands, for a generator that takes them. Raises ValueError when depth, pose or realised
-    motion is missing, pictures are not size x size, or a held-out layout seed is among the episodes.
+    motion is missing, pictures are not size x size, or a held-out layout seed is among the episodes. Asked for the same
+    again, and nothing was recorded since, it gives the same object: do not change it.
     """
-    episodes = interleave([_read_episodes(dataset, size) for dataset in dataset_paths(data)])
+    readers = [EpisodeReader(dataset) for dataset in dataset_paths(data)]
+    return _load_frames(tuple((str(reader.path), len(reader)) for reader in readers), size, hands)
+
+
+@lru_cache(maxsize=1)  # the stages of a pipeline read the same recordings one after another
+def _load_frames(datasets: tuple[tuple[str, int], ...], size: int, hands: bool) -> FrameStore:
+    episodes = interleave([_read_episodes(path, size) for path, _ in datasets])
     counts = [len(episode) + 1 for episode in episodes]
     return FrameStore(
         frames=np.concatenate([e.frames for e in episodes]),

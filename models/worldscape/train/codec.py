@@ -19,7 +19,15 @@ from worldscape.conditioning.hands import HANDS
 from worldscape.conditioning.layers import Layers, Limbs, Pictures, owned_by, split_layers
 from worldscape.conditioning.reproject import Anchor, decode_depth, reproject
 from worldscape.config import WorldConfig
-from worldscape.data.clips import Datasets, FrameStore, corrupt_sources, draw_sources, draw_targets, load_frames
+from worldscape.data.clips import (
+    Datasets,
+    FrameStore,
+    corrupt_sources,
+    draw_sources,
+    draw_targets,
+    load_frames,
+    to_rgbd,
+)
 from worldscape.data.hand_tracks import HandTracks
 from worldscape.evaluate import metrics
 from worldscape.train.config import DEBUG, TrainConfig
@@ -72,7 +80,7 @@ class CodecStage:
         return model.codec
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
-        """Targets [B, 4, h, w], sources [B, N, 4, h, w], their poses, and which sources count."""
+        """Targets [B, h, w, 3], sources [B, N, h, w, 3], their depths and poses, and which sources count."""
         rng = np.random.default_rng([self.config.seed, step, rank, 1])
         return self._draw(rng, self.config.batch_size)
 
@@ -82,6 +90,7 @@ class CodecStage:
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Reconstruction from latents, a share of the rows without memory; a quarter as much, from the anchor alone."""
+        batch = as_pictures(batch)
         target, codec = batch["target"], model.codec
         num_blind = round(self.config.blind_share * len(target))
         noisy = disturb_latent(codec.encode(target), generator)
@@ -111,7 +120,7 @@ class CodecStage:
         """Rows: frames, rebuilt without memory, anchors, rebuilt with memory, from memory alone."""
         batch = self._draw(np.random.default_rng([self.config.seed, 2]), 12)
         device = next(model.parameters()).device
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        batch = as_pictures({name: tensor.to(device) for name, tensor in batch.items()})
         target = batch["target"]
         anchor = recall_targets(batch["sources"], batch)
         latent, guess = model.codec.encode(target), model.codec.encode_anchor(anchor)
@@ -130,18 +139,31 @@ def draw_pairs(store: FrameStore, rng: np.random.Generator, batch: int, num: int
 
 def gather_targets(store: FrameStore, targets: np.ndarray, sources: np.ndarray, count: np.ndarray) -> dict[str, Tensor]:
     """Frames [B] to rebuild and frames [B, N] to remember them by, of which the first `count` [B] do count:
-    target [B, 4, h, w], sources [B, N, 4, h, w], pose, source_poses, valid bool [B, N], intrinsics [B, 4]; and where
+    target and sources as they were recorded (uint8 [..., h, w, 3], and float16 target_depth and sources_depth
+    [..., h, w]: as_pictures makes RGB-D of them), pose, source_poses, valid bool [B, N], intrinsics [B, 4]; and where
     the recordings have hands, those of the targets and of the sources: parts, keypoints, present and source_parts,
     source_keypoints, source_present (Limbs)."""
+    target, target_depth = store.recorded(targets)
+    source, source_depth = store.recorded(sources)
     return {
         **({} if store.hands is None else _gather_hands(store.hands, store, targets, sources)),
-        "target": store.rgbd(targets),
-        "sources": store.rgbd(sources),
+        "target": target,
+        "target_depth": target_depth,
+        "sources": source,
+        "sources_depth": source_depth,
         "pose": torch.from_numpy(store.pose[targets]),
         "source_poses": torch.from_numpy(store.pose[sources]),
         "valid": torch.from_numpy(np.arange(sources.shape[1])[None] < count[:, None]),
         "intrinsics": torch.from_numpy(store.intrinsics[targets]),
     }
+
+
+def as_pictures(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A batch of gather_targets with RGB-D instead of what was recorded: target [B, 4, h, w], sources
+    [B, N, 4, h, w]."""
+    depths = {name: f"{name}_depth" for name in ("target", "sources")}
+    rest = {name: part for name, part in batch.items() if name not in depths.values()}
+    return rest | {name: to_rgbd(batch[name], batch[depth]) for name, depth in depths.items()}
 
 
 def recall_targets(sources: Tensor, batch: dict[str, Tensor]) -> Anchor:

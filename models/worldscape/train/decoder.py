@@ -25,6 +25,7 @@ from worldscape.conditioning.reproject import Anchor, visible_from
 from worldscape.config import WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, corrupt_sources, load_frames
 from worldscape.train.codec import (
+    as_pictures,
     disturb_latent,
     draw_pairs,
     gather_targets,
@@ -38,6 +39,7 @@ from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.critic import Critic, critic_losses
 from worldscape.train.heads import num_training
 from worldscape.train.rollouts import Moment, RolloutPlan, take_rollouts
+from worldscape.train.runtime import choose_device
 from worldscape.world import WorldModel
 
 NUM_PICTURES = 12  # a row of the sample pictures
@@ -125,6 +127,7 @@ class DecoderStage:
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """The critic's own loss; on the decoder's turn also pixels, edges and the critic's opinion."""
+        batch = as_pictures(batch)
         with torch.set_grad_enabled(bool(batch["is_turn"])):
             rebuilt = self._rebuild(model, batch, generator)
         split, real = len(batch["target"]), batch["dream_real"]
@@ -161,7 +164,7 @@ class DecoderStage:
         """Rows: recorded frames, rebuilt; then a dream's recorded twins, anchors, what was shown before, and now."""
         rng, device = np.random.default_rng([self.config.seed, 6]), next(model.parameters()).device
         batch = self._draw_recorded(rng, NUM_PICTURES) | self._draw_dreamed(rng, NUM_PICTURES)
-        batch = {name: tensor.to(device) for name, tensor in batch.items()}
+        batch = as_pictures({name: tensor.to(device) for name, tensor in batch.items()})
         recorded, dreamed = self._rebuild(model, batch, torch.Generator(device).manual_seed(self.config.seed)).split(
             NUM_PICTURES
         )
@@ -199,9 +202,10 @@ def build_stage(
         length=train_config.dream_frames,
         seed=train_config.seed,
     )
+    dreamer = load_world(init, choose_device(train_config.device))
     return DecoderStage(
         store=store,
-        rollouts=take_rollouts(load_world(init), store, dataset, plan, what_decoder_sees),
+        rollouts=take_rollouts(dreamer, store, dataset, plan, what_decoder_sees),
         config=train_config,
         num_anchors=model_config.memory.num_anchors,
         critic=critic,

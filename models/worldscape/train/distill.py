@@ -123,9 +123,9 @@ class DistillStage:
         frames to dream, noise seeds [B]; and what all ranks share: num_calls, and whether it is the student's turn."""
         config, rng = self.config, np.random.default_rng([self.config.seed, step, rank, 11])
         length = config.history + config.rollout
-        frames = draw_stretches(self.store, rng, num_training(self.store), config.batch_size, length).numpy()
-        opening, dreamed = frames[:, : config.history], frames[:, config.history :]
         shared = np.random.default_rng([config.seed, step, 12])
+        frames = draw_stretches(self.store, rng, self._episodes(shared), config.batch_size, length).numpy()
+        opening, dreamed = frames[:, : config.history], frames[:, config.history :]
         return {
             "rgbd": self.store.rgbd(opening),
             "pose": torch.from_numpy(self.store.pose[opening]),
@@ -137,9 +137,17 @@ class DistillStage:
             "is_turn": torch.tensor((step + 1) % config.student_every == 0),
         }
 
+    def _episodes(self, rng: np.random.Generator) -> np.ndarray:
+        """Training episodes with hands or those without, drawn as often as there are such: an engine with hands takes
+        twice as long."""
+        count, tracks = num_training(self.store), self.store.hands
+        has_hands = np.zeros(count, bool) if tracks is None else tracks.present[self.store.starts[:count]].any(1)
+        return np.flatnonzero(has_hands == (rng.random() < has_hands.mean()))
+
     def _hands(self, frames: np.ndarray) -> dict[str, Tensor]:
-        """The hands in openings and dreamed frames [B, H + N], and the poses that they are seen from."""
-        if self.store.hands is None:
+        """The hands in openings and dreamed frames [B, H + N], and the poses that they are seen from; nothing where
+        none has any."""
+        if self.store.hands is None or not self.store.hands.present[frames].any():
             return {}
         named = {f"hand_{name}": part for name, part in self.store.hands.at(frames)._asdict().items()}
         return {**named, "poses": torch.from_numpy(self.store.pose[frames])}
@@ -237,7 +245,9 @@ def _engine(model: WorldModel, batch: dict[str, Tensor]) -> WorldEngine:
     least = max(memory.num_anchors, memory.num_sink + memory.num_retrieved)
     memory = replace(memory, num_keyframes=min(memory.num_keyframes, max(least, memory.num_sink + num_frames)))
     use_fast = not torch.is_grad_enabled()
-    hands = "both" if "poses" in batch else None
+    hands = None
+    if "poses" in batch:
+        hands = "both" if batch["hand_present"][..., 0].any() else "right"
     slots, device = len(batch["seeds"]), batch["rgbd"].device
     engine = WorldEngine(model, slots, device=device, use_fast=use_fast, hands=hands, memory=memory)
     engine.rebuild = reproject_fast  # memory takes no gradient at all

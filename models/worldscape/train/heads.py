@@ -25,6 +25,7 @@ from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.goal_heads import Sightings, find_sightings, goal_labels, goal_losses
 from worldscape.train.hand_heads import dreamlike, hand_labels, hand_losses, has_things, thing_labels, thing_losses
 from worldscape.train.rollouts import Moment, RolloutPlan, take_rollouts
+from worldscape.train.runtime import choose_device
 from worldscape.train.world import NUM_SAMPLES
 from worldscape.world import WorldModel
 
@@ -269,7 +270,9 @@ def build_stage(
     )
     rollouts: dict[str, Tensor] = {}
     if not train_config.pictures_only:
-        rollouts = take_rollouts(load_world(init), store, dataset, plan, what_heads_see)
+        rollouts = take_rollouts(
+            load_world(init, choose_device(train_config.device)), store, dataset, plan, what_heads_see
+        )
     tables, walks, arrivals = picture_frames(store)
     return HeadsStage(
         store=store,

@@ -10,6 +10,7 @@ import copy
 import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
 
 from worldscape.checkpoint import save_world
 from worldscape.train.config import TrainConfig
@@ -77,9 +79,9 @@ def train(
                 log.say(notice)
             started, seconds_before, last_log = time.perf_counter(), state.seconds, state.step
             why = "finished"
+            batches = draw_batches(stage, config, state.step, place)
             while state.step < config.steps and why == "finished":
-                batch = stage.batch(state.step, place.rank, place.world_size)
-                batch = {name: tensor.to(place.device) for name, tensor in batch.items()}
+                batch = {name: tensor.to(place.device, non_blocking=True) for name, tensor in next(batches).items()}
                 seed = step_seed(config.seed, state.step, place.rank)
                 torch.manual_seed(seed)  # dropout and the like; the caller's state comes back at the end
                 generator = torch.Generator(place.device).manual_seed(seed)
@@ -115,6 +117,32 @@ def train(
                             log.write_samples(stage.samples(average, state.step), state.step)
             log.end(state.step, why)
     return average
+
+
+class StepBatches(Dataset[dict[str, Tensor]]):
+    """What a rank draws at each step, by the number of the step."""
+
+    def __init__(self, stage: Stage, place: Place) -> None:
+        self.stage, self.rank, self.world_size = stage, place.rank, place.world_size
+
+    def __getitem__(self, step: int) -> dict[str, Tensor]:
+        return self.stage.batch(step, self.rank, self.world_size)
+
+
+def draw_batches(stage: Stage, config: TrainConfig, first: int, place: Place) -> Iterator[dict[str, Tensor]]:
+    """The batches of the steps from `first` on, drawn ahead by config.loaders processes."""
+    is_ahead = config.loaders > 0
+    loader = DataLoader(
+        StepBatches(stage, place),
+        batch_size=None,
+        sampler=range(first, config.steps),
+        num_workers=config.loaders,
+        # Forked, so that a stage's frames are shared; batches are CPU tensors, so no process touches the GPU.
+        multiprocessing_context="fork" if is_ahead else None,
+        prefetch_factor=4 if is_ahead else None,
+        pin_memory=is_ahead and place.device.type == "cuda",
+    )
+    return iter(loader)
 
 
 class StepLoss(nn.Module):

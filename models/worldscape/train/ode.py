@@ -27,12 +27,13 @@ from worldscape.progress import Progress
 from worldscape.train.cache import cached
 from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.matching import follow_flow
+from worldscape.train.runtime import choose_device
 from worldscape.train.scoring import clean_inputs, cut, estimate_next, read_history
 from worldscape.train.world import WorldStage, WorldTrainConfig, mean_where
 from worldscape.train.world import build_stage as build_world_stage
 from worldscape.world import WorldModel
 
-CLIPS_AT_ONCE = 64
+CLIPS_AT_ONCE = {"cpu": 64, "cuda": 1024}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -91,7 +92,7 @@ class OdeStage:
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """Clips (WorldStage.gather), a state of their last frame's flow [B, 1, P, C], its level [B, 1], and the end."""
         rng, size = np.random.default_rng([self.config.seed, step, rank, 9]), self.config.batch_size
-        rows = torch.from_numpy(rng.integers(len(self.flows["dreams"]), size=size))
+        rows = torch.from_numpy(rng.choice(self._of_one_kind(rng), size=size))
         calls = rng.integers(self.config.student_calls, size=size)
         calls = torch.from_numpy(np.where(rng.random(size) < self.config.noise_share, 0, calls))
         levels = torch.tensor(sampling_levels(self.config.student_calls, SAMPLER_SHIFT))
@@ -101,6 +102,12 @@ class OdeStage:
             "level": levels[calls][:, None],
             "end": normalise_tokens(self.flows["state"][rows, -1].float()),
         }
+
+    def _of_one_kind(self, rng: np.random.Generator) -> np.ndarray:
+        """Numbers of the flows with hands or of those without, drawn as often as there are such: a pose video doubles
+        the tokens of a batch."""
+        has_hands = self.clips.prepared.has_hands[self.flows["dreams"].numpy()]
+        return np.flatnonzero(has_hands == (rng.random() < has_hands.mean()))
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Squared distance from the student's answer to the end of the flow; no gradient through history."""
@@ -136,9 +143,11 @@ def take_flows(teacher: WorldModel, clips: WorldStage, config: OdeTrainConfig, d
 
 def _follow_all(teacher: WorldModel, clips: WorldStage, config: OdeTrainConfig) -> dict[str, Tensor]:
     dreams, places = clips.draw_clips(np.random.default_rng([config.seed, 10]), config.flows)
-    states = []
+    by_kind = np.argsort(clips.prepared.has_hands[dreams], kind="stable")  # clips without hands cost half
+    dreams, places, states = dreams[by_kind], places[by_kind], []
+    device = next(teacher.parameters()).device
     with Progress("flows followed", total=config.flows) as progress:
-        for rows in torch.arange(config.flows).split(CLIPS_AT_ONCE):
+        for rows in torch.arange(config.flows).split(CLIPS_AT_ONCE[device.type]):
             clip = clips.gather(dreams[rows.numpy()], places[rows.numpy()])
             states.append(_follow(teacher, clip, rows, config))
             progress.update(len(rows))
@@ -180,5 +189,5 @@ def build_stage(
             f"{model_config.steps_per_frame}: change either"
         )
     clips = build_world_stage(model_config, train_config, dataset, init)
-    flows = take_flows(load_world(teacher), clips, train_config, dataset)
+    flows = take_flows(load_world(teacher, choose_device(train_config.device)), clips, train_config, dataset)
     return OdeStage(clips=clips, config=train_config, flows=flows)

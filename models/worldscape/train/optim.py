@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from worldscape.train.config import TrainConfig
 
@@ -35,8 +36,7 @@ def ema_decay_at(config: TrainConfig, step: int) -> float:
 @torch.no_grad()
 def update_ema(average: nn.Module, module: nn.Module, decay: float) -> None:
     """average <- decay * average + (1 - decay) * module for parameters; buffers are copied. In place."""
-    for mean, value in zip(average.parameters(), module.parameters(), strict=True):
-        mean.lerp_(value, 1.0 - decay)
+    get_ema_multi_avg_fn(decay)([*average.parameters()], [*module.parameters()], 0)
     for mean, value in zip(average.buffers(), module.buffers(), strict=True):
         mean.copy_(value)
 

@@ -25,11 +25,10 @@ from worldscape.memory.world_memory import Frame, WorldMemory
 from worldscape.progress import Progress
 from worldscape.slot_hands import draw_hands
 from worldscape.train.cache import cached
-from worldscape.train.rollouts import hands_at, hands_in, start_at
+from worldscape.train.rollouts import hands_at, hands_in, rows_at_once, start_at
 from worldscape.world import WorldModel
 
-EPISODES_AT_ONCE = 64
-FRAMES_AT_ONCE = 64
+FRAMES_AT_ONCE = {"cpu": 64, "cuda": 512}
 NO_HAND = -1
 LARGEST_DISTURBANCE = 0.25  # of latents before decoding, as a generator's errors would
 
@@ -59,12 +58,11 @@ class PreparedFrames:
         return (self.hand_index != NO_HAND).any(1).numpy()
 
     def pose_video(self, place: tuple[Tensor, Tensor]) -> Tensor | None:
-        """What the generator is told of hands at (dreams, places), each [...]: [..., 4, h, w] in [0, 1]; or None."""
+        """What the generator is told of hands at (dreams, places), each [...]: uint8 [..., 4, h, w]; or None."""
         if self.hands is None or self.hand_index is None:
             return None
         index = self.hand_index[place]
-        shown = self.hands[index.clamp_min(0)].float() / 255.0
-        return shown * (index != NO_HAND)[..., None, None, None]
+        return self.hands[index.clamp_min(0)] * (index != NO_HAND)[..., None, None, None]
 
 
 def prepare(
@@ -111,10 +109,10 @@ def _replay_all(
     frames = torch.from_numpy(offsets[:, None] + np.arange(length)[None])
     parts = []
     with Progress("episodes prepared", total=len(frames)) as progress:
-        for rows in frames.split(EPISODES_AT_ONCE):
+        for rows in frames.split(rows_at_once(model)):
             parts.append(_replay(model, memory, store, rows, torch.Generator().manual_seed(seed + int(rows[0, 0]))))
             progress.update(len(rows))
-    hands = {} if store.hands is None else draw_tracks(store, store.hands, frames)
+    hands = {} if store.hands is None else draw_tracks(store, store.hands, frames, next(model.parameters()).device)
     return {"frames": frames, **{name: torch.cat([part[name] for part in parts]) for name in parts[0]}, **hands}
 
 
@@ -128,7 +126,7 @@ def _dream_some(
     shown = {name: tensors[name].clone() for name in ("guess", "coverage", "retrieved") if name in tensors}
     with_hands = torch.from_numpy(store.hands.present[frames[:, 0].numpy()].any(1)).nonzero()[:count, 0]
     with Progress("episodes dreamed", total=len(with_hands)) as progress:
-        for rows in with_hands.split(EPISODES_AT_ONCE):
+        for rows in with_hands.split(rows_at_once(model)):
             dreamed = _dream(model, memory, store, frames[rows].numpy())
             for name, kept in shown.items():
                 kept[rows] = dreamed[name].to(kept.dtype)
@@ -159,17 +157,21 @@ def _dream(model: WorldModel, memory: MemoryConfig, store: FrameStore, frames: n
 
 
 @torch.inference_mode()
-def draw_tracks(store: FrameStore, tracks: HandTracks, frames: Tensor) -> dict[str, Tensor]:
-    """Pose video of the frames long [E, F] in which recorded hands can be seen: PreparedFrames' hands, hand_index."""
+def draw_tracks(
+    store: FrameStore, tracks: HandTracks, frames: Tensor, device: torch.device | str = "cpu"
+) -> dict[str, Tensor]:
+    """Pose video of the frames long [E, F] in which recorded hands can be seen: PreparedFrames' hands, hand_index.
+
+    Drawn on the device, kept on the CPU.
+    """
     size, index = store.frames.shape[1], torch.full_like(frames, NO_HAND).flatten()
     with_hands = torch.from_numpy(tracks.present[frames.flatten()].any(1)).nonzero()[:, 0]
     drawn, count = [torch.zeros(0, POSE_CHANNELS, size, size, dtype=torch.uint8)], 0
     with Progress("pose video drawn", total=len(with_hands)) as progress:
-        for rows in with_hands.split(FRAMES_AT_ONCE):
+        for rows in with_hands.split(FRAMES_AT_ONCE[torch.device(device).type]):
             where = frames.flatten()[rows].numpy()
-            pose = torch.from_numpy(store.pose[where])
-            limbs = tracks.limbs(where, pose)
-            picture = draw_hands(limbs, pose, torch.from_numpy(store.intrinsics[where]), size)
+            pose, intrinsics = (torch.from_numpy(part[where]).to(device) for part in (store.pose, store.intrinsics))
+            picture = draw_hands(tracks.limbs(where, pose), pose, intrinsics, size).cpu()
             shown = picture.flatten(1).any(1)
             drawn.append((picture[shown] * 255.0).round().to(torch.uint8))
             index[rows[shown]] = count + torch.arange(int(shown.sum()))

@@ -24,7 +24,8 @@ from worldscape.slots import EngineFrame, RecordedHands, View
 from worldscape.train.cache import cached
 from worldscape.world import WorldModel
 
-ROWS_AT_ONCE = 64
+ROWS_AT_ONCE = {"cpu": 64, "cuda": 512}
+"""Slots of the engines that replay or dream recordings, by device: a GPU takes as long for many as for few."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,18 +44,20 @@ class RolloutPlan:
         Raises ValueError for episodes that are too short.
         """
         rng = np.random.default_rng([self.seed, 7])
-        return draw_stretches(store, rng, self.episodes, self.dreamed + self.recorded, self.length)
+        return draw_stretches(store, rng, np.arange(self.episodes), self.dreamed + self.recorded, self.length)
 
 
-def draw_stretches(store: FrameStore, rng: np.random.Generator, episodes: int, count: int, length: int) -> Tensor:
-    """Stretches of `length` frames of the first `episodes` episodes: positions, long [count, length].
+def draw_stretches(
+    store: FrameStore, rng: np.random.Generator, episodes: np.ndarray, count: int, length: int
+) -> Tensor:
+    """Stretches of `length` frames of these episodes: positions, long [count, length].
 
     Each frame has a successor in its episode. Raises ValueError for episodes that are too short.
     """
-    sizes = np.diff(store.starts)[:episodes]
-    if int(sizes.min()) <= length:
-        raise ValueError(f"an episode has {sizes.min()} frames; rollouts of {length} need at least one more.")
-    chosen = rng.integers(episodes, size=count)
+    sizes = np.diff(store.starts)
+    if int(sizes[episodes].min()) <= length:
+        raise ValueError(f"an episode has {sizes[episodes].min()} frames; rollouts of {length} need at least one more.")
+    chosen = episodes[rng.integers(len(episodes), size=count)]
     first = store.starts[chosen] + rng.integers(0, sizes[chosen] - length)
     return torch.from_numpy(first[:, None] + np.arange(length)[None])
 
@@ -94,9 +97,14 @@ def _roll_all(model: WorldModel, store: FrameStore, frames: Tensor, dreamed: int
     parts = []
     with Progress("frames rolled out", total=frames.numel()) as progress:
         for rows, is_dreamed in ((frames[:dreamed], True), (frames[dreamed:], False)):
-            groups = rows.split(ROWS_AT_ONCE) if len(rows) else ()
+            groups = rows.split(rows_at_once(model)) if len(rows) else ()
             parts += [_roll(model, store, group.numpy(), is_dreamed, note, progress) for group in groups]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def rows_at_once(model: WorldModel) -> int:
+    """How many recordings are followed together where this model is."""
+    return ROWS_AT_ONCE[next(model.parameters()).device.type]
 
 
 @torch.inference_mode()

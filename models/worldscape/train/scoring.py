@@ -18,7 +18,12 @@ from worldscape.transformer import FrameInputs, History, PlacedHistory, WorldTra
 def clean_inputs(clip: dict[str, Tensor], context_level: float) -> FrameInputs:
     """A batch of the world stage's clips (WorldStage.gather) as finished frames of history."""
     level = torch.full_like(clip["latent"][:, :, 0, 0], context_level)
-    return FrameInputs(clip["latent"], level, clip["rays"], clip["guess"], clip["coverage"], clip.get("hands"))
+    return FrameInputs(clip["latent"], level, clip["rays"], clip["guess"], clip["coverage"], told_hands(clip))
+
+
+def told_hands(clip: dict[str, Tensor]) -> Tensor | None:
+    """The pose video of a batch of clips, if it has one: uint8, as it travels to the device, -> [0, 1]."""
+    return clip["hands"].float() / 255.0 if "hands" in clip else None
 
 
 def cut(frames: FrameInputs, times: slice) -> FrameInputs:

@@ -24,6 +24,8 @@ from worldscape.train.codec import picture_rows
 from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.prepare import PreparedFrames, prepare
 from worldscape.train.rollouts import follow, hands_in, start_at
+from worldscape.train.runtime import choose_device
+from worldscape.train.scoring import told_hands
 from worldscape.train.sight import present, sight
 from worldscape.transformer import FrameInputs, Prediction, frame_rays
 from worldscape.world import WorldModel
@@ -101,7 +103,7 @@ class WorldStage:
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """Clips of T = sink + retrieved + window + 1 frames: latent and guess [B, T, P, C], coverage [B, T, P], rays,
         frames long [B, T] (positions in the store), has_anchor bool [B] (False: memory is withheld); where frames are
-        retrieved at all, sees bool [B, T, T] (sight.py); and where dreams have hands, their pose video: hands
+        retrieved at all, sees bool [B, T, T] (sight.py); and where dreams have hands, their pose video: hands uint8
         [B, T, 4, h, w]. All clips of a batch have hands or none has, since a pose video doubles the tokens of a
         batch."""
         rng = np.random.default_rng([self.config.seed, step, rank, 4])
@@ -174,7 +176,7 @@ class WorldStage:
             rays=batch["rays"],
             anchor=batch["guess"] * has_anchor[..., None],
             coverage=batch["coverage"] * has_anchor,
-            hands=batch.get("hands"),
+            hands=told_hands(batch),
         )
         positions = torch.arange(clean.shape[1], device=clean.device).expand(len(clean), -1)
         return Refined(level, inputs.coverage, model.transformer(inputs, positions, sees=batch.get("sees")))
@@ -268,7 +270,7 @@ def build_stage(
     assert init is not None and isinstance(train_config, WorldTrainConfig)
     store = load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands)
     prepared = prepare(
-        load_world(init),
+        load_world(init, choose_device(train_config.device)),
         model_config.memory,
         store,
         dataset,
