@@ -89,7 +89,7 @@ def read_options(lesson: Lesson, about: str | None, arguments: list[str] | None)
     parser.add_argument("--steps", type=count, default=300_000, help="env steps, all worlds together")
     parser.add_argument("--num-envs", type=count, default=16)
     parser.add_argument("--limit", type=count, default=100, help="steps of an episode while learning")
-    parser.add_argument("--checkpoints", type=count, default=12, help="how often to write one, over the whole run")
+    parser.add_argument("--checkpoints", type=count, default=12, help="how many to write, denser early in the run")
     parser.add_argument("--episodes", type=count, default=100, help="held-out episodes of the final table")
     parser.add_argument("--score-limit", type=count, help="steps of a scored episode; default: the environment's own")
     parser.add_argument("--device", default="cpu")
@@ -121,7 +121,7 @@ def train(args: argparse.Namespace, recipe: Recipe, run: Run, worlds: Worlds, ar
 
     per_update = args.num_envs * recipe.num_steps
     num_updates = math.ceil(args.steps / per_update)
-    marks = {round((index + 1) * num_updates / args.checkpoints) for index in range(args.checkpoints)}
+    marks = checkpoint_marks(num_updates, args.checkpoints)
     done = run.num_done * per_update
     episodes = Episodes(args.num_envs, run.recent, worlds.held_reward * args.limit)
     board = SummaryWriter(args.out / "tb", purge_step=done or None)
@@ -141,6 +141,16 @@ def train(args: argparse.Namespace, recipe: Recipe, run: Run, worlds: Worlds, ar
                 print(f"step {num_steps}: {means or 'no episode has ended yet'}", flush=True)
     board.close()
     draw_curve(args.out, f"updates of {per_update} env steps")
+
+
+def checkpoint_marks(num_updates: int, checkpoints: int) -> set[int]:
+    """After how many updates to write a checkpoint: two thirds of them evenly over the run, the others at a half, a
+    quarter, ... of the first of those. A policy learns most of what it ever does early, and whether a dream is a fair
+    judge shows where policies differ."""
+    num_even = max(math.ceil(2 * checkpoints / 3), 1)
+    each = num_updates / num_even
+    early = {round(each / 2**power) for power in range(1, checkpoints - num_even + 1)}
+    return (early | {round(each * (index + 1)) for index in range(num_even)}) - {0}
 
 
 def draw_curve(folder: Path, unit: str) -> None:

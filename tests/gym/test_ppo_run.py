@@ -5,7 +5,7 @@ import torch
 
 from worldscape.policy import load_policy, load_tensors
 from ws_gym import ppo, ppo_run
-from ws_gym.ppo_run import Lesson, teach
+from ws_gym.ppo_run import Lesson, checkpoint_marks, teach
 
 WALK, HAND = Lesson(tasks=("goal_object",)), Lesson(tasks=("reach", "push", "pick_place"))
 
@@ -92,3 +92,9 @@ def test_options_are_checked(arguments, message, capsys):
     with pytest.raises(SystemExit):
         teach(WALK, "", arguments)
     assert message in capsys.readouterr().err
+
+
+def test_checkpoints_are_denser_early_and_the_last_update_has_one():
+    assert sorted(checkpoint_marks(320, 12)) == [2, 5, 10, 20, *range(40, 321, 40)]
+    assert checkpoint_marks(10, 1) == {10}
+    assert checkpoint_marks(4, 12) == {1, 2, 3, 4}
