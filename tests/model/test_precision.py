@@ -25,8 +25,24 @@ CPU = torch.device("cpu")
     ],
 )
 def test_what_is_chosen(asked, device, is_native, expected, monkeypatch):
-    monkeypatch.setattr(precision, "has_native_bf16", lambda _device: is_native)
+    monkeypatch.setattr(precision, "has_fast_bf16", lambda _device: is_native)
     assert choose_dtype(asked, torch.device(device)) == expected
+
+
+@pytest.mark.parametrize(
+    ("has_amx", "has_vectors", "vendor", "expected"),
+    [
+        (True, True, "GenuineIntel", True),
+        (False, True, "GenuineIntel", False),
+        (False, True, "AuthenticAMD", True),
+        (False, False, "AuthenticAMD", False),
+    ],
+)
+def test_a_processor_is_given_bf16_only_where_it_is_faster_in_it(has_amx, has_vectors, vendor, expected, monkeypatch):
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: has_amx)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_vectors)
+    monkeypatch.setattr(precision, "cpu_vendor", lambda: vendor)
+    assert precision.has_fast_bf16(CPU) == expected
 
 
 def test_unknown_precisions_are_refused():
