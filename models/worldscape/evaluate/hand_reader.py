@@ -23,6 +23,7 @@ from worldscape.evaluate.kept import JudgeConfig, fingerprint_of, fit, load_or_m
 from worldscape.evaluate.metrics import to_unit
 
 RIGHT = 1
+OBJECT_SEEN = ("first", "now")
 FLESH = 0.03  # metres from a bone within which a surface belongs to the hand (the back of the palm is that thick)
 ABOVE_TABLE = 0.004  # metres above y = 0 from which on a surface is not the table's
 FRAMES_AT_ONCE = 256
@@ -47,10 +48,12 @@ class HandReaderConfig(JudgeConfig):
 
 class HandReading(NamedTuple):
     """Of M pictures: mask [M, h, w] logits that a pixel shows the hand, keypoints [M, 21, 2] in pixels (x right, y
-    down), and logits [M] that the object has moved since the first picture, and that it is lifted now."""
+    down), places [M, 2, 2] of the object in the first picture and now, likewise, and logits [M] that it has moved since
+    the first picture, and that it is lifted now."""
 
     mask: Tensor
     keypoints: Tensor
+    places: Tensor
     moved: Tensor
     lifted: Tensor
 
@@ -66,7 +69,7 @@ class HandReader(nn.Module):
             nn.Sequential(nn.Conv2d(a + b, b, 1), nn.Conv2d(b, b, 3, padding=1), nn.GroupNorm(8, b), nn.SiLU())
             for a, b in ((3 * width, 3 * width), (3 * width, 2 * width), (2 * width, width))
         )
-        self.heat = nn.Conv2d(width, NUM_KEYPOINTS, 3, padding=1)
+        self.heat = nn.Conv2d(width, NUM_KEYPOINTS + len(OBJECT_SEEN), 3, padding=1)
         self.whole = nn.Conv2d(width, 4 * MASK_WIDTH, 1)
         self.mask = nn.Sequential(
             nn.Conv2d(MASK_WIDTH + 9, MASK_WIDTH, 3, padding=1),
@@ -77,9 +80,11 @@ class HandReader(nn.Module):
             nn.SiLU(),
             nn.Conv2d(MASK_WIDTH, 1, 3, padding=1),
         )
-        self.events = nn.Sequential(
-            nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48 * width, 4 * width), nn.SiLU(), nn.Linear(4 * width, 2)
-        )
+        self.whole_picture = nn.Sequential(nn.AdaptiveAvgPool2d(4), nn.Flatten(), nn.Linear(48 * width, 4 * width))
+        self.events = nn.Sequential(nn.SiLU(), nn.Linear(4 * width, 2))
+        # Where the object was and is, how far it went, and where the fingers are: what events are about.
+        self.from_places = nn.Sequential(nn.Linear(2 * 3 + 1 + 2 * NUM_KEYPOINTS, 4 * width), nn.SiLU())
+        self.to_events = nn.Linear(4 * width, 4 * width)
 
     def forward(self, first: Tensor, now: Tensor) -> HandReading:
         pixels = torch.cat([first - 0.5, now - 0.5, now - first], dim=1)
@@ -88,11 +93,21 @@ class HandReader(nn.Module):
         for down in self.downs:
             x = down(x)
             skips.append(x)
-        moved, lifted = self.events(x).unbind(1)
+        whole = self.whole_picture(x)
         for up, skip in zip(self.ups, reversed(skips[:-1]), strict=True):
             x = up(torch.cat([F.interpolate(x, size=skip.shape[-2:], mode="nearest"), skip], 1))
         mask = self.mask(torch.cat([F.pixel_shuffle(self.whole(x), 2), pixels], 1))[:, 0]
-        return HandReading(mask, find_peaks(self.heat(x)) * now.shape[-1], moved, lifted)
+        peaks = find_peaks(self.heat(x))
+        keypoints, places = peaks.split([NUM_KEYPOINTS, len(OBJECT_SEEN)], 1)
+        moved, lifted = self.events(whole + self.to_events(self.from_places(_facts(peaks, places)))).unbind(1)
+        return HandReading(mask, keypoints * now.shape[-1], places * now.shape[-1], moved, lifted)
+
+
+def _facts(peaks: Tensor, places: Tensor) -> Tensor:
+    """Peaks [B, 21 + 2, 2] and, of those, the object's [B, 2, 2], all in [0, 1] -> what events follow from."""
+    way = places[:, 1] - places[:, 0]
+    near = peaks[:, :-2] - places[:, 1:]
+    return torch.cat([places.flatten(1), 10.0 * way, 10.0 * way.norm(dim=1, keepdim=True), near.flatten(1)], 1)
 
 
 def find_peaks(heat: Tensor) -> Tensor:
@@ -104,11 +119,12 @@ def find_peaks(heat: Tensor) -> Tensor:
 
 class HandLabels(NamedTuple):
     """What the simulator knows of M pictures: mask bool [M, h, w], pixels [M, 21, 2], inside bool [M, 21] (those in the
-    picture), moved and lifted float [M]."""
+    picture), places [M, 2, 2] of the object in the first picture and now (pixels), moved and lifted float [M]."""
 
     mask: Tensor
     pixels: Tensor
     inside: Tensor
+    places: Tensor
     moved: Tensor
     lifted: Tensor
 
@@ -140,10 +156,24 @@ def label_frames(
     """Labels of frames (rows, now), [M] each, with these masks, as seen after frames (rows, first)."""
     truth = hands_of(episodes)
     pixels = torch.from_numpy(truth.pixels[rows, now, RIGHT])
-    inside = ((pixels >= 0) & (pixels < mask.shape[-1])).all(-1)
+    places = [_seen_at(episodes, truth.object[rows, at], rows, at, mask.shape[-1]) for at in (first, now)]
     way = np.linalg.norm(truth.object[rows, now] - truth.object[rows, first], axis=-1)
     moved, lifted = ((torch.from_numpy(flag).float()) for flag in (way > MOVED, truth.lifted[rows, now]))
-    return HandLabels(mask, pixels, inside, moved, lifted)
+    return HandLabels(mask, pixels, _inside(pixels, mask), torch.stack(places, 1), moved, lifted)
+
+
+def _inside(pixels: Tensor, mask: Tensor) -> Tensor:
+    """Which pixels [..., 2] are in the picture that a mask is of: bool [...]."""
+    return ((pixels >= 0) & (pixels < mask.shape[-1])).all(-1)
+
+
+def _seen_at(episodes: EpisodeBatch, points: np.ndarray, rows: np.ndarray, at: np.ndarray, size: int) -> Tensor:
+    """Pixels [M, 2] at which the cameras of frames (rows, at) see points [M, 3] in world axes."""
+    pose, places = torch.from_numpy(episodes.pose[rows, at]), torch.from_numpy(points).float()
+    x, y, z = torch.einsum("mi,mij->mj", places - pose[:, :3, 3], pose[:, :3, :3]).unbind(-1)
+    fx, fy, cx, cy = torch.from_numpy(episodes.intrinsics[rows]).unbind(-1)
+    depth = z.clamp_min(1e-3)
+    return size * torch.stack([fx * x / depth + cx, fy * y / depth + cy], -1)
 
 
 def hands_of(episodes: EpisodeBatch) -> HandTruth:
@@ -175,11 +205,12 @@ def _all_masks(episodes: EpisodeBatch) -> Tensor:
 
 
 def reader_loss(reading: HandReading, labels: HandLabels) -> Tensor:
-    """Cross-entropy of mask and events, overlap of the masks, and distance of the keypoints inside the picture in a
-    sixteenth of its side."""
+    """Cross-entropy of mask and events, overlap of the masks, and distance of keypoints and object, where they are in
+    the picture, in a sixteenth of its side."""
     side = labels.mask.shape[-1] / 16
-    distance = F.smooth_l1_loss(reading.keypoints / side, labels.pixels / side, reduction="none").sum(-1)
-    inside = labels.inside.float()
+    found, wanted = torch.cat([reading.keypoints, reading.places], 1), torch.cat([labels.pixels, labels.places], 1)
+    distance = F.smooth_l1_loss(found / side, wanted / side, reduction="none").sum(-1)
+    inside = torch.cat([labels.inside, _inside(labels.places, labels.mask)], 1).float()
     return (
         F.binary_cross_entropy_with_logits(reading.mask, labels.mask.float())
         + missed_overlap(reading.mask.sigmoid(), labels.mask.float())
