@@ -13,6 +13,7 @@ from torch import Tensor
 
 from worldscape.codec import frame_to_rgbd
 from worldscape.conditioning.reproject import encode_depth
+from worldscape.data import minari_io
 from worldscape.data.episode import HELD_OUT_SEED, Episode, EpisodeReader
 from worldscape.data.hand_tracks import HandTracks, read_tracks
 
@@ -72,12 +73,13 @@ def load_frames(data: Datasets, size: int, *, hands: bool = False) -> FrameStore
     motion is missing, pictures are not size x size, or a held-out layout seed is among the episodes. Asked for the same
     again, and nothing was recorded since, it gives the same object: do not change it.
     """
-    readers = [EpisodeReader(dataset) for dataset in dataset_paths(data)]
-    return _load_frames(tuple((str(reader.path), len(reader)) for reader in readers), size, hands)
+    paths = [minari_io.resolve_dataset(dataset) for dataset in dataset_paths(data)]
+    written = ((path / minari_io.METADATA).stat().st_mtime_ns for path in paths)  # with every episode
+    return _load_frames(tuple(zip(paths, written, strict=True)), size, hands)
 
 
 @lru_cache(maxsize=1)  # the stages of a pipeline read the same recordings one after another
-def _load_frames(datasets: tuple[tuple[str, int], ...], size: int, hands: bool) -> FrameStore:
+def _load_frames(datasets: tuple[tuple[Path, int], ...], size: int, hands: bool) -> FrameStore:
     episodes = interleave([_read_episodes(path, size) for path, _ in datasets])
     counts = [len(episode) + 1 for episode in episodes]
     return FrameStore(

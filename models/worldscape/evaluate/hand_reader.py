@@ -97,16 +97,15 @@ class HandReader(nn.Module):
         for up, skip in zip(self.ups, reversed(skips[:-1]), strict=True):
             x = up(torch.cat([F.interpolate(x, size=skip.shape[-2:], mode="nearest"), skip], 1))
         mask = self.mask(torch.cat([F.pixel_shuffle(self.whole(x), 2), pixels], 1))[:, 0]
-        peaks = find_peaks(self.heat(x))
-        keypoints, places = peaks.split([NUM_KEYPOINTS, len(OBJECT_SEEN)], 1)
-        moved, lifted = self.events(whole + self.to_events(self.from_places(_facts(peaks, places)))).unbind(1)
+        keypoints, places = find_peaks(self.heat(x)).split([NUM_KEYPOINTS, len(OBJECT_SEEN)], 1)
+        moved, lifted = self.events(whole + self.to_events(self.from_places(_facts(keypoints, places)))).unbind(1)
         return HandReading(mask, keypoints * now.shape[-1], places * now.shape[-1], moved, lifted)
 
 
-def _facts(peaks: Tensor, places: Tensor) -> Tensor:
-    """Peaks [B, 21 + 2, 2] and, of those, the object's [B, 2, 2], all in [0, 1] -> what events follow from."""
+def _facts(keypoints: Tensor, places: Tensor) -> Tensor:
+    """Keypoints [B, 21, 2] and the object's places [B, 2, 2], all in [0, 1] -> what events follow from."""
     way = places[:, 1] - places[:, 0]
-    near = peaks[:, :-2] - places[:, 1:]
+    near = keypoints - places[:, 1:]
     return torch.cat([places.flatten(1), 10.0 * way, 10.0 * way.norm(dim=1, keepdim=True), near.flatten(1)], 1)
 
 
@@ -156,10 +155,13 @@ def label_frames(
     """Labels of frames (rows, now), [M] each, with these masks, as seen after frames (rows, first)."""
     truth = hands_of(episodes)
     pixels = torch.from_numpy(truth.pixels[rows, now, RIGHT])
-    places = [_seen_at(episodes, truth.object[rows, at], rows, at, mask.shape[-1]) for at in (first, now)]
+    places = [
+        project(truth.object[rows, at, None], episodes.pose[rows, at], episodes.intrinsics[rows], mask.shape[-1])
+        for at in (first, now)
+    ]
     way = np.linalg.norm(truth.object[rows, now] - truth.object[rows, first], axis=-1)
     moved, lifted = ((torch.from_numpy(flag).float()) for flag in (way > MOVED, truth.lifted[rows, now]))
-    return HandLabels(mask, pixels, _inside(pixels, mask), torch.stack(places, 1), moved, lifted)
+    return HandLabels(mask, pixels, _inside(pixels, mask), torch.from_numpy(np.concatenate(places, 1)), moved, lifted)
 
 
 def _inside(pixels: Tensor, mask: Tensor) -> Tensor:
@@ -167,13 +169,11 @@ def _inside(pixels: Tensor, mask: Tensor) -> Tensor:
     return ((pixels >= 0) & (pixels < mask.shape[-1])).all(-1)
 
 
-def _seen_at(episodes: EpisodeBatch, points: np.ndarray, rows: np.ndarray, at: np.ndarray, size: int) -> Tensor:
-    """Pixels [M, 2] at which the cameras of frames (rows, at) see points [M, 3] in world axes."""
-    pose, places = torch.from_numpy(episodes.pose[rows, at]), torch.from_numpy(points).float()
-    x, y, z = torch.einsum("mi,mij->mj", places - pose[:, :3, 3], pose[:, :3, :3]).unbind(-1)
-    fx, fy, cx, cy = torch.from_numpy(episodes.intrinsics[rows]).unbind(-1)
-    depth = z.clamp_min(1e-3)
-    return size * torch.stack([fx * x / depth + cx, fy * y / depth + cy], -1)
+def project(points: np.ndarray, pose: np.ndarray, intrinsics: np.ndarray, size: int) -> np.ndarray:
+    """Points [M, K, 3] in world axes, seen from poses [M, 4, 4] with intrinsics [M, 4] -> pixels [M, K, 2]."""
+    x, y, z = np.moveaxis((points - pose[:, None, :3, 3]) @ pose[:, :3, :3], -1, 0)
+    fx, fy, cx, cy = intrinsics.T[..., None]
+    return size * np.stack([fx * x / z + cx, fy * y / z + cy], -1)
 
 
 def hands_of(episodes: EpisodeBatch) -> HandTruth:

@@ -24,6 +24,7 @@ from worldscape.evaluate.hand_reader import (
     hands_of,
     label_frames,
     mask_frames,
+    project,
     read_hands,
 )
 from worldscape.evaluate.pictures import save_film, save_grid
@@ -170,10 +171,8 @@ def labels_at(episodes: EpisodeBatch, horizon: int) -> HandLabels:
 
 def project_dreamed(hands: DreamedHands, episodes: EpisodeBatch, horizon: int) -> np.ndarray:
     """The dream's right hand after `horizon` steps as the simulator's camera would see it: pixels [N, 21, 2]."""
-    pose, points = episodes.pose[:, horizon], hands.keypoints[:, horizon - 1, RIGHT]
-    x, y, z = np.moveaxis((points - pose[:, None, :3, 3]) @ pose[:, :3, :3], -1, 0)
-    fx, fy, cx, cy = episodes.intrinsics.T[..., None]
-    return episodes.frames.shape[2] * np.stack([fx * x / z + cx, fy * y / z + cy], -1)
+    points = hands.keypoints[:, horizon - 1, RIGHT]
+    return project(points, episodes.pose[:, horizon], episodes.intrinsics, episodes.frames.shape[2])
 
 
 def mean_iou(one: Tensor, other: Tensor) -> float:

@@ -31,7 +31,7 @@ from worldscape.slots import RecordedHands, View
 from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.heads import num_training
 from worldscape.train.matching import draw_shared_levels, flow_matching_loss, matching_gradient, matching_loss
-from worldscape.train.rollouts import draw_stretches
+from worldscape.train.rollouts import draw_stretches, of_one_kind
 from worldscape.train.scoring import estimate_end, join, pick
 from worldscape.train.sight import sight
 from worldscape.train.world import NUM_SAMPLES, SAMPLE_STEPS, dream_pictures
@@ -138,11 +138,10 @@ class DistillStage:
         }
 
     def _episodes(self, rng: np.random.Generator) -> np.ndarray:
-        """Training episodes with hands or those without, drawn as often as there are such: an engine with hands takes
-        twice as long."""
+        """Training episodes of one kind, with hands or without."""
         count, tracks = num_training(self.store), self.store.hands
-        has_hands = np.zeros(count, bool) if tracks is None else tracks.present[self.store.starts[:count]].any(1)
-        return np.flatnonzero(has_hands == (rng.random() < has_hands.mean()))
+        has_hands = np.zeros(count, bool) if tracks is None else tracks.moves(self.store.starts[:count]).numpy()
+        return of_one_kind(has_hands, rng)
 
     def _hands(self, frames: np.ndarray) -> dict[str, Tensor]:
         """The hands in openings and dreamed frames [B, H + N], and the poses that they are seen from; nothing where

@@ -27,6 +27,7 @@ from worldscape.progress import Progress
 from worldscape.train.cache import cached
 from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.matching import follow_flow
+from worldscape.train.rollouts import of_one_kind
 from worldscape.train.runtime import choose_device
 from worldscape.train.scoring import clean_inputs, cut, estimate_next, read_history
 from worldscape.train.world import WorldStage, WorldTrainConfig, mean_where
@@ -104,10 +105,8 @@ class OdeStage:
         }
 
     def _of_one_kind(self, rng: np.random.Generator) -> np.ndarray:
-        """Numbers of the flows with hands or of those without, drawn as often as there are such: a pose video doubles
-        the tokens of a batch."""
-        has_hands = self.clips.prepared.has_hands[self.flows["dreams"].numpy()]
-        return np.flatnonzero(has_hands == (rng.random() < has_hands.mean()))
+        """Numbers of flows of one kind, with hands or without."""
+        return of_one_kind(self.clips.prepared.has_hands[self.flows["dreams"].numpy()], rng)
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """Squared distance from the student's answer to the end of the flow; no gradient through history."""

@@ -47,6 +47,12 @@ class RolloutPlan:
         return draw_stretches(store, rng, np.arange(self.episodes), self.dreamed + self.recorded, self.length)
 
 
+def of_one_kind(has_hands: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Numbers of the recordings with hands (bool [N]) or of those without, drawn as often as there are such: beside
+    hands, everything without them would take twice as long."""
+    return np.flatnonzero(has_hands == (rng.random() < has_hands.mean()))
+
+
 def draw_stretches(
     store: FrameStore, rng: np.random.Generator, episodes: np.ndarray, count: int, length: int
 ) -> Tensor:
