@@ -97,7 +97,7 @@ def summarise(task: str, spent: list[list[Spent]], steps: int) -> dict[str, floa
 def read_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", default="goal_object,reach", help=f"comma-separated: {', '.join(COUNTERPARTS)}")
-    parser.add_argument("--weights", default="nano-hands", help="of the dream: a shipped name, or a directory")
+    parser.add_argument("--weights", default="nano", help="of the dream: a shipped name, or a directory")
     parser.add_argument("--starts", help="where dreams begin; default: the environment's own")
     parser.add_argument("--num-envs", type=int, default=16)
     parser.add_argument("--steps", type=int, default=128, help="of each world in one update")

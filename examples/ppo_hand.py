@@ -2,11 +2,11 @@
 
 python examples/ppo_hand.py --out runs/reach_dream --task reach
 python examples/ppo_hand.py --out runs/reach_tabletop --task reach --env WorldScape-Tabletop-v0
-worldscape eval transfer --task reach --weights nano-hands --dream-run runs/reach_dream \\
+worldscape eval transfer --task reach --dream-run runs/reach_dream \\
     --simulator-run runs/reach_tabletop
 
-Needs pip install "worldscape[sim,train]", and weights that know hands (--preset, a name or the folder of your own run;
---starts for its starts). As examples/ppo_nav.py in all but two things: an action is thirteen numbers in [-1, 1], drawn
+Needs pip install "worldscape[sim,train]"; weights of your own (--preset) must know hands, and have --starts of theirs.
+As examples/ppo_nav.py in all but two things: an action is thirteen numbers in [-1, 1], drawn
 from Gaussians whose means depend on the picture and whose widths do not (worldscape.policy.Gaussian); and the reward is
 dense, so the agent learns from what is missing to the best reward (ws_gym.ppo.Worlds).
 """
@@ -21,7 +21,7 @@ LESSON = Lesson(
     # exploring without a reward for it.
     recipe={"num_steps": 128, "epochs": 4, "gamma": 0.97, "entropy": 0.0},
     widths={"frames": 4, "channels": (32, 64), "hidden": 256},
-    options={"preset": "nano-hands", "steps": 300_000, "num_envs": 16, "limit": 100, "out": Path("runs/ppo_hand")},
+    options={"steps": 300_000, "num_envs": 16, "limit": 100, "out": Path("runs/ppo_hand")},
 )
 
 

@@ -11,7 +11,6 @@ from ws_gym.env import WorldScapeEnv
 from ws_gym.vector_env import WorldScapeVectorEnv
 
 HAND: dict[str, Any] = {
-    "weights": "nano-hands",
     "actions": "hands",
     "hands": "right",
     "task": "pick_place",
@@ -73,7 +72,7 @@ class WorldScapeHandEnv(WorldScapeEnv):
 
     | Name | Default | Meaning |
     |---|---|---|
-    | `weights` | `"nano-hands"` | as in `WorldScapeEnv`; they must know hands |
+    | `weights` | `"nano"` | as in `WorldScapeEnv`; they must know hands |
     | `hands` | `"right"` | `"right"`, `"left"` or `"both"` |
     | `hand_actions` | `"delta"` | `"delta"`, `"keypoints"` or `"egodex"` |
     | `task` | `"pick_place"` | `"reach"`, `"push"`, `"pick_place"`, or one of `WorldScapeEnv`'s |

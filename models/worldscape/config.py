@@ -126,12 +126,12 @@ class MemoryConfig:
 class HeadsConfig:
     """The small networks that read motion, reward and termination off the generator's features: their width.
 
-    blocked_logit: the motion head refuses a walk at or below this. It lies below 0 because that was closer to the
-    simulator in closed loop (docs/LOG.md). goal: there is a head that finds a walker's goal in the picture.
+    blocked_logit: the motion head refuses a walk at or below this. goal: there is a head that finds a walker's goal in
+    the picture.
     """
 
     width: int = 128
-    blocked_logit: float = -1.5
+    blocked_logit: float = 0.0
     goal: bool = False
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ from worldscape.config import MemoryConfig
 from worldscape.flow import euler_step, sampling_levels
 from worldscape.heads import Things
 from worldscape.memory.pages import PageShape
+from worldscape.memory.surroundings import surroundings_along
 from worldscape.memory.world_memory import Frame, Recall, WorldMemory
 from worldscape.noise import slot_noise
 from worldscape.opening import complete_start
@@ -212,8 +213,8 @@ class WorldEngine:
         body, surfaces, here = self.config.body, state.memory.surfaces(), state.camera[:, :3]
         there = apply_control(state.camera, controls, self.config.controls.max_pitch)[:, :3]
         before, after = (surfaces.clearance(position, body) for position in (here, there))
-        near = surfaces.plan_view(here, there - here, body)
-        logit = self.model.heads.motion(state.features, state.latent, controls, near)
+        near = surroundings_along(surfaces, state.surfaces(), here, there - here, body)
+        logit = self.model.heads.motion(near, (there - here).norm(dim=1))
         is_free = ((after >= body.radius) | (after >= before)) & (logit > self.config.heads.blocked_logit)
         return torch.cat([controls[:, :3] * is_free[:, None], controls[:, 3:]], 1)
 

@@ -17,11 +17,12 @@ from worldscape.conditioning.hands import HAND_STATE_WIDTH
 from worldscape.conditioning.reproject import decode_depth
 from worldscape.config import HeadsConfig
 from worldscape.memory.surroundings import CELLS as PLAN_CELLS
+from worldscape.memory.surroundings import NEAR_CHANNELS
 
 THING_CELL = 4  # pixels a side of the cells in which things are looked for
 LARGEST_LAG = 2.0  # steps' worth of moving or turning by which a wrist may miss its goal
 RARE = -3.0  # logit of an event before anything is learned
-DROPOUT = 0.2  # of what the motion head has made of features and of surroundings
+DROPOUT = 0.3  # of what the motion head has made of surroundings
 LIKELY = 2.0  # logit of a free walk before anything is learned
 
 
@@ -46,30 +47,33 @@ class TokenHead(nn.Module):
 
 
 class MotionHead(nn.Module):
-    """Features and latent of the current frame, the control and the remembered surroundings -> is the walk free?"""
+    """The remembered surroundings, those in the current picture, and how far a walk leads -> is the walk free?
 
-    def __init__(self, width: int, features: int, channels: int):
+    It reads geometry alone, which recordings hold as much of as anybody wants; on tokens of a few hundred dreams it
+    learned those by heart (docs/LOG.md).
+    """
+
+    def __init__(self, width: int):
         super().__init__()
-        self.control = nn.Linear(6, width)
-        self.seen = TokenHead(features + channels + width, width, width)
+        fine, coarse = max(width // 4, 2), max(width // 2, 4)
         self.near = nn.Sequential(
-            nn.Conv2d(2, width // 4, 3, stride=2, padding=1),
+            nn.Conv2d(NEAR_CHANNELS, fine, 3, padding=1),
             nn.SiLU(),
-            nn.Conv2d(width // 4, width // 2, 3, stride=2, padding=1),
+            nn.Conv2d(fine, coarse, 3, stride=2, padding=1),
+            nn.SiLU(),
+            nn.Conv2d(coarse, coarse, 3, stride=2, padding=1),
             nn.SiLU(),
             nn.Flatten(),
-            nn.Linear((width // 2) * (PLAN_CELLS // 4) ** 2, width),
+            nn.Dropout(DROPOUT),
         )
         self.decide = nn.Sequential(
-            nn.SiLU(), nn.Dropout(DROPOUT), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, 1)
+            nn.Linear(coarse * (PLAN_CELLS // 4) ** 2 + 1, width), nn.SiLU(), nn.Dropout(DROPOUT), nn.Linear(width, 1)
         )
         nn.init.constant_(self.decide[-1].bias, LIKELY)  # pyright: ignore[reportArgumentType]
 
-    def forward(self, features: Tensor, latent: Tensor, control: Tensor, near: Tensor) -> Tensor:
-        """features [B, P, D], latent [B, P, C], control [B, 6], near [B, 2, G, G] (plan_view) -> logit [B]."""
-        told = self.control(control * 4.0)[:, None].expand(-1, latent.shape[1], -1)  # metres: a step is about 0.25
-        seen = self.seen(torch.cat([features, latent, told], -1))
-        return self.decide(seen + self.near(near))[:, 0]
+    def forward(self, near: Tensor, length: Tensor) -> Tensor:
+        """near [B, 4, G, G] (surroundings_along), length of the walk [B], metres -> logit [B]."""
+        return self.decide(torch.cat([self.near(near), 4.0 * length[:, None]], 1))[:, 0]
 
 
 class EventHead(nn.Module):
@@ -278,7 +282,7 @@ class Heads(nn.Module):
 
     def __init__(self, config: HeadsConfig, features: int, channels: int, *, hands: bool):
         super().__init__()
-        self.motion = MotionHead(config.width, features, channels)
+        self.motion = MotionHead(config.width)
         self.events = EventHead(max(config.width // 4, 8))
         self.wrist = WristHead(config.width, features, channels) if hands else None
         self.things = ThingsHead(max(config.width * 3 // 8, 8)) if hands else None
@@ -286,6 +290,7 @@ class Heads(nn.Module):
         self.goal = GoalHead(max(config.width // 4, 8)) if config.goal else None
 
     def of_pictures(self) -> nn.ModuleDict:
-        """Those that need no more than a picture: events, depth and, where they are, things and goal."""
-        found = {"events": self.events, "depth": self.depth, "things": self.things, "goal": self.goal}
+        """Those that recordings teach without dreams: motion, events, depth and, where they are, things and goal."""
+        found = {"motion": self.motion, "events": self.events, "depth": self.depth, "things": self.things}
+        found["goal"] = self.goal
         return nn.ModuleDict({name: head for name, head in found.items() if head is not None})

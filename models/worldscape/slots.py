@@ -16,6 +16,7 @@ from worldscape.conditioning.reproject import Anchor, decode_depth
 from worldscape.config import WorldConfig
 from worldscape.hand_tasks import HAND_TASKS, Facts, Touch, fingertip_and_palm, held_up, judge
 from worldscape.heads import Heads, SeenGoal, Things
+from worldscape.memory.surroundings import STRIDE, Surfaces, every, surfaces_in
 from worldscape.memory.world_memory import Recall, WorldMemory
 from worldscape.slot_hands import SlotHands
 from worldscape.transformer import EmbeddedView
@@ -177,6 +178,11 @@ class SlotState:
     def hands(self) -> SlotHands:
         """Both hands of the slots; absent in an engine that has none."""
         return SlotHands(self.hand_state, self.hand_command, self.hand_present, self.hand_base)
+
+    def surfaces(self) -> Surfaces:
+        """Points that the current pictures show."""
+        depth = decode_depth(self.rgbd[:, 3, every(STRIDE), every(STRIDE)])
+        return surfaces_in(depth, pose_from_state(self.camera), self.intrinsics, self.rgbd.shape[-1])
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name; those of memory apart."""

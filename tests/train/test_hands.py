@@ -177,7 +177,7 @@ def test_heads_of_hands_learn(runs, datasets):
 
 
 def test_heads_of_pictures_learn_alone(runs, datasets):
-    """Without dreams, and motion and wrists stay as they are."""
+    """Without dreams, and wrists stay as they are."""
     config = replace(heads.DEFAULTS["debug"], pictures_only=True)
     stage = heads.build_stage(preset("debug"), config, datasets, runs / "decoder")
     model = load_world(runs / "decoder").requires_grad_(False)
@@ -187,4 +187,4 @@ def test_heads_of_pictures_learn_alone(runs, datasets):
     assert "features" not in batch and bool(torch.isfinite(batch["thing_places"]).all())
     stage.loss(model, batch, torch.Generator())["loss"].backward()
     learns = {name.split(".")[1] for name, value in model.named_parameters() if value.grad is not None}
-    assert learns == {"events", "things", "depth"}
+    assert learns == {"motion", "events", "things", "depth"}

@@ -7,7 +7,8 @@ from torch import nn
 
 from worldscape.data.clips import FrameStore
 from worldscape.train.cache import cached
-from worldscape.train.heads import arriving, is_refused, is_repeated_refusal, is_walk, mirror_some
+from worldscape.train.heads import arriving
+from worldscape.train.motion_heads import is_refused, is_repeated_refusal, is_walk, mirror_some
 from worldscape.train.rollouts import RolloutPlan
 
 WALK, TURN, STAND = (0, 0, 0.25, 0, 0, 0), (0, 0, 0, 0.26, 0, 0), (0, 0, 0, 0, 0, 0)

@@ -54,9 +54,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     geometry = add_evaluation(evaluations, "geometry", run_geometry, episodes=32, policy="explore")
     geometry.add_argument("--horizons", type=read_counts, default=(1, 4, 16, 64), help="comma-separated steps")
     geometry.add_argument("--gaps", type=read_counts, default=(1, 4, 16), help="steps between frames that are compared")
-    hands = add_evaluation(
-        evaluations, "hands", run_hands, episodes=64, policy="mixed", sources=("tabletop",), weights="nano-hands"
-    )
+    hands = add_evaluation(evaluations, "hands", run_hands, episodes=64, policy="mixed", sources=("tabletop",))
     hands.add_argument("--horizons", type=read_counts, default=(4, 16, 32), help="comma-separated steps")
     hands.add_argument("--updates", type=int, help="training updates of the hand reader; default: its own")
     hands.add_argument("--training-episodes", type=int, help="episodes that it learns from; default: its own")

@@ -18,13 +18,11 @@ def add_evaluation(
     episodes: int,
     policy: str | None,
     sources: tuple[str, ...] = SOURCES,
-    weights: str = "nano",
 ) -> argparse.ArgumentParser:
-    """Add an evaluation with the options that all share; `policy` None: nobody walks; sources: simulators to choose;
-    weights: judged by default."""
+    """Add an evaluation with the options that all share; `policy` None: nobody walks; sources: simulators to choose."""
     parser = evaluations.add_parser(name, help=run.__doc__, description=run.__doc__)
     parser.set_defaults(func=run)
-    parser.add_argument("--weights", default=weights, help="shipped name, or a directory of weights or of a run")
+    parser.add_argument("--weights", default="nano", help="shipped name, or a directory of weights or of a run")
     if sources:
         parser.add_argument("--source", choices=sources, default=sources[0], help="the simulator that judges")
     parser.add_argument("--episodes", type=int, default=episodes, help="number of held-out layouts")

@@ -1,5 +1,5 @@
-"""Surroundings: what memory knows around the walker, as the way to the nearest surface and as a plan view, turned so
-that the commanded walk points up.
+"""Surroundings: what memory and the current picture show around the walker, as the way to the nearest surface and as
+plan views, turned so that the commanded walk points up.
 """
 
 from typing import NamedTuple
@@ -7,11 +7,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from worldscape.conditioning.camera import camera_rays
 from worldscape.config import BodyConfig
 
 CELL = 0.1  # metres a cell
 CELLS = 24  # cells a side
 BEHIND = 0.7  # metres of the view that lie behind the walker
+NEAR_CHANNELS = 4  # of surroundings_along: two plan views
+STRIDE = 2  # pixels of the current picture between the points that stand for it
 STANDING = 1e-6  # metres: a shorter walk has no direction
 
 
@@ -53,3 +56,26 @@ class Surfaces(NamedTuple):
     def _offset(self, position: Tensor) -> list[Tensor]:
         """The points seen from `position` [B, 3]: x, y, z [B, N] each, which is faster than all with an axis of 3."""
         return [points - at[:, None] for points, at in zip(self.points.unbind(-1), position.unbind(-1), strict=True)]
+
+
+def every(stride: int) -> slice:
+    """Rows (and columns) of a picture whose points stand for it."""
+    return slice(stride // 2, None, stride)
+
+
+def surfaces_in(depth: Tensor, pose: Tensor, intrinsics: Tensor, size: int, stride: int = STRIDE) -> Surfaces:
+    """The points that pictures of size x size pixels show from poses [..., 4, 4], all known: [..., N, 3].
+
+    depth: metres at `every(stride)` row and column of them, [..., n, n]. intrinsics [..., 4] normalised.
+    """
+    rays = camera_rays(intrinsics, size)[..., every(stride), every(stride), :]
+    points = (rays * depth[..., None]).flatten(-3, -2) @ pose[..., :3, :3].mT + pose[..., None, :3, 3]
+    return Surfaces(points, torch.ones_like(points[..., 0], dtype=torch.bool))
+
+
+def surroundings_along(
+    remembered: Surfaces, current: Surfaces, position: Tensor, walk: Tensor, body: BodyConfig
+) -> Tensor:
+    """What the motion head reads: the plan view of all that is remembered, then that of the current picture, which it
+    shows more finely: [B, 4, CELLS, CELLS]. position and walk are those of `plan_view`."""
+    return torch.cat([surfaces.plan_view(position, walk, body) for surfaces in (remembered, current)], 1)

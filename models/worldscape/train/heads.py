@@ -15,15 +15,23 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from worldscape.checkpoint import load_world
-from worldscape.conditioning.camera import apply_control
 from worldscape.conditioning.hands import HandScale
-from worldscape.config import WorldConfig
+from worldscape.config import BodyConfig, WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, load_frames
 from worldscape.heads import Heads
 from worldscape.train.codec import picture_rows
 from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.goal_heads import Sightings, find_sightings, goal_labels, goal_losses
 from worldscape.train.hand_heads import dreamlike, hand_labels, hand_losses, has_things, thing_labels, thing_losses
+from worldscape.train.motion_heads import (
+    dreamed_surroundings,
+    mirror_some,
+    motion_labels,
+    motion_losses,
+    recorded_surroundings,
+    share,
+    walk_moments,
+)
 from worldscape.train.rollouts import Moment, RolloutPlan, take_rollouts
 from worldscape.train.runtime import choose_device
 from worldscape.train.world import NUM_SAMPLES
@@ -40,14 +48,15 @@ class HeadsTrainConfig(TrainConfig):
     """TrainConfig of the heads stage; batch_size counts frames.
 
     dreams: stretches of episodes that are dreamed again (half as many are read as recorded); dream_frames: frames of
-    each. pictures: frames a step that the depth head learns from; things, events and goals: those that the things, the
-    events and the goal head learn from; 0 leaves a head as it is. pictures_only: train those four on recorded frames
-    and leave motion and wrists as they are; needs no dreams.
+    each. walks: recorded walks a step that the motion head learns from beside dreamed ones; pictures: frames that the
+    depth head learns from; things, events and goals: those that the things, the events and the goal head learn from; 0
+    leaves a head as it is. pictures_only: train those five on recordings, without dreams, and leave wrists as they are.
     """
 
     dreams: int = 640
     dream_frames: int = 40
     pictures_only: bool = False
+    walks: int = 64
     pictures: int = 16
     things: int = 64
     events: int = 64
@@ -55,14 +64,14 @@ class HeadsTrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
-        for name in ("pictures", "things", "events", "goals"):
+        for name in ("walks", "pictures", "things", "events", "goals"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
 
 
 DEFAULTS: dict[str, TrainConfig] = {
     "debug": HeadsTrainConfig(
-        **DEBUG, batch_size=16, dreams=4, dream_frames=8, pictures=4, things=4, events=4, goals=4
+        **DEBUG, batch_size=16, dreams=4, dream_frames=8, walks=4, pictures=4, things=4, events=4, goals=4
     ),
     "nano": HeadsTrainConfig(
         steps=2500, batch_size=128, lr=1e-3, warmup=100, ema=0.998, precision="bf16", threads=2, sample_every=1000
@@ -83,6 +92,9 @@ class HeadsStage:
     rollouts: dict[str, Tensor]
     config: HeadsTrainConfig
     scale: HandScale
+    body: BodyConfig
+    max_pitch: float
+    recorded_walks: np.ndarray
     tables: np.ndarray
     walks: np.ndarray
     arrivals: np.ndarray
@@ -94,10 +106,13 @@ class HeadsStage:
         return model.heads if self.rollouts else model.heads.of_pictures()
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
-        """What the heads see, [B, ...] (what_heads_see), with what followed: control, free, walks, each [B] but the
-        control [B, 6], and of hands hand_labels; pictures [N, 4, h, w]; events; goals; and of hands thing_labels."""
+        """What the heads see, [B, ...] (what_heads_see), with what followed: motion_labels, and of hands hand_labels;
+        recorded walks behind the dreamed ones; pictures [N, 4, h, w]; events; goals; and of hands thing_labels."""
         rng = np.random.default_rng([self.config.seed, step, rank, 8])
-        moved = self._motion(rng) if self.rollouts else {}
+        moved = self._dreamed(rng) if self.rollouts else {}
+        if self.config.walks and len(self.recorded_walks):
+            walks = self._walks(rng)
+            moved |= {name: torch.cat([moved[name], new]) if name in moved else new for name, new in walks.items()}
         pictures = rng.integers(self.store.starts[num_training(self.store)], size=self.config.pictures)
         things = {}
         if self.store.hands is not None and len(self.tables) and self.config.things:
@@ -107,24 +122,24 @@ class HeadsStage:
         goals = goal_labels(self.store, self.sightings, self.config.goals, rng)
         return {**moved, **pictured, **events, **things, **goals}
 
-    def _motion(self, rng: np.random.Generator) -> dict[str, Tensor]:
+    def _dreamed(self, rng: np.random.Generator) -> dict[str, Tensor]:
         stretches, length = self.rollouts["frames"].shape
         place = (
             torch.from_numpy(rng.integers(stretches, size=self.config.batch_size)),
             torch.from_numpy(rng.integers(length, size=self.config.batch_size)),
         )
         now = self.rollouts["frames"][place].numpy()
-        walks = is_walk(self.store, now + 1) & ~is_repeated_refusal(self.store, now + 1)
+        seen = {name: notes[place].float() for name, notes in self.rollouts.items() if name != "frames"}
         tracks = self.store.hands
-        return {
-            "features": self.rollouts["features"][place].float(),
-            "latent": self.rollouts["latent"][place].float(),
-            "near": mirror_some(self.rollouts["near"][place].float(), rng),
-            "control": torch.from_numpy(self.store.controls[now + 1]),
-            "free": torch.from_numpy((~is_refused(self.store, now + 1)).astype(np.float32)),
-            "walks": torch.from_numpy(walks.astype(np.float32)),
-            **({} if tracks is None else hand_labels(self.store, tracks, now, self.scale)),
-        }
+        told = {} if tracks is None else hand_labels(self.store, tracks, now, self.scale)
+        seen["near"] = mirror_some(seen["near"], rng)
+        return {**seen, **told, **motion_labels(self.store, now)}
+
+    def _walks(self, rng: np.random.Generator) -> dict[str, Tensor]:
+        """Recorded walks: near [N, 4, G, G] and motion_labels."""
+        now = rng.choice(self.recorded_walks, self.config.walks)
+        near = recorded_surroundings(self.store, now, self.body, self.max_pitch, rng)
+        return {"near": mirror_some(near, rng), **motion_labels(self.store, now)}
 
     def _events(self, rng: np.random.Generator) -> dict[str, Tensor]:
         """Training frames, some in a mirror and as dreams are: event_rgbd [N, 4, h, w], reward and end [N]."""
@@ -147,7 +162,7 @@ class HeadsStage:
         for found in (
             event_losses(heads, batch) if "event_rgbd" in batch else {},
             depth_loss(heads, batch) if "picture" in batch else {},
-            motion_losses(heads, batch) if "features" in batch else {},
+            motion_losses(heads, batch) if "near" in batch else {},
             hand_losses(heads, batch) if "is_told" in batch else {},
             thing_losses(heads, batch) if "thing_rgbd" in batch else {},
             goal_losses(heads, batch) if "goal_rgbd" in batch else {},
@@ -185,39 +200,12 @@ def depth_loss(heads: Heads, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"depth": (heads.depth(batch["picture"][:, :3]).float() - batch["picture"][:, 3]).abs().mean()}
 
 
-def motion_losses(heads: Heads, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Binary cross-entropy of free walks; share of blocked ones, recall and precision of refusals."""
-    free, walks = batch["free"], batch["walks"]
-    motion = heads.motion(batch["features"], batch["latent"], batch["control"], batch["near"]).float()
-    loss = F.binary_cross_entropy_with_logits(motion, free, walks, reduction="sum") / walks.sum().clamp_min(1)
-    refused = (motion <= 0).float()
-    return {
-        "motion": loss,
-        "blocked_share": share(1 - free, walks),
-        "blocked_recall": share(refused, walks * (1 - free)),
-        "blocked_precision": share(1 - free, walks * refused),
-    }
-
-
 def what_heads_see(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
-    """`latent` [E, P, C], `features` [E, P, D], and `near` [E, 2, G, G]: the surroundings along the recorded control
-    that follows."""
-    engine, state = moment.engine, moment.engine.state
-    following = torch.from_numpy(store.controls[moment.index + 1]).to(engine.device)
-    here = state.camera[:, :3]
-    there = apply_control(state.camera, following, engine.config.controls.max_pitch)[:, :3]
-    near = state.memory.surfaces().plan_view(here, there - here, engine.config.body)
-    return {"latent": state.latent, "features": state.features, "near": near}
-
-
-def is_walk(store: FrameStore, index: np.ndarray) -> np.ndarray:
-    """Whether a walk was commanded in the steps that led to these frames [...]."""
-    return np.abs(store.controls[index, :3]).max(-1) > 1e-6
-
-
-def is_refused(store: FrameStore, index: np.ndarray) -> np.ndarray:
-    """Whether less motion took place than was commanded in the steps that led to these frames [...]."""
-    return np.abs(store.controls[index, :3] - store.realised[index, :3]).max(-1) > 1e-3
+    """`near` [E, 4, G, G]: the surroundings along the recorded control that follows; in an engine with hands also
+    `latent` [E, P, C] and `features` [E, P, D]."""
+    state = moment.engine.state
+    seen = {"near": dreamed_surroundings(store, moment)}
+    return seen if store.hands is None else {**seen, "latent": state.latent, "features": state.features}
 
 
 def is_paid(store: FrameStore, index: np.ndarray) -> np.ndarray:
@@ -228,31 +216,9 @@ def is_paid(store: FrameStore, index: np.ndarray) -> np.ndarray:
     return paid | (store.success[index] > 0)
 
 
-def is_repeated_refusal(store: FrameStore, index: np.ndarray) -> np.ndarray:
-    """Whether these steps were refused just like the same command before them.
-
-    A recording walker that pushes against a wall says the same thing many times: two refusals of three were repeats,
-    and heads trained on them refuse a third of all walks.
-    """
-    before = np.maximum(index - 1, 0)
-    is_same = np.abs(store.controls[index] - store.controls[before]).max(-1) < 1e-6
-    return is_same & is_refused(store, index) & is_refused(store, before)
-
-
-def mirror_some(views: Tensor, rng: np.random.Generator) -> Tensor:
-    """Half of the plan views or pictures [B, C, h, w] with left and right exchanged: a walker's body is symmetric."""
-    is_mirrored = torch.from_numpy(rng.random(len(views)) < 0.5)
-    return torch.where(is_mirrored[:, None, None, None], views.flip(-1), views)
-
-
 def num_training(store: FrameStore) -> int:
     """Episodes to train on: all but the last NUM_SAMPLES, of a dataset that has so many."""
     return max(store.num_episodes - NUM_SAMPLES, 1)
-
-
-def share(values: Tensor, weight: Tensor) -> Tensor:
-    """Weighted mean of values, 0 where the weights are."""
-    return ((values * weight).sum() / weight.sum().clamp_min(1)).detach()
 
 
 def build_stage(
@@ -279,6 +245,9 @@ def build_stage(
         rollouts=rollouts,
         config=train_config,
         scale=model_config.hands,
+        body=model_config.body,
+        max_pitch=model_config.controls.max_pitch,
+        recorded_walks=walk_moments(store, num_training(store)),
         tables=tables,
         walks=walks,
         arrivals=arrivals,
