@@ -247,7 +247,7 @@ class WorldEngine:
         """
         camera = apply_control(state.camera, realised, self.config.controls.max_pitch)
         realised = torch.cat([realised[:, :3], angle_difference(camera, state.camera)], 1)
-        view = self.look(state, camera, pose_from_state(state.camera), hands)
+        view = self.look(state, camera, state.pose, hands)
         history = self.read(state, view)
         latent = self.denoise(state, view, history, num_calls)
         with torch.no_grad():
@@ -308,7 +308,7 @@ class WorldEngine:
         """
         camera, active = state_from_pose(pose), torch.ones_like(state.is_open)
         is_first = state.memory.count == 0
-        previous = torch.where(is_first[:, None, None], pose, pose_from_state(state.camera))
+        previous = torch.where(is_first[:, None, None], pose, state.pose)
         seen = None
         if self.hands is not None:
             resting = resting_hands(len(pose), HANDS[self.hands], pose)
@@ -324,7 +324,13 @@ class WorldEngine:
         """Write the new frame's results into the active slots."""
         features = prediction.features[:, 0].float()
         events = torch.stack(self.model.heads.events(new.rgbd), 1).sigmoid()
-        seen = {"camera": new.camera, "realised": new.realised, "rgbd": new.rgbd, "latent": new.latent}
+        seen = {
+            "camera": new.camera,
+            "pose": view.pose,
+            "realised": new.realised,
+            "rgbd": new.rgbd,
+            "latent": new.latent,
+        }
         told = {"features": features, "coverage": view.recall.coverage, "events": events, "steps": state.steps + 1}
         hands = {}
         if view.hands is not None:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from worldscape.codec import Encoded, rgbd_to_frame
-from worldscape.conditioning.camera import pose_from_state
 from worldscape.conditioning.hand_model import NUM_KEYPOINTS
 from worldscape.conditioning.layers import Limbs
 from worldscape.conditioning.reproject import Anchor, decode_depth
@@ -118,10 +117,14 @@ class EngineFrame:
 
 @dataclass(slots=True)
 class SlotState:
-    """All there is to know of the slots, each tensor with a leading B; memory indexes slots itself."""
+    """All there is to know of the slots, each tensor with a leading B; memory indexes slots itself.
+
+    pose is that of camera (`pose_from_state`): several ask for it in each step.
+    """
 
     memory: WorldMemory
     camera: Tensor
+    pose: Tensor
     intrinsics: Tensor
     seeds: Tensor
     steps: Tensor
@@ -152,6 +155,7 @@ class SlotState:
         return cls(
             memory=memory,
             camera=like.new_zeros(slots, 6),
+            pose=torch.eye(4).to(like).repeat(slots, 1, 1),
             intrinsics=like.new_zeros(slots, 4),
             seeds=numbers,
             steps=numbers.clone(),
@@ -182,7 +186,7 @@ class SlotState:
     def surfaces(self) -> Surfaces:
         """Points that the current pictures show."""
         depth = decode_depth(self.rgbd[:, 3, every(STRIDE), every(STRIDE)])
-        return surfaces_in(depth, pose_from_state(self.camera), self.intrinsics, self.rgbd.shape[-1])
+        return surfaces_in(depth, self.pose, self.intrinsics, self.rgbd.shape[-1])
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name; those of memory apart."""
@@ -198,7 +202,7 @@ class SlotState:
         reward, end = self.events.clone().unbind(1)
         return EngineFrame(
             rgbd=self.rgbd,
-            pose=pose_from_state(self.camera),
+            pose=self.pose.clone(),
             camera=self.camera.clone(),
             realised=self.realised.clone(),
             reward=reward,

@@ -15,13 +15,11 @@ METRES_PER_RADIAN = 2.0  # how far apart two cameras must be to differ as much a
 
 def rotation_from_angles(angles: Tensor) -> Tensor:
     """(yaw, pitch, roll) [..., 3] in radians -> camera-to-world rotation Ry(yaw) Rx(pitch) Rz(roll), [..., 3, 3]."""
-    yaw, pitch, roll = angles.unbind(-1)
-    zero, one = torch.zeros_like(yaw), torch.ones_like(yaw)
-    cy, sy, cp, sp, cr, sr = yaw.cos(), yaw.sin(), pitch.cos(), pitch.sin(), roll.cos(), roll.sin()
-    turn = _matrix(cy, zero, sy, zero, one, zero, -sy, zero, cy)
-    tilt = _matrix(one, zero, zero, zero, cp, -sp, zero, sp, cp)
-    bank = _matrix(cr, -sr, zero, sr, cr, zero, zero, zero, one)
-    return turn @ tilt @ bank
+    (cy, cp, cr), (sy, sp, sr) = angles.cos().unbind(-1), angles.sin().unbind(-1)
+    across, along = sy * sp, cy * sp
+    right = (torch.addcmul(cy * cr, across, sr), cp * sr, torch.addcmul(-sy * cr, along, sr))
+    down = (torch.addcmul(-cy * sr, across, cr), cp * cr, torch.addcmul(sy * sr, along, cr))
+    return torch.stack([*right, *down, sy * cp, -sp, cy * cp], -1).unflatten(-1, (3, 3)).mT
 
 
 def pose_from_state(state: Tensor) -> Tensor:

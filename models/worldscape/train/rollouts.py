@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldscape.conditioning.camera import pose_from_state
 from worldscape.conditioning.hands import HANDS
 from worldscape.data.clips import Datasets, FrameStore
 from worldscape.engine import Start, WorldEngine
@@ -122,7 +121,7 @@ def _roll(
     engine = WorldEngine(model, len(frames), device=device, precision="auto", hands=hands_in(store))
     engine.open(start_at(store, frames[:, 0]), torch.from_numpy(frames[:, 0]))
     state = engine.state
-    view = engine.look(state, state.camera, pose_from_state(state.camera))
+    view = engine.look(state, state.camera, state.pose)
     steps: dict[str, list[Tensor]] = {}
     for place in range(frames.shape[1]):
         index = frames[:, place]
