@@ -15,6 +15,7 @@ from worldscape.cli import main
 from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.evaluate import transfer
 from worldscape.evaluate.arenas import Arenas, Walk, describe_actions
+from worldscape.evaluate.kept_plays import KeptArenas
 from worldscape.policy import POLICY_FILE, PixelPolicy, save_policy
 
 
@@ -142,6 +143,53 @@ def test_judgement(arenas):
     assert [row[2] for row in found.tables[1].rows] == [0, 0, 1]
     assert undocumented(found.metrics) == set()
     assert undocumented(["success_dream_policy_in_heaven"]) != set()
+
+
+class Counting:
+    """Arenas that say how often they were asked."""
+
+    def __init__(self, arenas):
+        self.arenas, self.asked = arenas, []
+        self.task, self.num_episodes = arenas.task, arenas.num_episodes
+
+    def play_simulator(self, policy, num_episodes=None, *, num_filmed=0):
+        self.asked.append("simulator")
+        return self.arenas.play_simulator(policy, num_episodes, num_filmed=num_filmed)
+
+    def play_dream(self, policy, num_episodes=None, *, num_filmed=0):
+        self.asked.append("dream")
+        return self.arenas.play_dream(policy, num_episodes, num_filmed=num_filmed)
+
+
+def test_a_judgement_that_was_stopped_goes_on(arenas, tmp_path):
+    """What was played is not played again, and is what it was; another policy, count, film, commit is another play."""
+    forward = stubborn(FORWARD)
+    counting, settings = Counting(arenas), {"simulator": 1, "dream": {"weights": "debug"}}
+    kept = KeptArenas(counting, tmp_path, settings, "abc")
+    first = kept.play_simulator(forward, num_filmed=2)
+    dreamed = kept.play_dream(None, 3)
+    again = KeptArenas(counting, tmp_path, settings, "abc")
+    second = again.play_simulator(forward, num_filmed=2)
+    assert counting.asked == ["simulator", "dream"] and not list(tmp_path.glob("*.partial"))
+    for name in ("success", "returns", "spl", "lengths"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+    assert [film.tolist() for film in first.films] == [film.tolist() for film in second.films]
+    assert [steps.tolist() for steps in again.play_dream(None, 3).actions] == [
+        steps.tolist() for steps in dreamed.actions
+    ]
+    again.play_simulator(stubborn(BACK), num_filmed=2)
+    again.play_simulator(forward, 2, num_filmed=2)
+    again.play_simulator(forward)
+    again.play_dream(None)
+    KeptArenas(counting, tmp_path, settings, "def").play_dream(None, 3)
+    KeptArenas(counting, tmp_path, {**settings, "dream": 2}, "abc").play_dream(None, 3)
+    assert counting.asked[2:] == ["simulator"] * 3 + ["dream"] * 3
+
+
+@pytest.mark.parametrize("commit", ["unknown", "abc-dirty"])
+def test_a_changed_program_keeps_no_plays(arenas, tmp_path, commit):
+    KeptArenas(arenas, tmp_path, {"simulator": 1, "dream": 1}, commit).play_simulator(None, 1)
+    assert not list(tmp_path.iterdir())
 
 
 def undocumented(names) -> set[str]:

@@ -13,7 +13,7 @@ from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.evaluate.arenas import COUNTERPARTS, Arenas
 from worldscape.evaluate.episodes import SOURCES, EpisodeBatch, Judge
 from worldscape.evaluate.options import add_evaluation, read_counts, read_names
-from worldscape.evaluate.report import Table, print_report, report_on
+from worldscape.evaluate.report import Table, find_commit, print_report, report_on
 
 if TYPE_CHECKING:
     from worldscape.data.rollout import Policy
@@ -303,11 +303,25 @@ def run_transfer(args: argparse.Namespace) -> None:
     options = {name: vars(args)[name] for name in ARENA_OPTIONS}
     with Arenas(args.weights, num_episodes=args.episodes, **options) as arenas:
         judged = transfer.judge_transfer(
-            arenas, runs, checkpoint_episodes=args.checkpoint_episodes, num_filmed=args.filmed if args.out else 0
+            _kept_plays(args, arenas) if args.out else arenas,
+            runs,
+            checkpoint_episodes=args.checkpoint_episodes,
+            num_filmed=args.filmed if args.out else 0,
         )
     if args.out:
         _name_files([transfer.save_films(args.out / "transfer.mp4", judged.plays["dream"])])
     _finish("transfer", args, begin, judged.metrics, judged.tables)
+
+
+def _kept_plays(args: argparse.Namespace, arenas: Arenas):
+    """The arenas, whose plays are kept in the folder `plays` of --out."""
+    from worldscape.checkpoint import load_world, weights_id
+    from worldscape.evaluate.kept_plays import KeptArenas
+
+    shared = {"task": args.task, "limit": arenas.limit, "first_seed": args.first_seed, "size": arenas.size}
+    engine = {name: vars(args)[name] for name in ("batch", "device", "steps_per_frame", "precision")}
+    dream = {**shared, **engine, "weights": weights_id(load_world(args.weights)), "episodes": args.episodes}
+    return KeptArenas(arenas, args.out / "plays", {"simulator": shared, "dream": dream}, find_commit())
 
 
 def run_exploits(args: argparse.Namespace) -> None:

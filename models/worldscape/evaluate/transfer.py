@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from worldscape.evaluate.arenas import Arenas, Play
+from worldscape.evaluate.arenas import Play
+from worldscape.evaluate.kept_plays import Arena
 from worldscape.evaluate.pictures import save_film
 from worldscape.evaluate.ranks import spearman
 from worldscape.evaluate.report import Table
@@ -67,7 +68,7 @@ def check_runs(runs: Mapping[str, Trained]) -> None:
 
 
 def judge_transfer(
-    arenas: Arenas, runs: Mapping[str, Trained], *, checkpoint_episodes: int = 50, num_filmed: int = 0
+    arenas: Arena, runs: Mapping[str, Trained], *, checkpoint_episodes: int = 50, num_filmed: int = 0
 ) -> Transfer:
     """Play every policy, and random actions, in both arenas; `runs` by where they were trained, "dream" among them.
 
@@ -84,7 +85,7 @@ def judge_transfer(
 
 
 def play_everywhere(
-    arenas: Arenas, policies: Mapping[str, PixelPolicy | None], *, num_filmed: int = 0
+    arenas: Arena, policies: Mapping[str, PixelPolicy | None], *, num_filmed: int = 0
 ) -> dict[str, dict[str, Play]]:
     """Every policy (None: actions at random) played in both arenas -> {policy: {arena: Play}}."""
     return {
@@ -114,7 +115,7 @@ def measure_plays(plays: Mapping[str, Mapping[str, Play]]) -> dict[str, float]:
 
 
 def judge_checkpoints(
-    arenas: Arenas, checkpoints: Sequence[PixelPolicy], num_episodes: int
+    arenas: Arena, checkpoints: Sequence[PixelPolicy], num_episodes: int
 ) -> tuple[dict[str, float], Table]:
     """Mean return of each checkpoint in dream and simulator -> their rank correlation, and the table of them."""
     rows: list[list[str | float]] = []
