@@ -34,6 +34,17 @@ def test_cosine_schedule_values():
     assert {step: lr_at(config, step) for step in values} == pytest.approx(values)
 
 
+@pytest.mark.parametrize("schedule", ["wsd", "cosine"])
+def test_a_lease_ends_the_schedule_with_the_clock(schedule):
+    """Half of the lease is as far as half of the steps, and whichever is farther counts."""
+    by_steps = TrainConfig(steps=100, lr=1.0, warmup=0, schedule=schedule)
+    leased = TrainConfig(steps=1000, lr=1.0, warmup=0, schedule=schedule, lease=2.0)
+    for share in (0.1, 0.5, 0.7, 0.9, 1.0, 1.2):
+        assert lr_at(leased, 10, seconds=120 * share) == pytest.approx(lr_at(by_steps, round(100 * share)))
+    assert lr_at(leased, 900, seconds=12.0) == pytest.approx(lr_at(by_steps, 90))
+    assert lr_at(leased, 1, seconds=0.0) == pytest.approx(lr_at(leased, 1))
+
+
 def test_no_warmup_and_no_decay_are_flat():
     config = TrainConfig(steps=10, lr=0.5, warmup=0, decay_fraction=0.0)
     assert [lr_at(config, step) for step in range(10)] == [0.5] * 10

@@ -42,6 +42,8 @@ class TrainConfig:
     compile: torch.compile the trained submodule. device: "auto" takes the GPU when there is one.
     checkpoint_every, sample_every, log_every: steps; sample_every 0 draws no samples.
     minutes: stop early (resumable) after so many minutes in this call; 0: no limit. The schedule ignores it.
+    lease: minutes of training, all calls together, at which the run is finished if its steps are not done before; the
+        schedule falls towards the earlier of both ends. For machines that are lent; the result depends on their speed.
     threads: intra-op threads inside train(); 0 leaves the caller's setting. loaders: processes that draw batches ahead,
         for a GPU that would wait for them; 0 draws each when it is needed. tensorboard: write OUT/tb.
     """
@@ -64,6 +66,7 @@ class TrainConfig:
     sample_every: int = 500
     log_every: int = 20
     minutes: float = 0.0
+    lease: float = 0.0
     seed: int = 0
     threads: int = 0
     loaders: int = 0
@@ -72,7 +75,17 @@ class TrainConfig:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "checkpoint_every", "log_every"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("warmup", "weight_decay", "clip", "sample_every", "minutes", "seed", "threads", "loaders"):
+        for name in (
+            "warmup",
+            "weight_decay",
+            "clip",
+            "sample_every",
+            "minutes",
+            "lease",
+            "seed",
+            "threads",
+            "loaders",
+        ):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         require(self.lr > 0, "lr", self.lr, "above 0")
         require(0 <= self.ema < 1, "ema", self.ema, "in [0, 1)")

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from worldscape.checkpoint import save_world
 from worldscape.train.config import TrainConfig
 from worldscape.train.log import RunLog
-from worldscape.train.optim import build_optimizers, ema_decay_at, lr_at, set_lr, update_ema
+from worldscape.train.optim import build_optimizers, ema_decay_at, lease_spent, lr_at, set_lr, update_ema
 from worldscape.train.run_state import RunState, identify, list_checkpoints, resume, save_checkpoint
 from worldscape.train.runtime import Place, StopSignals, occupy, step_seed
 
@@ -59,7 +59,8 @@ def train(
     """Train `stage.trainable(model)` in place, going on where `out` stopped; returns the averaged model.
 
     The result is in eval mode, without gradients; `out/weights` holds it too, with `provenance` in its config.json.
-    Stops early (resumable) after config.minutes and at SIGTERM or SIGINT; out/status.json says why it ended.
+    Ends after config.steps or config.lease. Stops early (resumable) after config.minutes and at SIGTERM or SIGINT;
+    out/status.json says why it ended.
     Raises ValueError when `out` holds another run, FloatingPointError when the loss or a gradient is not finite.
     """
     out = Path(out)
@@ -80,7 +81,8 @@ def train(
             started, seconds_before, last_log = time.perf_counter(), state.seconds, state.step
             why = "finished"
             batches = draw_batches(stage, config, state.step, place)
-            while state.step < config.steps and why == "finished":
+            is_end = is_over(config, state, place)
+            while not is_end:
                 batch = {name: tensor.to(place.device, non_blocking=True) for name, tensor in next(batches).items()}
                 seed = step_seed(config.seed, state.step, place.rank)
                 torch.manual_seed(seed)  # dropout and the like; the caller's state comes back at the end
@@ -91,7 +93,7 @@ def train(
                 grad_norm = nn.utils.clip_grad_norm_(module.parameters(), config.clip or math.inf)
                 check_finite(parts["loss"], grad_norm, state.step + 1, out)
 
-                lr = lr_at(config, state.step)
+                lr = lr_at(config, state.step, shared_seconds(config, state, place))
                 set_lr(state.optimizers, lr)
                 for optimizer in state.optimizers:
                     optimizer.step()
@@ -104,7 +106,7 @@ def train(
                 is_over_budget = bool(config.minutes) and time.perf_counter() - started > 60 * config.minutes
                 if place.any_rank(signals.name is not None or is_over_budget):
                     why = signals.name or "minutes"
-                is_end = why != "finished" or state.step == config.steps
+                is_end = why != "finished" or is_over(config, state, place)
                 if is_end or state.step % config.log_every == 0:
                     log.write(state.step, place.mean(log.flush()), lr, state.step - last_log)
                     last_log = state.step
@@ -165,6 +167,18 @@ def wrap(step_loss: StepLoss, place: Place) -> nn.Module:
         return step_loss
     # A step may leave a part out (a dropped condition), so unused parameters are no error.
     return DistributedDataParallel(step_loss, find_unused_parameters=True)
+
+
+def is_over(config: TrainConfig, state: RunState, place: Place) -> bool:
+    """Whether the run has taken all its steps, or used up its lease."""
+    return state.step >= config.steps or lease_spent(config, shared_seconds(config, state, place)) >= 1.0
+
+
+def shared_seconds(config: TrainConfig, state: RunState, place: Place) -> float:
+    """Seconds of training so far, the same on all ranks; 0 where nothing depends on them."""
+    if not config.lease:
+        return 0.0
+    return float(place.mean({"seconds": torch.tensor(state.seconds, device=place.device)})["seconds"])
 
 
 def is_sample_step(step: int, config: TrainConfig) -> bool:

@@ -12,20 +12,26 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 from worldscape.train.config import TrainConfig
 
 
-def lr_at(config: TrainConfig, step: int) -> float:
-    """Learning rate of optimiser step `step` (0 is the first, config.steps - 1 the last).
+def lr_at(config: TrainConfig, step: int, seconds: float = 0.0) -> float:
+    """Learning rate of optimiser step `step` (0 is the first, config.steps - 1 the last), so many seconds into the run.
 
-    Warm-up: lr * (step + 1) / warmup. "wsd": flat, then linear over the last decay_fraction of the steps.
-    "cosine": half a cosine after the warm-up. Both would reach 0 at step = config.steps.
+    Warm-up: lr * (step + 1) / warmup. "wsd": flat, then linear over the last decay_fraction of the run.
+    "cosine": half a cosine after the warm-up. Both would reach 0 at the run's end, which is step = config.steps or,
+    where that comes first, the end of config.lease.
     """
     if step < config.warmup:
         return config.lr * (step + 1) / config.warmup
+    spent = lease_spent(config, seconds)
     if config.schedule == "cosine":
-        progress = (step - config.warmup) / max(config.steps - config.warmup, 1)
+        progress = max((step - config.warmup) / max(config.steps - config.warmup, 1), spent)
         return config.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    decay_steps = config.decay_fraction * config.steps
-    left = max(config.steps - step, 0)
-    return config.lr * (1.0 if left >= decay_steps else left / decay_steps)
+    left = max(1.0 - max(step / config.steps, spent), 0.0)
+    return config.lr * (1.0 if left >= config.decay_fraction else left / config.decay_fraction)
+
+
+def lease_spent(config: TrainConfig, seconds: float) -> float:
+    """Share of config.lease that is over after so many seconds of training; 0 without one."""
+    return seconds / (60 * config.lease) if config.lease else 0.0
 
 
 def ema_decay_at(config: TrainConfig, step: int) -> float:
