@@ -176,6 +176,18 @@ def test_heads_of_hands_learn(runs, datasets):
     assert last["wrist"] < 0.5 * first["wrist"] and last["wrist_error"] < last["kinematic_error"]
 
 
+def test_heads_of_pictures_are_named_apart(runs, datasets, tmp_path, capsys):
+    """Their provenance stands beside that of the heads they go on from; with nothing to learn there is an error."""
+    given = [f"--data={data}" for data in datasets]
+    run = ["train", "heads", "--preset", "debug", *given, "--init", str(runs / "heads"), "--steps", "1"]
+    assert main([*run, "--out", str(tmp_path / "run"), "--set", "pictures_only=true"]) == 0
+    before, after = read_provenance(runs / "heads"), read_provenance(tmp_path / "run")
+    assert after["heads"] == before["heads"] and after["heads of pictures"]["data"] == "rooms+tabletop"
+    zeros = [f"--set={name}=0" for name in heads.COUNTS]
+    assert main([*run, "--out", str(tmp_path / "none"), "--set", "pictures_only=true", *zeros]) != 0
+    assert "leaves nothing to train" in capsys.readouterr().err
+
+
 def test_heads_of_pictures_learn_alone(runs, datasets):
     """Without dreams, and wrists stay as they are."""
     config = replace(heads.DEFAULTS["debug"], pictures_only=True)

@@ -119,17 +119,15 @@ def train_stage(wanted: StageRun) -> int:
     model_config = module.adapt_model(wanted.model) if wanted.stage == "teacher" else wanted.model
     model, provenance = build_model(model_config, wanted.stage, wanted.init, wanted.config.seed)
     sources: list[Any] = [wanted.data, wanted.init]
-    provenance[wanted.stage] = {
-        "preset": wanted.preset,
-        "data": "+".join(Path(data).name for data in wanted.data),
-    }
+    facts = {"preset": wanted.preset, "data": "+".join(Path(data).name for data in wanted.data)}
     if wanted.stage in TAUGHT:
         teacher = wanted.teacher or wanted.init
         assert teacher is not None
         check_teacher(load_world(teacher), model, teacher)
-        provenance[wanted.stage]["teacher"] = weights_id(load_world(teacher))
+        facts["teacher"] = weights_id(load_world(teacher))
         sources.append(teacher)
     stage = module.build_stage(model_config, wanted.config, *sources)
+    provenance[stage.name] = facts
     train(stage, model, wanted.config, wanted.out, provenance)
     return exit_code(wanted.out)
 

@@ -37,6 +37,8 @@ from worldscape.train.runtime import choose_device
 from worldscape.train.world import NUM_SAMPLES
 from worldscape.world import WorldModel
 
+COUNTS = ("walks", "pictures", "things", "events", "goals")
+"""What the heads of pictures learn from a step: fields of HeadsTrainConfig."""
 LOSSES = {"events": 1.0, "depth": 4.0, "motion": 1.0, "wrist": 1.0, "things": 1.0, "goal": 1.0}
 """What each head's loss counts."""
 PAID_SHARE = 8  # one of so many frames that the events head learns from shows the goal
@@ -64,9 +66,11 @@ class HeadsTrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
-        for name in ("walks", "pictures", "things", "events", "goals"):
+        for name in COUNTS:
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
+        if self.pictures_only and not any(getattr(self, name) for name in COUNTS):
+            raise ValueError(f"pictures_only with {', '.join(COUNTS)} all 0 leaves nothing to train; raise one of them")
 
 
 DEFAULTS: dict[str, TrainConfig] = {
