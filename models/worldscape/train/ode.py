@@ -28,13 +28,11 @@ from worldscape.train.cache import cached
 from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.matching import follow_flow
 from worldscape.train.rollouts import of_one_kind
-from worldscape.train.runtime import choose_device
+from worldscape.train.runtime import choose_device, rows_at_once
 from worldscape.train.scoring import clean_inputs, cut, estimate_next, read_history
 from worldscape.train.world import WorldStage, WorldTrainConfig, mean_where
 from worldscape.train.world import build_stage as build_world_stage
 from worldscape.world import WorldModel
-
-CLIPS_AT_ONCE = {"cpu": 64, "cuda": 1024}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -146,7 +144,7 @@ def _follow_all(teacher: WorldModel, clips: WorldStage, config: OdeTrainConfig) 
     dreams, places, states = dreams[by_kind], places[by_kind], []
     device = next(teacher.parameters()).device
     with Progress("flows followed", total=config.flows) as progress:
-        for rows in torch.arange(config.flows).split(CLIPS_AT_ONCE[device.type]):
+        for rows in torch.arange(config.flows).split(rows_at_once(device)):
             clip = clips.gather(dreams[rows.numpy()], places[rows.numpy()])
             states.append(_follow(teacher, clip, rows, config))
             progress.update(len(rows))

@@ -25,10 +25,10 @@ from worldscape.memory.world_memory import Frame, WorldMemory
 from worldscape.progress import Progress
 from worldscape.slot_hands import draw_hands
 from worldscape.train.cache import cached
-from worldscape.train.rollouts import hands_at, hands_in, rows_at_once, start_at
+from worldscape.train.rollouts import hands_at, hands_in, start_at
+from worldscape.train.runtime import rows_at_once
 from worldscape.world import WorldModel
 
-FRAMES_AT_ONCE = {"cpu": 64, "cuda": 512}
 NO_HAND = -1
 LARGEST_DISTURBANCE = 0.25  # of latents before decoding, as a generator's errors would
 
@@ -109,7 +109,7 @@ def _replay_all(
     frames = torch.from_numpy(offsets[:, None] + np.arange(length)[None])
     parts = []
     with Progress("episodes prepared", total=len(frames)) as progress:
-        for rows in frames.split(rows_at_once(model)):
+        for rows in frames.split(rows_at_once(next(model.parameters()).device)):
             parts.append(_replay(model, memory, store, rows, torch.Generator().manual_seed(seed + int(rows[0, 0]))))
             progress.update(len(rows))
     hands = {} if store.hands is None else draw_tracks(store, store.hands, frames, next(model.parameters()).device)
@@ -126,7 +126,7 @@ def _dream_some(
     shown = {name: tensors[name].clone() for name in ("guess", "coverage", "retrieved") if name in tensors}
     with_hands = torch.from_numpy(store.hands.present[frames[:, 0].numpy()].any(1)).nonzero()[:count, 0]
     with Progress("episodes dreamed", total=len(with_hands)) as progress:
-        for rows in with_hands.split(rows_at_once(model)):
+        for rows in with_hands.split(rows_at_once(next(model.parameters()).device)):
             dreamed = _dream(model, memory, store, frames[rows].numpy())
             for name, kept in shown.items():
                 kept[rows] = dreamed[name].to(kept.dtype)
@@ -168,7 +168,7 @@ def draw_tracks(
     with_hands = torch.from_numpy(tracks.present[frames.flatten()].any(1)).nonzero()[:, 0]
     drawn, count = [torch.zeros(0, POSE_CHANNELS, size, size, dtype=torch.uint8)], 0
     with Progress("pose video drawn", total=len(with_hands)) as progress:
-        for rows in with_hands.split(FRAMES_AT_ONCE[torch.device(device).type]):
+        for rows in with_hands.split(rows_at_once(torch.device(device))):
             where = frames.flatten()[rows].numpy()
             pose, intrinsics = (torch.from_numpy(part[where]).to(device) for part in (store.pose, store.intrinsics))
             picture = draw_hands(tracks.limbs(where, pose), pose, intrinsics, size).cpu()

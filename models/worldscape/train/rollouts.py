@@ -21,10 +21,8 @@ from worldscape.progress import Progress
 from worldscape.slot_hands import SlotHands
 from worldscape.slots import EngineFrame, RecordedHands, View
 from worldscape.train.cache import cached
+from worldscape.train.runtime import rows_at_once
 from worldscape.world import WorldModel
-
-ROWS_AT_ONCE = {"cpu": 64, "cuda": 512}
-"""Slots of the engines that replay or dream recordings, by device: a GPU takes as long for many as for few."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -102,14 +100,9 @@ def _roll_all(model: WorldModel, store: FrameStore, frames: Tensor, dreamed: int
     parts = []
     with Progress("frames rolled out", total=frames.numel()) as progress:
         for rows, is_dreamed in ((frames[:dreamed], True), (frames[dreamed:], False)):
-            groups = rows.split(rows_at_once(model)) if len(rows) else ()
+            groups = rows.split(rows_at_once(next(model.parameters()).device)) if len(rows) else ()
             parts += [_roll(model, store, group.numpy(), is_dreamed, note, progress) for group in groups]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def rows_at_once(model: WorldModel) -> int:
-    """How many recordings are followed together where this model is."""
-    return ROWS_AT_ONCE[next(model.parameters()).device.type]
 
 
 @torch.inference_mode()
