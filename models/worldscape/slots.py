@@ -15,7 +15,7 @@ from worldscape.conditioning.reproject import Anchor, decode_depth
 from worldscape.config import WorldConfig
 from worldscape.hand_tasks import HAND_TASKS, Facts, Touch, fingertip_and_palm, held_up, judge
 from worldscape.heads import Heads, SeenGoal, Things
-from worldscape.memory.surroundings import STRIDE, Surfaces, every, surfaces_in
+from worldscape.memory.surroundings import Surfaces, surfaces_shown
 from worldscape.memory.world_memory import Recall, WorldMemory
 from worldscape.slot_hands import SlotHands
 from worldscape.transformer import EmbeddedView
@@ -185,8 +185,7 @@ class SlotState:
 
     def surfaces(self) -> Surfaces:
         """Points that the current pictures show."""
-        depth = decode_depth(self.rgbd[:, 3, every(STRIDE), every(STRIDE)])
-        return surfaces_in(depth, self.pose, self.intrinsics, self.rgbd.shape[-1])
+        return surfaces_shown(self.rgbd, self.pose, self.intrinsics)
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name; those of memory apart."""

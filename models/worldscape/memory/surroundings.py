@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from worldscape.conditioning.camera import camera_rays
+from worldscape.conditioning.reproject import decode_depth
 from worldscape.config import BodyConfig
 
 CELL = 0.1  # metres a cell
@@ -71,6 +72,12 @@ def surfaces_in(depth: Tensor, pose: Tensor, intrinsics: Tensor, size: int, stri
     rays = camera_rays(intrinsics, size)[..., every(stride), every(stride), :]
     points = (rays * depth[..., None]).flatten(-3, -2) @ pose[..., :3, :3].mT + pose[..., None, :3, 3]
     return Surfaces(points, torch.ones_like(points[..., 0], dtype=torch.bool))
+
+
+def surfaces_shown(rgbd: Tensor, pose: Tensor, intrinsics: Tensor) -> Surfaces:
+    """The points, every STRIDE-th pixel, that RGB-D pictures [B, 4, h, h] show from poses [B, 4, 4]."""
+    depth = decode_depth(rgbd[:, 3, every(STRIDE), every(STRIDE)])
+    return surfaces_in(depth, pose, intrinsics, rgbd.shape[-1])
 
 
 def surroundings_along(
