@@ -51,7 +51,6 @@ def measure(setting: Setting) -> dict[str, float]:
     begin = time.perf_counter()
     import torch
 
-    import ws_gym  # noqa: F401  (registers the ids)
     from worldscape.checkpoint import load_world
 
     if setting.threads:
@@ -95,6 +94,8 @@ def explain(setting: Setting, env: Any, draw: "Draw") -> dict[str, float]:
 def make_env(setting: Setting, **keywords: Any) -> Any:
     """The environment as users make it: gym.make for one, gym.make_vec (resetting when asked) for more and tensors."""
     import gymnasium as gym
+
+    import ws_gym  # noqa: F401  (registers the ids)
 
     options = {**setting.keywords, **keywords}
     if not setting.is_vector:
