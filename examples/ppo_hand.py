@@ -6,9 +6,9 @@ worldscape eval transfer --task reach --dream-run runs/reach_dream \\
     --simulator-run runs/reach_tabletop
 
 Needs pip install "worldscape[sim,train]"; weights of your own (--preset) must know hands, and have --starts of theirs.
-As examples/ppo_nav.py in all but two things: an action is thirteen numbers in [-1, 1], drawn
-from Gaussians whose means depend on the picture and whose widths do not (worldscape.policy.Gaussian); and the reward is
-dense, so the agent learns from what is missing to the best reward (ws_gym.ppo.Worlds).
+As examples/ppo_nav.py in all but two things: an action is thirteen numbers in [-1, 1], drawn from Gaussians whose means
+depend on the picture and whose widths do not (worldscape.policy.Gaussian); and the reward is dense, so the agent learns
+from what is missing to the best reward (ws_gym.ppo.Worlds).
 """
 
 from pathlib import Path

@@ -124,7 +124,7 @@ class MemoryConfig:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadsConfig:
-    """The small networks that read motion, reward and termination off the generator's features: their width.
+    """The small networks that say what the world lets happen, of motion, reward and termination: their width.
 
     blocked_logit: the motion head refuses a walk at or below this. goal: there is a head that finds a walker's goal in
     the picture.

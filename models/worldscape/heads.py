@@ -1,4 +1,4 @@
-"""Heads: what the world lets happen, read off the generator's features: motion, reward, termination; and first depth.
+"""Heads: what the world lets happen: motion, reward, termination; and first depth.
 
 `MotionHead` says before a frame is dreamed whether the commanded walk is free, `WristHead` how far things hold a hand
 back; `EventHead` says afterwards whether the new frame earns the reward and ends the episode, `GoalHead` where in it

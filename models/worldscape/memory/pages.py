@@ -12,6 +12,7 @@ from torch import Tensor
 
 from worldscape.conditioning.hand_model import NUM_PARTS
 from worldscape.config import MemoryConfig
+from worldscape.memory.surroundings import every
 
 BLANK, SCRAP, FIRST = 0, 1, 2
 PROBES = 16  # points a side, or a few more, that stand for a picture when views are compared
@@ -153,10 +154,14 @@ def page_bytes(shape: PageShape, like: Tensor) -> int:
     return 8 + sum(size.numel() * dtype.itemsize for size, dtype in _sizes(1, shape, like))
 
 
+def probe_stride(size: int) -> int:
+    """Pixels between the points that stand for a picture when views are compared."""
+    return max(size // PROBES, 1)
+
+
 def probe_places(size: int) -> slice:
-    """Rows (and columns) of a picture whose points stand for it when views are compared."""
-    step = max(size // PROBES, 1)
-    return slice(step // 2, size, step)
+    """Rows (and columns) of those points."""
+    return every(probe_stride(size))
 
 
 def _num_probes(size: int) -> int:

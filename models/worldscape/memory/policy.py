@@ -9,9 +9,10 @@ import math
 import torch
 from torch import Tensor
 
-from worldscape.conditioning.camera import camera_rays, invert_pose, pose_distance
-from worldscape.conditioning.reproject import MIN_DEPTH, Anchor, decode_depth
-from worldscape.memory.pages import BLANK, probe_places
+from worldscape.conditioning.camera import invert_pose, pose_distance
+from worldscape.conditioning.reproject import MIN_DEPTH, Anchor
+from worldscape.memory.pages import BLANK, probe_stride
+from worldscape.memory.surroundings import surfaces_shown
 
 CELLS = 8  # cells a side of the new view that the picks shall cover
 ANY, ONE_CELL = 0.0, 1.0  # least gain of a pick
@@ -96,8 +97,4 @@ def longest_held(frames: Tensor) -> Tensor:
 
 def world_probes(rgbd: Tensor, pose: Tensor, intrinsics: Tensor) -> Tensor:
     """A regular sample of a picture's surface points in world axes: [B, M, 3] metres, M as in a page."""
-    size = rgbd.shape[-1]
-    sample = probe_places(size)
-    depth = decode_depth(rgbd[:, 3, sample, sample])
-    points = (camera_rays(intrinsics, size)[:, sample, sample] * depth[..., None]).flatten(1, 2)
-    return points @ pose[:, :3, :3].transpose(1, 2) + pose[:, None, :3, 3]
+    return surfaces_shown(rgbd, pose, intrinsics, probe_stride(rgbd.shape[-1])).points

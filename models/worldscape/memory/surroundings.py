@@ -74,10 +74,10 @@ def surfaces_in(depth: Tensor, pose: Tensor, intrinsics: Tensor, size: int, stri
     return Surfaces(points, torch.ones_like(points[..., 0], dtype=torch.bool))
 
 
-def surfaces_shown(rgbd: Tensor, pose: Tensor, intrinsics: Tensor) -> Surfaces:
-    """The points, every STRIDE-th pixel, that RGB-D pictures [B, 4, h, h] show from poses [B, 4, 4]."""
-    depth = decode_depth(rgbd[:, 3, every(STRIDE), every(STRIDE)])
-    return surfaces_in(depth, pose, intrinsics, rgbd.shape[-1])
+def surfaces_shown(rgbd: Tensor, pose: Tensor, intrinsics: Tensor, stride: int = STRIDE) -> Surfaces:
+    """The points, every stride-th pixel, that RGB-D pictures [B, 4, h, h] show from poses [B, 4, 4]."""
+    depth = decode_depth(rgbd[:, 3, every(stride), every(stride)])
+    return surfaces_in(depth, pose, intrinsics, rgbd.shape[-1], stride)
 
 
 def surroundings_along(

@@ -16,7 +16,7 @@ from worldscape.conditioning.camera import apply_control
 from worldscape.config import BodyConfig
 from worldscape.data.clips import FrameStore
 from worldscape.heads import Heads
-from worldscape.memory.pages import PROBES
+from worldscape.memory.pages import probe_stride
 from worldscape.memory.surroundings import STRIDE, Surfaces, every, surfaces_in, surroundings_along
 from worldscape.train.rollouts import Moment
 
@@ -94,7 +94,7 @@ def recorded_surroundings(
     is_past = torch.from_numpy(frames >= first[:, None])
     is_hurt = rng.random(len(now)) < 0.5
     rough = torch.from_numpy(np.where(is_hurt, ROUGH * rng.random(len(now)), 0.0).astype(np.float32))
-    past = _surfaces_at(store, np.maximum(frames, first[:, None]), size // PROBES, rough, rng)
+    past = _surfaces_at(store, np.maximum(frames, first[:, None]), probe_stride(size), rough, rng)
     current = _surfaces_at(store, now, STRIDE, rough, rng)
     kept = np.where(is_hurt, 0.5 + 0.5 * rng.random(len(now)), 1.0)[:, None, None]
     is_kept = torch.from_numpy(rng.random(past.points.shape[:3]) < kept)
