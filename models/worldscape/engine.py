@@ -72,6 +72,8 @@ class WorldEngine:
     for hands with weights that know none.
     """
 
+    is_causal = True
+
     def __init__(
         self,
         model: WorldModel,
@@ -87,8 +89,13 @@ class WorldEngine:
     ):
         if num_slots < 1:
             raise ValueError(f"num_slots is {num_slots}; an engine has at least 1 slot.")
-        if not model.config.transformer.is_causal:
-            raise ValueError("these weights are a teacher's, which sees a whole clip at once: step a causal student.")
+        if model.config.transformer.is_causal is not self.is_causal:
+            raise ValueError(
+                "these weights are a teacher's, which sees a whole clip at once: step a causal student, or foresee the "
+                "controls in a ClipEngine."
+                if self.is_causal
+                else "these weights are a causal student's: step them in a WorldEngine."
+            )
         if hands is not None:
             check_hands_option(hands, model.config.transformer)
         self.hands = hands

@@ -1,7 +1,7 @@
 """What goes into the engine, what it keeps of its slots, and what comes out: plain values with a leading B."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import NamedTuple
 
@@ -182,6 +182,11 @@ class SlotState:
     def hands(self) -> SlotHands:
         """Both hands of the slots; absent in an engine that has none."""
         return SlotHands(self.hand_state, self.hand_command, self.hand_present, self.hand_base)
+
+    def moved_on(self, camera: Tensor, hands: SlotHands | None) -> "SlotState":
+        """The same slots, asked where a step leads from a camera [B, 6] and hands that they have not got to yet."""
+        moved = {} if hands is None else {f"hand_{name}": part for name, part in hands._asdict().items()}
+        return replace(self, camera=camera, **moved)
 
     def surfaces(self) -> Surfaces:
         """Points that the current pictures show."""

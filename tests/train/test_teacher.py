@@ -9,7 +9,7 @@ from tests.train.test_scoring import CLIPS, TIMES, build, clip
 from worldscape.engine import WorldEngine
 from worldscape.flow import sampling_levels
 from worldscape.train.cli import choose_model
-from worldscape.train.scoring import clean_inputs, estimate_end
+from worldscape.train.scoring import Clip, clean_inputs, estimate_end
 from worldscape.train.teacher import adapt_model, draw_clip_levels, hide_later, sample_clip
 from worldscape.world import WorldModel
 
@@ -42,8 +42,9 @@ def test_a_clip_sampled_in_one_call_is_the_answer_to_noise():
     assert not model.transformer.config.is_causal
     model.transformer = build(is_causal=False)
     noise = torch.randn(CLIPS, 3, *clip()["latent"].shape[2:], generator=torch.Generator().manual_seed(1))
-    made = sample_clip(model, clip(), noise, sampling_levels(1))
-    frames = hide_later(clean_inputs(clip(), model.config.context_level), 3)
+    frames = clean_inputs(clip(), model.config.context_level)
+    made = sample_clip(model, Clip(frames, None), noise, sampling_levels(1)).latent
+    frames = hide_later(frames, 3)
     torch.testing.assert_close(made, estimate_end(model.transformer, frames, noise, torch.ones(CLIPS)))
 
 

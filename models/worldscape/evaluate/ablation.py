@@ -17,6 +17,7 @@ from typing import Protocol
 import torch
 
 from worldscape.checkpoint import load_world
+from worldscape.clip_engine import ClipEngine, open_engine
 from worldscape.engine import WorldEngine
 from worldscape.evaluate.dream import Engine, make_start
 from worldscape.evaluate.episodes import EpisodeBatch
@@ -50,7 +51,7 @@ class Variant:
         """The variant's engine."""
         model = load_world(self.weights, device)
         memory = None if self.policy is None else replace(model.config.memory, policy=self.policy)
-        return WorldEngine(
+        return open_engine(
             model, slots, device=device, steps_per_frame=self.steps_per_frame, memory=memory, precision=precision
         )
 
@@ -75,7 +76,8 @@ class TimedEngine(Engine, Protocol):
 def measure_speed(
     engine: TimedEngine, episodes: EpisodeBatch, clock: Callable[[], float] = time.perf_counter
 ) -> dict[str, float]:
-    """Steps of all slots together per second, after a warm-up; the episodes repeat to fill the slots.
+    """Steps of all slots together per second, after a warm-up, and model calls a frame; the episodes repeat to fill
+    the slots.
 
     Raises ValueError for episodes too short to measure anything.
     """
@@ -84,15 +86,18 @@ def measure_speed(
     batch = episodes.rows([slot % len(episodes) for slot in range(engine.num_slots)])
     engine.open(make_start(batch, 1), torch.from_numpy(batch.seeds))
     controls = torch.from_numpy(batch.controls)
+    if isinstance(engine, ClipEngine):
+        engine.foresee(controls)
     begin = calls = 0
     for step in range(episodes.num_steps):
         if step == WARM_UP:
             _wait(engine.device)
-            begin = clock()
-        calls = engine.step(controls[:, step]).model_calls
+            begin, calls = clock(), 0
+        calls += engine.step(controls[:, step]).model_calls
     _wait(engine.device)
-    measured = (episodes.num_steps - WARM_UP) * engine.num_slots
-    return {"env_steps_per_second": measured / (clock() - begin), "model_calls_per_frame": calls}
+    measured = episodes.num_steps - WARM_UP
+    per_second = measured * engine.num_slots / (clock() - begin)
+    return {"env_steps_per_second": per_second, "model_calls_per_frame": calls / measured}
 
 
 def tabulate_variants(reports: Sequence[tuple[Variant, Report]]) -> Table:

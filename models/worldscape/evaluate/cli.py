@@ -346,12 +346,12 @@ def run_exploits(args: argparse.Namespace) -> None:
 
 def _prepare(args: argparse.Namespace, num_steps: int, open_engine: OpenEngine | None = None):
     """The engine and the judged episodes that the options ask for; open_engine(slots, device) makes another engine."""
-    from worldscape.engine import WorldEngine
+    from worldscape.clip_engine import open_engine as make_engine
 
     model = _checked_model(args)
     num_slots = min(args.batch, args.episodes)
     if open_engine is None:
-        engine = WorldEngine(
+        engine = make_engine(
             model,
             num_slots,
             device=args.device,

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldscape.clip_engine import ClipEngine
 from worldscape.engine import EngineFrame, Start
 from worldscape.evaluate.episodes import EpisodeBatch
 from worldscape.progress import Progress
@@ -134,6 +135,8 @@ def _dream_rows(
     engine.open(make_start(batch, context), torch.from_numpy(batch.seeds))
     steps = torch.from_numpy(np.ascontiguousarray(commanded[padded]))
     told = None if moved is None else torch.from_numpy(np.ascontiguousarray(moved[padded]))
+    if isinstance(engine, ClipEngine):
+        engine.foresee(steps, hands=told if told is None else told[:, : steps.shape[1]], is_realised=is_realised)
     seen: dict[str, list[Tensor]] = {name: [] for name in KEPT}
     hands: list[HandFrame] = []
     for index, control in enumerate(steps.unbind(dim=1)):

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -32,7 +31,7 @@ from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.heads import num_training
 from worldscape.train.matching import draw_shared_levels, flow_matching_loss, matching_gradient, matching_loss
 from worldscape.train.rollouts import draw_stretches, of_one_kind
-from worldscape.train.scoring import estimate_end, join, pick
+from worldscape.train.scoring import Clip, estimate_end, join, pick
 from worldscape.train.sight import sight
 from worldscape.train.world import NUM_SAMPLES, SAMPLE_STEPS, dream_pictures
 from worldscape.transformer import FrameInputs, WorldTransformer
@@ -92,15 +91,6 @@ DEFAULTS: dict[str, TrainConfig] = {
         precision="bf16",
     ),
 }
-
-
-class Clip(NamedTuple):
-    """The end of a rollout as its last frame saw it: sink, retrieved frames, local window, target; and which of them
-    sees which, bool [B, T, T] (sight.py; None where nothing is ever retrieved).
-    """
-
-    frames: FrameInputs
-    sees: Tensor | None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

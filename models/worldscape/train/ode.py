@@ -131,7 +131,7 @@ class OdeStage:
 def take_flows(teacher: WorldModel, clips: WorldStage, config: OdeTrainConfig, dataset: Datasets) -> dict[str, Tensor]:
     """The teacher's flows on clips drawn as the world stage draws them (OdeStage.flows). Made once."""
     drawn = {name: asdict(config)[name] for name in ("flows", "teacher_calls", "student_calls", "precision")}
-    clips_drawn = {name: asdict(config)[name] for name in ("dream_frames", "novelty_share", "seed")}
+    clips_drawn = {name: asdict(config)[name] for name in ("dream_frames", "novelty_share", "seed", "dreams_seed")}
     store = clips.store
     settings = ["flows", teacher.config.to_dict(), len(store.frames), store.num_episodes, drawn, clips_drawn]
     modules = [teacher.codec, teacher.transformer]

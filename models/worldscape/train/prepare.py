@@ -22,6 +22,7 @@ from worldscape.data.hand_tracks import HandTracks
 from worldscape.engine import WorldEngine
 from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import Frame, WorldMemory
+from worldscape.precision import has_fast_bf16
 from worldscape.progress import Progress
 from worldscape.slot_hands import draw_hands
 from worldscape.train.cache import cached
@@ -199,7 +200,7 @@ def _replay(
         limbs = None if store.hands is None else store.hands.limbs(index, pose)
         recall = memory.recall(pose, intrinsics, rebuild=reproject_fast, limbs=limbs)
         anchor = recall.anchor
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
             latent, guess = model.codec.encode(rgbd).float(), model.codec.encode_anchor(anchor)
             kept = rgbd
             if step > 0:

@@ -7,12 +7,22 @@ at 0. `sees` bool [B, T, T] says which frame of the whole clip sees which (sight
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from worldscape.train.sight import present
-from worldscape.transformer import FrameInputs, History, PlacedHistory, WorldTransformer
+from worldscape.transformer import FrameInputs, History, PlacedHistory, Prediction, WorldTransformer
+
+
+class Clip(NamedTuple):
+    """Sink, retrieved frames, local window, targets, as the generator is told of them; and which of them sees which,
+    bool [B, T, T] (sight.py; None where nothing is ever retrieved).
+    """
+
+    frames: FrameInputs
+    sees: Tensor | None
 
 
 def clean_inputs(clip: dict[str, Tensor], context_level: float) -> FrameInputs:
@@ -74,10 +84,15 @@ def estimate_end(
 
     The frames before them are history, as clean as the clip has them.
     """
-    window = noised.shape[1]
-    levels = torch.cat([clip.level[:, :-window], level[:, None].expand(-1, window)], 1)
-    frames = clip._replace(latent=torch.cat([clip.latent[:, :-window], noised], 1), level=levels)
-    return transformer(frames, _positions(frames), sees=sees).latent[:, -window:].float()
+    return predict_end(transformer, Clip(clip, sees), noised, level).latent[:, -noised.shape[1] :].float()
+
+
+def predict_end(transformer: WorldTransformer, clip: Clip, noised: Tensor, level: Tensor) -> Prediction:
+    """What the generator makes of a whole clip whose last W frames are `noised`; as estimate_end."""
+    frames, window = clip.frames, noised.shape[1]
+    levels = torch.cat([frames.level[:, :-window], level[:, None].expand(-1, window)], 1)
+    frames = frames._replace(latent=torch.cat([frames.latent[:, :-window], noised], 1), level=levels)
+    return transformer(frames, _positions(frames), sees=clip.sees)
 
 
 def _positions(frames: FrameInputs) -> Tensor:

@@ -127,6 +127,8 @@ class SpatialStage:
         """L_fm + ramp (alpha L_depth + beta L_render), and each of them."""
         refined = self.clips.refine(model, batch, generator)
         parts = self.clips.flow_loss(batch, refined)
+        if self.config.alpha == self.config.beta == 0:  # the stage's own control: the same batches without its losses
+            return parts
         with torch.autocast(batch["latent"].device.type, enabled=False):  # geometry needs all of float32
             space = self.build_space(model, batch, refined)
             depth, picture = self.measure_depth(batch, refined, space), self.measure_views(batch, space)

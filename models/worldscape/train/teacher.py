@@ -20,7 +20,7 @@ from worldscape.data.clips import Datasets
 from worldscape.flow import shift_level
 from worldscape.train.config import TrainConfig
 from worldscape.train.matching import follow_flow
-from worldscape.train.scoring import clean_inputs, estimate_end
+from worldscape.train.scoring import Clip, predict_end
 from worldscape.train.world import DEFAULTS as WORLD_DEFAULTS
 from worldscape.train.world import WorldStage, WorldTrainConfig
 from worldscape.train.world import build_stage as build_world_stage
@@ -78,20 +78,28 @@ class TeacherStage:
         return {}
 
 
-def sample_clip(model: WorldModel, clip: dict[str, Tensor], noise: Tensor, levels: list[float]) -> Tensor:
-    """Refine a clip's frames after its opening together: noise [B, N, P, C] of the last N frames -> their latents.
+class Sampled(NamedTuple):
+    """A clip's new frames: latent [B, N, P, C] clean, and the features [B, N, P, D] of the last model call."""
 
-    clip: a batch of the world stage (WorldStage.gather), of which the first T - N frames are looked at as they are, and
-    of the others the rays, and of the first what memory shows. levels: the sampler's, from 1 to 0.
+    latent: Tensor
+    features: Tensor
+
+
+def sample_clip(model: WorldModel, clip: Clip, noise: Tensor, levels: list[float]) -> Sampled:
+    """Refine a clip's last N frames together, from noise [B, N, P, C] down the sampler's levels, from 1 to 0.
+
+    The frames before them are looked at as they are; of the new ones memory shows the first.
     """
-    frames = hide_later(clean_inputs(clip, model.config.context_level), noise.shape[1])
-    return follow_flow(
-        lambda latent, level: estimate_end(
-            model.transformer, frames, latent, torch.full_like(frames.level[:, 0], level), clip.get("sees")
-        ),
-        noise,
-        levels,
-    )[-1]
+    num_new, frames, last = noise.shape[1], hide_later(clip.frames, noise.shape[1]), []
+
+    def estimate(latent: Tensor, level: float) -> Tensor:
+        found = predict_end(
+            model.transformer, clip._replace(frames=frames), latent, torch.full_like(frames.level[:, 0], level)
+        )
+        last[:] = [found.features[:, -num_new:]]
+        return found.latent[:, -num_new:].float()
+
+    return Sampled(follow_flow(estimate, noise, levels)[-1], *last)
 
 
 def hide_later(frames: FrameInputs, num_new: int) -> FrameInputs:

@@ -35,7 +35,9 @@ from worldscape.world import WorldModel
 class WorldTrainConfig(TrainConfig):
     """TrainConfig of the world stage.
 
-    dream_frames: frames of each prepared dream. context_share: frames of a clip at most context_level noisy.
+    dream_frames: frames of each prepared dream. dreams_seed: where they are cut from their episodes, and how they are
+    disturbed; runs that differ in `seed` alone share what is prepared.
+    context_share: frames of a clip at most context_level noisy.
     anchor_dropout: share of clips that memory shows nothing of. level_weight: how much less a frame of noise counts.
     novelty_share: share of the clips drawn in proportion to what memory does not show of them, or shows wrongly because
     things move; the others evenly. novelty_weight: how much more such a token counts. Both because memory shows nine
@@ -52,6 +54,7 @@ class WorldTrainConfig(TrainConfig):
     novelty_share: float = 0.7
     novelty_weight: float = 2.0
     own_dreams: int = 0
+    dreams_seed: int = 0
 
 
 DEFAULTS: dict[str, TrainConfig] = {
@@ -275,7 +278,7 @@ def build_stage(
         store,
         dataset,
         train_config.dream_frames,
-        train_config.seed,
+        train_config.dreams_seed,
         own_dreams=train_config.own_dreams,
     )
     needed = model_config.memory.num_sink + model_config.memory.local_window + 1

@@ -1,0 +1,261 @@
+"""ClipEngine: dreams of a bidirectional teacher, which refines whole clips and so has to be told its controls ahead.
+
+It has the slots, memory, heads and codec of WorldEngine and the same way of stepping, so everything that judges dreams
+judges a teacher's too. A clip holds sink, retrieved frames, the last finished ones and new ones: all but the first
+after a start of one frame, later half of its local window and target. What a wall refuses is asked of what is known
+when the clip begins.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from worldscape.codec import normalise_tokens
+from worldscape.conditioning.camera import angle_difference, apply_control, invert_pose, level_pose, pose_from_state
+from worldscape.conditioning.hands import HANDS
+from worldscape.conditioning.reproject import settle
+from worldscape.config import MemoryConfig
+from worldscape.engine import WorldEngine
+from worldscape.memory.pages import PageShape
+from worldscape.memory.world_memory import Frame, WorldMemory
+from worldscape.noise import slot_noise
+from worldscape.slot_hands import SlotHands, draw_hands
+from worldscape.slots import EngineFrame, NewFrame, SlotState, Start, View
+from worldscape.snapshot import Snapshot
+from worldscape.train.scoring import Clip, join, pick
+from worldscape.train.sight import sight
+from worldscape.train.teacher import sample_clip
+from worldscape.transformer import FrameInputs, PlacedHistory, Prediction, frame_rays
+from worldscape.world import WorldModel
+
+CALLS = 16  # that refine a clip, unless somebody asks for another number
+
+
+class Plan(NamedTuple):
+    """What slots will be told: controls [B, S, 6], hands [B, S, 2, ...] or None, and whether all that took place."""
+
+    controls: Tensor
+    hands: Tensor | None
+    is_realised: bool
+
+
+class Motion(NamedTuple):
+    """Where a frame is seen from: camera [B, 6], realised [B, 6], and the hands in it, if there are any."""
+
+    camera: Tensor
+    realised: Tensor
+    hands: SlotHands | None
+
+
+class Refined(NamedTuple):
+    """A frame that was refined and is not yet shown: its motion, latent [B, P, C] and features [B, P, D]."""
+
+    motion: Motion
+    latent: Tensor
+    features: Tensor
+
+
+class ClipEngine(WorldEngine):
+    """Opens B slots of one teacher together and steps them along controls that were foreseen.
+
+    Args: as WorldEngine's; steps_per_frame is the number of model calls that refine a clip (None: 16). All slots are
+    opened at once, none stands still, and there are no copies of them.
+
+    Raises ValueError as WorldEngine does, and for a causal student.
+    """
+
+    is_causal = False
+
+    def __init__(
+        self,
+        model: WorldModel,
+        num_slots: int,
+        *,
+        device: str | torch.device = "cpu",
+        steps_per_frame: int | None = None,
+        precision: str = "fp32",
+        hands: str | None = None,
+        memory: MemoryConfig | None = None,
+    ):
+        calls = CALLS if steps_per_frame is None else steps_per_frame
+        super().__init__(
+            model, num_slots, device=device, steps_per_frame=calls, precision=precision, hands=hands, memory=memory
+        )
+        self.generator = self.model.transformer
+        self._frames: list[FrameInputs] = []
+        self._ready: list[Refined] = []
+        self._features = self.state.features
+        self._plan: Plan | None = None
+        self._place = 0
+
+    @torch.inference_mode()
+    def open(self, start: Start, seeds: Tensor, rows: Tensor | None = None) -> EngineFrame:
+        """As WorldEngine's, of all slots; what was foreseen is forgotten."""
+        if rows is not None:
+            raise ValueError("a teacher's slots are opened together: leave out rows.")
+        self._frames, self._ready, self._plan, self._place = [], [], None, 0
+        self._features = torch.zeros_like(self.state.features)
+        return super().open(start, seeds)
+
+    def foresee(self, controls: Tensor, *, hands: Tensor | None = None, is_realised: bool = False) -> None:
+        """Say what the next S steps will be told: controls [B, S, 6] and hands [B, S, 2, ...], as step takes them.
+
+        Raises ValueError for another number of slots.
+        """
+        if controls.ndim != 3 or len(controls) != self.num_slots or controls.shape[2] != 6:
+            raise ValueError(f"controls have shape {tuple(controls.shape)}; give [{self.num_slots}, S, 6].")
+        if hands is not None and hands.shape[:2] != controls.shape[:2]:
+            raise ValueError(
+                f"hands have shape {tuple(hands.shape)}; give [{self.num_slots}, {controls.shape[1]}, ...]."
+            )
+        moved = None if hands is None else hands.to(self.device, torch.float32)
+        self._plan = Plan(controls.to(self.device, torch.float32), moved, is_realised)
+        self._ready, self._place = [], 0
+
+    @torch.inference_mode()
+    def step(
+        self,
+        controls: Tensor,
+        active: Tensor | None = None,
+        *,
+        hands: Tensor | None = None,
+        is_realised: bool = False,
+    ) -> EngineFrame:
+        """Show the next foreseen frame; the first of a clip costs the clip's model calls, the others none.
+
+        Raises ValueError for a step that was not foreseen so.
+        """
+        plan, place = self._plan, self._place
+        if plan is None or place == plan.controls.shape[1]:
+            raise ValueError("a teacher refines clips: say with foresee() what the next steps will be told.")
+        if not torch.equal(controls.to(plan.controls), plan.controls[:, place]) or is_realised != plan.is_realised:
+            raise ValueError(f"step {place} is told something else than was foreseen.")
+        if active is not None and not bool(active.all()):
+            raise ValueError("a teacher's slots advance together: none can stand still.")
+        calls = 0
+        if not self._ready:
+            self._ready, calls = self._refine(plan), len(self.levels) - 1
+        self._show(self._ready.pop(0))
+        self._place += 1
+        return self._present(calls)
+
+    @property
+    def clip_length(self) -> int:
+        """Frames of a clip without retrieved ones."""
+        return self.config.memory.num_sink + self.config.memory.local_window + 1
+
+    def snapshot(self, rows: Tensor | None = None) -> Snapshot:
+        """Raises ValueError: a clip that is half shown cannot be kept."""
+        raise _not_kept()
+
+    def restore(self, snapshot: Snapshot, rows: Tensor | None = None) -> EngineFrame:
+        """Raises ValueError, as snapshot."""
+        raise _not_kept()
+
+    def fork(self, row: int, rows: Tensor) -> EngineFrame:
+        """Raises ValueError, as snapshot."""
+        raise _not_kept()
+
+    def read(self, state: SlotState, view: View) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Nothing: a teacher has no stored history."""
+
+    def commit(
+        self, state: SlotState, new: NewFrame, view: View, history: PlacedHistory | None, active: Tensor
+    ) -> None:
+        """Remember the finished frame, and keep it as later clips see it."""
+        limbs = None if view.hands is None else view.hands.limbs
+        state.memory.append(Frame([], new.rgbd, view.pose, state.intrinsics, new.is_real, limbs), view.recall, active)
+        level = torch.full_like(new.latent[:, :1, 0], self.config.context_level)
+        hands = None if view.hands is None else view.hands.picture[:, None]
+        told = view.guess.latent[:, None].float(), view.token_coverage[:, None]
+        self._frames.append(FrameInputs(new.latent[:, None], level, view.rays[:, None], *told, hands))
+        self._finish(state, new, Prediction(new.latent[:, None], self._features[:, None], []), view, active)
+
+    def _refine(self, plan: Plan) -> list[Refined]:
+        """Refine the next clip's new frames together."""
+        place, left = len(self._frames), plan.controls.shape[1] - self._place
+        num_new = min(max(self.clip_length // 2, self.clip_length - place), left)
+        motions = self._move(plan, num_new)
+        clip = self._compose(motions)
+        shape = self.state.latent.shape[1:]
+        noise = slot_noise(self.state.seeds, self.state.memory.count, num_new * shape.numel())
+        found = sample_clip(self.model, clip, noise.reshape(-1, num_new, *shape), self.levels)
+        latents, features = normalise_tokens(found.latent).unbind(1), found.features.float().unbind(1)
+        return [Refined(*parts) for parts in zip(motions, latents, features, strict=True)]
+
+    def _move(self, plan: Plan, num_new: int) -> list[Motion]:
+        """Where the next steps lead, as far as can be told now."""
+        ahead, motions = self.state, []
+        for place in range(self._place, self._place + num_new):
+            controls, hands, moved = plan.controls[:, place], None, None
+            realised = controls if plan.is_realised else self.realise(ahead, controls)
+            camera = apply_control(ahead.camera, realised, self.config.controls.max_pitch)
+            if self.hands is not None:
+                hands, moved = ahead.hands, None if plan.hands is None else plan.hands[:, place]
+            if moved is not None:
+                hands = (
+                    self.place_hands(ahead, realised, moved) if plan.is_realised else self.realise_hands(ahead, moved)
+                )
+            realised = torch.cat([realised[:, :3], angle_difference(camera, ahead.camera)], 1)
+            motions.append(Motion(camera, realised, hands))
+            ahead = ahead.moved_on(camera, hands)
+        return motions
+
+    def _compose(self, motions: list[Motion]) -> Clip:
+        """The clip in which the next frames are refined, memory shown in the first of them only."""
+        state, memory, num_new = self.state, self.config.memory, len(motions)
+        view = self.look(state, motions[0].camera, state.pose, motions[0].hands)
+        blank = torch.zeros_like(view.guess.latent[:, None].float()), torch.zeros_like(view.token_coverage[:, None])
+        shown = view.guess.latent[:, None].float(), view.token_coverage[:, None]
+        new, previous = [], state.pose
+        for motion in motions:
+            pose = pose_from_state(motion.camera)
+            rays = frame_rays(pose, invert_pose(level_pose(previous)), state.intrinsics, self.config.codec.grid)
+            hands = None if motion.hands is None else self._draw(motion.hands, pose)
+            level = torch.ones_like(pose[:, :1, 0])
+            new.append(FrameInputs(blank[0], level, rays[:, None], *(blank if new else shown), hands))
+            previous = pose
+        opening = self._frames
+        if len(opening) + num_new > self.clip_length:
+            opening = opening[: memory.num_sink] + opening[memory.num_sink + num_new - self.clip_length :]
+        frames = [*opening, *new]
+        recall = state.memory.recall(previous, state.intrinsics, use_anchor=False)
+        if recall.retrieved.shape[1] == 0:
+            return Clip(join(frames), None)
+        numbers = state.memory.store.fields.frame[recall.retrieved]
+        chosen = pick(join(self._frames), numbers.clamp_min(0))
+        sink, tail = frames[: memory.num_sink], frames[memory.num_sink :]
+        return Clip(join([*sink, chosen, *tail]), sight(numbers >= 0, len(sink), len(tail), is_causal=False))
+
+    def _draw(self, hands: SlotHands, pose: Tensor) -> Tensor:
+        assert self.hands is not None
+        limbs = hands.limbs(pose, HANDS[self.hands])
+        return draw_hands(limbs, pose, self.state.intrinsics, self.config.codec.size)[:, None]
+
+    def _show(self, refined: Refined) -> None:
+        """Decode a refined frame with what memory shows of it now, and make it the slots' current one."""
+        state, motion = self.state, refined.motion
+        view = self.look(state, motion.camera, state.pose, motion.hands)
+        rgbd = self.codec.decode(refined.latent, view.anchor, view.guess.skips).float().clamp(-1.0, 1.0)
+        if view.hands is not None:
+            rgbd = settle(rgbd, view.anchor, view.hands.limbs.present.any(1))
+        self._features = refined.features
+        new = NewFrame(motion.camera, motion.realised, rgbd, refined.latent)
+        self.commit(state, new, view, None, torch.ones_like(state.is_open))
+
+    def _memory(self, slots: int, budget: int | None) -> WorldMemory:
+        shape = PageShape(layers=0, tokens=0, heads=0, head_width=0, size=self.config.codec.size)
+        return WorldMemory.empty(self.config.memory, slots, shape, torch.zeros((), device=self.device), budget)
+
+
+def _not_kept() -> ValueError:
+    return ValueError("a teacher's slots cannot be kept or copied: use a causal student.")
+
+
+def open_engine(model: WorldModel, num_slots: int, **options) -> WorldEngine:
+    """The engine for these weights: WorldEngine, or for a teacher ClipEngine; options are theirs."""
+    kind = WorldEngine if model.config.transformer.is_causal else ClipEngine
+    return kind(model, num_slots, **options)
