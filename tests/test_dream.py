@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from tests.train.walks import walk_store
-from worldscape.clip_engine import ClipEngine, open_engine
+from worldscape.clip_engine import ClipEngine
 from worldscape.data.clips import FrameStore
 from worldscape.dream import dream_walk
 from worldscape.engine import WorldEngine
+from worldscape.engines import open_engine
 from worldscape.slots import Start
 from worldscape.train.cli import copy_parts
 from worldscape.train.rollouts import start_at

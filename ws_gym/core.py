@@ -20,6 +20,7 @@ from torch import Tensor
 from worldscape.checkpoint import load_aggregator, load_world
 from worldscape.codec import rgbd_to_frame
 from worldscape.engine import EngineFrame, WorldEngine
+from worldscape.engines import open_engine
 from worldscape.memory.report import report_memory, report_trust
 from worldscape.snapshot import Snapshot
 from worldscape.splats.gaussians import Gaussians
@@ -64,6 +65,11 @@ class WorldCore:
         self._elapsed = torch.zeros(num_slots, dtype=torch.long, device=self.device)
         self._adrift = torch.zeros_like(self._elapsed)  # steps for which drift has been above max_drift
         self._trail = torch.zeros(num_slots, TRAIL_STEPS, 2, device=self.device)  # (x, z), step t in place t mod length
+
+    @property
+    def action_latency(self) -> int:
+        """Steps from an action to the frame that shows it, beyond the very next one."""
+        return self._running_engine().action_latency
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -114,7 +120,7 @@ class WorldCore:
         truncated = self._truncate(engine, mask)
         ended = (result.terminated | truncated).cpu().numpy()
         self.needs_reset = np.where(active, ended, self.needs_reset)
-        return self._batch(frame, result, controls, truncated)
+        return self._batch(frame, result, truncated)
 
     def _truncate(self, engine: WorldEngine, mask: Tensor) -> Tensor:
         """Which slots have reached a limit, of steps or of drift: bool [B]."""
@@ -256,7 +262,7 @@ class WorldCore:
         result = self._checked(self.task.describe(frame))
         none = torch.zeros_like(result.terminated)
         result = replace(result, reward=torch.zeros_like(result.reward), terminated=none)
-        return self._batch(frame, result, torch.zeros_like(frame.realised), none)
+        return self._batch(frame, result, none)
 
     def _running_engine(self) -> WorldEngine:
         if self.engine is None:
@@ -280,13 +286,14 @@ class WorldCore:
                 raise ValueError(f"the task's {name} has shape {shape}; return one per slot, ({self.num_slots},).")
         return result
 
-    def _batch(self, frame: EngineFrame, result: TaskResult, controls: Tensor, truncated: Tensor) -> Batch:
-        info = describe_motion(frame, controls)
+    def _batch(self, frame: EngineFrame, result: TaskResult, truncated: Tensor) -> Batch:
+        info = describe_motion(frame)
         if frame.hands is not None:
             info |= describe_hands(frame.hands, frame.pose, self._running_engine().state.intrinsics, self.size)
         info |= self.observation.describe(frame)
         info["success"] = result.success
         info["model_calls"] = torch.full_like(self._elapsed, frame.model_calls)
+        info["action_latency"] = torch.full_like(self._elapsed, self.action_latency)
         tables = self._running_engine().state.memory.tables
         info["memory"], info["trust"] = report_memory(tables)._asdict(), report_trust(tables)._asdict()
         taken = sorted(info.keys() & result.terms.keys())
@@ -316,9 +323,10 @@ def _leave_the_parents_threads() -> None:
 def _open_engine(options: WorldOptions, num_slots: int) -> WorldEngine:
     try:
         model = load_world(os.fspath(options.weights), options.torch_device)
-        return WorldEngine(
+        return open_engine(
             model,
             num_slots,
+            sampler=options.sampler,
             device=options.torch_device,
             steps_per_frame=options.steps_per_frame,
             precision=options.precision,

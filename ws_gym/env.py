@@ -104,6 +104,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     | `obs` | `"pixels"` | `"pixels"` or `"latent"`, see Observation Space |
     | `size` | model's | observation size in pixels, or (height, width) |
     | `steps_per_frame` | model's | model calls that refine a frame |
+    | `sampler` | `"blockwise"` | `"blockwise"` or `"rolling"`, see Samplers |
     | `precision` | `"auto"` | `"fp32"`, `"bf16"` (twice as fast on processors that know it), or what is faster |
     | `actions` | `"discrete"` | `"discrete"`, `"multi_discrete"` or `"continuous"` |
     | `task` | `"goal_object"` | see Rewards |
@@ -114,11 +115,18 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     | `drift_patience` | 16 | steps for which more of it may be, before truncation |
     | `render_mode` | `None` | `"rgb_array"` (256 pixels) or `"human"` (a window) |
 
+    ## Samplers
+    `"blockwise"` answers an action in the very next frame, with `steps_per_frame` + 1 model calls. `"rolling"` makes
+    one call a step, whatever `steps_per_frame` is: that many frames are refined together, and each is shown when its
+    turn has come, `steps_per_frame` - 1 steps later. `env.unwrapped.action_latency` and `info["action_latency"]` say
+    how many; until then the start is shown, and reward, pose, `control` and `realised` are always those of the frame
+    that is shown.
+
     `info` holds, at reset and at each step: `pose` [4, 4] camera to world, `camera` [6] = (x, y, z, yaw, pitch, roll),
     `control` [6] commanded and `realised` [6] obtained (right, down, forward; yaw, pitch, roll), `collision` (less than
     half of the walk was realised), `coverage` (share of the picture that memory shows), `depth` [height, width] in
-    metres along the view axis (with pixels only), `success`, `model_calls` (of this step), the task's terms, and two
-    groups.
+    metres along the view axis (with pixels only), `success`, `model_calls` (of this step), `action_latency`
+    (steps), the task's terms, and two groups.
 
     `info["memory"]`: what is remembered, and what of it the last frame was made of.
 
@@ -254,6 +262,11 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     def latent_shape(self) -> tuple[int, int, int]:
         """(rows, columns, C) of the tokens in an observation of `obs="latent"`."""
         return self._core.latent_shape
+
+    @property
+    def action_latency(self) -> int:
+        """Steps from an action to the frame that shows it, beyond the very next one; above 0 with a rolling sampler."""
+        return self._core.action_latency
 
     def get_keys_to_action(self) -> dict[tuple[int, ...], Any]:
         """Pressed keys -> action, for `gymnasium.utils.play`: W A S D walk, arrow keys turn and look."""

@@ -18,13 +18,13 @@ NEAREST = 1e-3
 """Metres in front of the eyes at which points nearer than that, or behind, are drawn."""
 
 
-def describe_motion(frame: EngineFrame, controls: Tensor) -> dict[str, Any]:
-    """The camera, what was commanded of it [B, 6] and what took place."""
-    commanded, realised = controls[:, :3].norm(dim=-1), frame.realised[:, :3].norm(dim=-1)
+def describe_motion(frame: EngineFrame) -> dict[str, Any]:
+    """The camera, what was commanded of it and what took place."""
+    commanded, realised = frame.commanded[:, :3].norm(dim=-1), frame.realised[:, :3].norm(dim=-1)
     return {
         "pose": frame.pose,
         "camera": frame.camera,
-        "control": controls,
+        "control": frame.commanded,
         "realised": frame.realised,
         "collision": realised < BLOCKED_SHARE * commanded,
         "coverage": frame.coverage,

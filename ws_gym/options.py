@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from worldscape.engines import SAMPLERS
 from worldscape.precision import PRECISIONS
 from ws_gym.actions import check_action_mode
 from ws_gym.observations import OBSERVATIONS, Latent
@@ -32,6 +33,7 @@ class WorldOptions:
     obs: str = "pixels"
     size: int | tuple[int, int] | None = None
     steps_per_frame: int | None = None
+    sampler: str = "blockwise"
     precision: str = "auto"
     actions: str = "discrete"
     hands: str | None = None
@@ -52,8 +54,9 @@ class WorldOptions:
         _check_observation(self.obs, self.size)
         _check_choice("hand_actions", self.hand_actions, HAND_KINDS)
         _check_count("steps_per_frame", self.steps_per_frame)
-        if self.precision not in PRECISIONS:
-            raise ValueError(f"precision={self.precision!r} is unknown; choose one of {', '.join(PRECISIONS)}.")
+        for name, choices in (("precision", PRECISIONS), ("sampler", SAMPLERS)):
+            if (value := getattr(self, name)) not in choices:
+                raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}.")
         _check_count("max_episode_steps", self.max_episode_steps)
         _check_share("max_drift", self.max_drift)
         _check_count("drift_patience", self.drift_patience, is_optional=False)

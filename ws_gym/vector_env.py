@@ -197,6 +197,11 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
         """(rows, columns, C) of the tokens in one slot's observation of `obs="latent"`."""
         return self._core.latent_shape
 
+    @property
+    def action_latency(self) -> int:
+        """Steps from an action to the frame that shows it, beyond the very next one; above 0 with a rolling sampler."""
+        return self._core.action_latency
+
     def get_keys_to_action(self) -> dict[tuple[int, ...], Any]:
         """Pressed keys -> action of one slot."""
         return self._core.actions.keys_to_action()

@@ -16,7 +16,6 @@ from torch import Tensor
 from worldscape.codec import normalise_tokens
 from worldscape.conditioning.camera import angle_difference, apply_control, invert_pose, level_pose, pose_from_state
 from worldscape.conditioning.hands import HANDS
-from worldscape.conditioning.reproject import settle
 from worldscape.config import MemoryConfig
 from worldscape.engine import WorldEngine
 from worldscape.memory.pages import PageShape
@@ -25,9 +24,8 @@ from worldscape.noise import slot_noise
 from worldscape.slot_hands import SlotHands, draw_hands
 from worldscape.slots import EngineFrame, NewFrame, SlotState, Start, View
 from worldscape.snapshot import Snapshot
-from worldscape.train.scoring import Clip, join, pick
+from worldscape.train.scoring import Clip, join, pick, sample_clip
 from worldscape.train.sight import sight
-from worldscape.train.teacher import sample_clip
 from worldscape.transformer import FrameInputs, PlacedHistory, Prediction, frame_rays
 from worldscape.world import WorldModel
 
@@ -43,9 +41,10 @@ class Plan(NamedTuple):
 
 
 class Motion(NamedTuple):
-    """Where a frame is seen from: camera [B, 6], realised [B, 6], and the hands in it, if there are any."""
+    """Where a frame is seen from: camera, commanded and realised [B, 6] each; and the hands in it, if there are any."""
 
     camera: Tensor
+    commanded: Tensor
     realised: Tensor
     hands: SlotHands | None
 
@@ -182,7 +181,7 @@ class ClipEngine(WorldEngine):
         clip = self._compose(motions)
         shape = self.state.latent.shape[1:]
         noise = slot_noise(self.state.seeds, self.state.memory.count, num_new * shape.numel())
-        found = sample_clip(self.model, clip, noise.reshape(-1, num_new, *shape), self.levels)
+        found = sample_clip(self.generator, clip, noise.reshape(-1, num_new, *shape), self.levels)
         latents, features = normalise_tokens(found.latent).unbind(1), found.features.float().unbind(1)
         return [Refined(*parts) for parts in zip(motions, latents, features, strict=True)]
 
@@ -200,7 +199,7 @@ class ClipEngine(WorldEngine):
                     self.place_hands(ahead, realised, moved) if plan.is_realised else self.realise_hands(ahead, moved)
                 )
             realised = torch.cat([realised[:, :3], angle_difference(camera, ahead.camera)], 1)
-            motions.append(Motion(camera, realised, hands))
+            motions.append(Motion(camera, controls, realised, hands))
             ahead = ahead.moved_on(camera, hands)
         return motions
 
@@ -239,11 +238,9 @@ class ClipEngine(WorldEngine):
         """Decode a refined frame with what memory shows of it now, and make it the slots' current one."""
         state, motion = self.state, refined.motion
         view = self.look(state, motion.camera, state.pose, motion.hands)
-        rgbd = self.codec.decode(refined.latent, view.anchor, view.guess.skips).float().clamp(-1.0, 1.0)
-        if view.hands is not None:
-            rgbd = settle(rgbd, view.anchor, view.hands.limbs.present.any(1))
         self._features = refined.features
-        new = NewFrame(motion.camera, motion.realised, rgbd, refined.latent)
+        rgbd = self.decode(refined.latent, view)
+        new = NewFrame(motion.camera, motion.realised, rgbd, refined.latent, motion.commanded)
         self.commit(state, new, view, None, torch.ones_like(state.is_open))
 
     def _memory(self, slots: int, budget: int | None) -> WorldMemory:
@@ -253,9 +250,3 @@ class ClipEngine(WorldEngine):
 
 def _not_kept() -> ValueError:
     return ValueError("a teacher's slots cannot be kept or copied: use a causal student.")
-
-
-def open_engine(model: WorldModel, num_slots: int, **options) -> WorldEngine:
-    """The engine for these weights: WorldEngine, or for a teacher ClipEngine; options are theirs."""
-    kind = WorldEngine if model.config.transformer.is_causal else ClipEngine
-    return kind(model, num_slots, **options)

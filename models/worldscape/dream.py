@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from worldscape.checkpoint import load_world
-from worldscape.clip_engine import ClipEngine, open_engine
+from worldscape.clip_engine import ClipEngine
 from worldscape.data.clips import FrameStore, load_frames
+from worldscape.engines import open_engine
 from worldscape.evaluate.pictures import save_film
 from worldscape.progress import Progress
 from worldscape.train.rollouts import follow, hands_in, start_at

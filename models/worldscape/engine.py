@@ -48,7 +48,7 @@ from worldscape.slots import (
     View,
 )
 from worldscape.snapshot import Snapshot
-from worldscape.transformer import PlacedHistory, Prediction, frame_rays
+from worldscape.transformer import Levels, PlacedHistory, Prediction, frame_rays
 from worldscape.world import WorldModel
 
 SAMPLER_SHIFT = 3.0  # spends sampling steps where most is decided, near pure noise
@@ -105,14 +105,23 @@ class WorldEngine:
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
         self.levels = sampling_levels(calls, SAMPLER_SHIFT)
-        levels = [*self.levels[:-1], self.config.context_level]
         self.dtype = choose_dtype(precision, self.device) if use_fast else torch.float32
         self.generator, self.codec = self.model.transformer, self.model.codec
         if use_fast:
-            self.generator = fast_generator(self.model, levels, self.dtype)
+            self.generator = fast_generator(self.model, self._fast_levels, self.dtype)
             self.codec = fast_codec(self.model, self.dtype)
         self.rebuild = reproject_fast if use_fast else reproject
-        self.state = SlotState.empty(self.config, self._memory(num_slots, memory_budget))
+        self.state = self._empty(self._memory(num_slots, memory_budget))
+
+    @property
+    def calls_per_step(self) -> int:
+        """Model calls that a step makes: those that refine, and the one that commits."""
+        return len(self.levels)
+
+    @property
+    def action_latency(self) -> int:
+        """Steps from an action to the frame that shows it, beyond the very next one."""
+        return 0
 
     @torch.inference_mode()
     def open(self, start: Start, seeds: Tensor, rows: Tensor | None = None) -> EngineFrame:
@@ -124,7 +133,7 @@ class WorldEngine:
         check_start(start, self.config.codec.size, len(seeds), len(rows), self.hands)
         start = complete_start(start, self.model, self.device)
         self.state.memory.clear(rows)
-        fresh = SlotState.empty(self.config, self.state.memory.empty_rows(len(rows)))
+        fresh = self._empty(self.state.memory.empty_rows(len(rows)))
         fresh.seeds = seeds.to(self.device, torch.long)
         fresh.is_open[:] = True
         assert start.intrinsics is not None and start.depth is not None and start.pose is not None
@@ -162,16 +171,17 @@ class WorldEngine:
         if hands is not None:
             check_hands(hands, HAND_STATE_WIDTH if is_realised else HAND_ACTION_WIDTH, state.is_open, self.hands)
             hands = hands.to(self.device, torch.float32)
-        realised = self.realise(state, controls) if may_walk and not is_realised else controls
+        ahead = self.ahead(state)
+        realised = self.realise(ahead, controls) if may_walk and not is_realised else controls
         moved = None
         if hands is not None:
-            moved = self.place_hands(state, realised, hands) if is_realised else self.realise_hands(state, hands)
-        self.advance(state, realised, active, hands=moved)
-        return self._present(len(self.levels))
+            moved = self.place_hands(ahead, realised, hands) if is_realised else self.realise_hands(ahead, hands)
+        self.advance(state, realised, active, hands=moved, commanded=controls)
+        return self._present(self.calls_per_step)
 
     def close(self) -> None:
         """Free the slots' memory; the engine cannot be used afterwards."""
-        self.state = SlotState.empty(self.config, self._memory(0, None))
+        self.state = self._empty(self._memory(0, None))
         self.num_slots = 0
 
     @torch.inference_mode()
@@ -211,6 +221,10 @@ class WorldEngine:
         self.state.write_rows(rows, copies)
         return self._present(0)
 
+    def ahead(self, state: SlotState) -> SlotState:
+        """The slots as the next control finds them."""
+        return state
+
     def realise(self, state: SlotState, controls: Tensor) -> Tensor:
         """What the world lets happen of the controls [B, 6].
 
@@ -244,14 +258,17 @@ class WorldEngine:
         active: Tensor,
         num_calls: int | None = None,
         hands: SlotHands | None = None,
+        commanded: Tensor | None = None,
     ) -> Dreamed:
         """Dream the frame that motion `realised` [B, 6] leads to and append it to the active slots.
 
-        hands: where they are then; None: where they were, as seen from the eyes.
+        hands: where they are then; None: where they were, as seen from the eyes. commanded [B, 6]: what was asked for;
+        None: what took place.
 
         num_calls: finish early, after so many model calls. Where gradients are on, the last of them carries any, and
         what it is told of the view; what is committed does not, so none flows through memory or history.
         """
+        commanded = realised if commanded is None else commanded
         camera = apply_control(state.camera, realised, self.config.controls.max_pitch)
         realised = torch.cat([realised[:, :3], angle_difference(camera, state.camera)], 1)
         view = self.look(state, camera, state.pose, hands)
@@ -259,11 +276,14 @@ class WorldEngine:
         latent = self.denoise(state, view, history, num_calls)
         with torch.no_grad():
             finished = latent.detach()
-            rgbd = self.codec.decode(finished, view.anchor, view.guess.skips).float().clamp(-1.0, 1.0)
-            if view.hands is not None:
-                rgbd = settle(rgbd, view.anchor, view.hands.limbs.present.any(1))
-            self.commit(state, NewFrame(camera, realised, rgbd, finished), view, history, active)
+            new = NewFrame(camera, realised, self.decode(finished, view), finished, commanded)
+            self.commit(state, new, view, history, active)
         return Dreamed(latent, view)
+
+    def decode(self, latent: Tensor, view: View) -> Tensor:
+        """A finished latent [B, P, C] -> RGB-D [B, 4, h, w], with what memory shows of the view."""
+        rgbd = self.codec.decode(latent, view.anchor, view.guess.skips).float().clamp(-1.0, 1.0)
+        return rgbd if view.hands is None else settle(rgbd, view.anchor, view.hands.limbs.present.any(1))
 
     def look(self, state: SlotState, camera: Tensor, previous: Tensor, hands: SlotHands | None = None) -> View:
         """Rays and anchor of the view from `camera` [B, 6]; `previous` is the camera-to-world pose [B, 4, 4] before.
@@ -322,7 +342,8 @@ class WorldEngine:
             seen = resting if hands is None else resting.placed(*hands, pose)
         view = self.look(state, camera, previous, seen)
         latent = self.codec.encode(rgbd).float()
-        new = NewFrame(camera, torch.zeros_like(camera), rgbd, latent, is_real=True)
+        nothing = torch.zeros_like(camera)
+        new = NewFrame(camera, nothing, rgbd, latent, nothing, is_real=True)
         self.commit(state, new, view, self.read(state, view), active)
         state.steps.zero_()
         return view
@@ -335,6 +356,7 @@ class WorldEngine:
             "camera": new.camera,
             "pose": view.pose,
             "realised": new.realised,
+            "commanded": new.commanded,
             "rgbd": new.rgbd,
             "latent": new.latent,
         }
@@ -351,6 +373,10 @@ class WorldEngine:
             if not is_everyone:
                 value = torch.where(active.reshape(-1, *[1] * (value.ndim - 1)), value, old)
             setattr(state, name, value)
+
+    def _empty(self, memory: WorldMemory) -> SlotState:
+        """Slots that hold nothing, as many as `memory` has."""
+        return SlotState.empty(self.config, memory)
 
     def _present(self, model_calls: int) -> EngineFrame:
         return self.state.present(model_calls, self.model.heads, self.hands is not None)
@@ -369,6 +395,11 @@ class WorldEngine:
         drawn = None if hands is None else hands.picture[:, None]
         told = self.generator.embed_view(rays[:, None], guess.latent[:, None].float(), coverage[:, None], drawn)
         return View(pose, rays, coverage, told, recall, guess, hands)
+
+    @property
+    def _fast_levels(self) -> list[Levels]:
+        """The levels that the generator will be asked for."""
+        return [*self.levels[:-1], self.config.context_level]
 
     @cached_property
     def _kind(self) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from worldscape.nn.rope import space_angles, time_angles
 from worldscape.transformer import (
     EmbeddedView,
     History,
+    Levels,
     PlacedHistory,
     Prediction,
     WorldTransformer,
@@ -94,7 +95,7 @@ class Layer(NamedTuple):
 
 
 class Modulation(NamedTuple):
-    """What a block's two halves do at one noise level: each [D]."""
+    """What a block's two halves do at one noise level: each [D], or [T, 1, D] for T frames each at its own."""
 
     scale1: Tensor
     shift1: Tensor
@@ -105,7 +106,7 @@ class Modulation(NamedTuple):
 
 
 class Level(NamedTuple):
-    """All that depends on the noise level: a modulation for each block, and scale and shift [D] of the last layer."""
+    """All that depends on the noise level: a modulation for each block, and scale and shift of the last layer."""
 
     blocks: list[Modulation]
     scale: Tensor
@@ -113,18 +114,18 @@ class Level(NamedTuple):
 
 
 class FastTransformer:
-    """The calls that WorldEngine makes of a WorldTransformer, for one new frame of each slot, without gradients.
+    """The calls that engines make of a WorldTransformer, for one new frame of each slot or a few, without gradients.
 
     Its keys pair neighbouring channels, so what it commits can be read by a FastTransformer only.
 
     Args:
         plain: the finished generator; later changes of its weights are not seen.
-        levels: the noise levels that `refine` will be asked for.
+        levels: the noise levels that `refine` will be asked for; a tuple for frames each at its own.
         dtype: of weights and of what they are multiplied with.
     """
 
     @torch.no_grad()
-    def __init__(self, plain: WorldTransformer, levels: Sequence[float], dtype: torch.dtype = torch.float32):
+    def __init__(self, plain: WorldTransformer, levels: Sequence[Levels], dtype: torch.dtype = torch.float32):
         packer = Packer(dtype)
         self.config, self.grid = plain.config, plain.grid
         order = pair_neighbours(self.config.head_width, self.config.num_heads)
@@ -162,52 +163,54 @@ class FastTransformer:
         tokens = view.tokens + torch.where(present[..., None, None], 0.0, self.no_hand)
         return EmbeddedView(tokens, view.anchor, drawn.view_as(tokens), present)
 
-    def place(self, history: History, present: Tensor | None = None) -> PlacedHistory:
-        """Rotate stored keys to their relative times, and leave room for the new frame behind them: once a step.
+    def place(self, history: History, present: Tensor | None = None, sees: Tensor | None = None) -> PlacedHistory:
+        """Rotate stored keys to their relative times, and leave room for T new frames behind them: once a step.
 
-        present: the new frame's EmbeddedView.present; with it there is room for the pose video's tokens too, N = 2 * P
-        instead of P. Keys and values are [L, B, S * P + N, H, K], `valid` is a mask that broadcasts to
-        [B, 1, N, S * P + N].
+        sees: which of the new frames sees which, bool [B, T, T] (None: there is one). present: the new frames'
+        EmbeddedView.present; with it there is room for the pose video's tokens too, N = 2 * P a frame instead of P.
+        Keys and values are [L, B, S * P + T * N, H, K], `valid` is a mask that broadcasts to
+        [B, 1, T * N, S * P + T * N].
         """
         layers, slots, past, tokens, heads, width = history.keys.shape
-        shape = (layers, slots, past + (1 if present is None else 2), tokens, heads, width)
+        num_new = (1 if sees is None else sees.shape[1]) * (1 if present is None else 2)
+        shape = (layers, slots, past + num_new, tokens, heads, width)
         keys, values = history.keys.new_empty(shape), history.values.new_empty(shape)
         turn = turns(time_angles(history.positions, width, self.config.rope_base))
         torch.mul(as_complex(history.keys), turn, out=as_complex(keys[:, :, :past]))
         values[:, :, :past] = history.values
-        valid = F.pad(history.valid, (0, 1), value=True)
-        valid = valid if present is None else torch.cat([valid, present], 1)
-        return PlacedHistory(keys.flatten(2, 3), values.flatten(2, 3), self._mask(valid))
+        return PlacedHistory(keys.flatten(2, 3), values.flatten(2, 3), self._mask(see(history.valid, sees, present)))
 
     def refine(
-        self, latent: Tensor, level: float, view: EmbeddedView, positions: Tensor, history: PlacedHistory
+        self, latent: Tensor, level: Levels, view: EmbeddedView, positions: Tensor, history: PlacedHistory
     ) -> Prediction:
-        """As WorldTransformer.refine, for one new frame: latent [B, 1, P, C], positions [B, 1], a level of `levels`."""
-        known, (slots, _, tokens, _) = self.levels[level], latent.shape
-        time = turns(time_angles(positions, self.config.head_width, self.config.rope_base))[:, 0]
-        turn = (self.space * time)[:, :, None]
+        """As WorldTransformer.refine, for T new frames: latent [B, T, P, C], positions [B, T], a level of `levels`."""
+        known, (slots, times, tokens, _) = self.levels[level], latent.shape
+        time = turns(time_angles(positions, self.config.head_width, self.config.rope_base))
+        turn = self.space * time
         x = self.embed_latent(latent.flatten(0, 2)) + view.tokens.flatten(0, 2)
-        num_new = tokens
+        kinds = 1 if view.hands is None else 2
         if view.hands is not None:
-            turn, num_new = torch.cat([turn, turn], 1), 2 * tokens
-            x = torch.cat([x.view(slots, tokens, -1), view.hands[:, 0]], 1).flatten(0, 1)
+            turn = torch.cat([turn, turn], 2)
+            x = torch.cat([x.view(*latent.shape[:3], -1), view.hands], 2).flatten(0, 2)
+        turn, num_new = turn.flatten(1, 2)[:, :, None], times * kinds * tokens
         new_keys, new_values = history.keys[:, :, -num_new:], history.values[:, :, -num_new:]
         places = zip(history.keys, history.values, new_keys, new_values, strict=True)
         for layer, modulation, place in zip(self.layers, known.blocks, places, strict=True):
             x = self._block(layer, modulation, x, turn, place, history.valid)
+        new_keys, new_values = (y.unflatten(2, (times, -1))[:, :, :, :tokens] for y in (new_keys, new_values))
         if view.hands is not None:
-            x = x.view(slots, num_new, -1)[:, :tokens].flatten(0, 1)
-        stored = torch.view_as_real(as_complex(new_keys[:, :, :tokens]) * time.conj()).flatten(-2)
-        new_values = new_values[:, :, :tokens]
-        layers = [KeysValues(k, v) for k, v in zip(stored[:, :, None], new_values[:, :, None], strict=True)]
-        clean = self._read_clean(x, known, view.anchor.flatten(0, 2)).view_as(latent)
-        return Prediction(clean, x.view(slots, 1, tokens, -1), layers)
+            x = x.view(slots, times, kinds * tokens, -1)[:, :, :tokens].flatten(0, 2)
+        stored = torch.view_as_real(as_complex(new_keys) * time.conj()).flatten(-2)
+        layers = [KeysValues(k, v) for k, v in zip(stored, new_values, strict=True)]
+        clean = self._read_clean(x, known, view.anchor.flatten(0, 2), slots).view_as(latent)
+        return Prediction(clean, x.view(slots, times, tokens, -1), layers)
 
     def _block(self, layer: Layer, level: Modulation, x: Tensor, turn: Tensor, place, mask: Tensor) -> Tensor:
-        """x [B * N, D]; turn [B, N, 1, 1, K / 2]; place: all keys and values, and the new frame's part of each."""
+        """x [B * N, D] of N tokens a slot; turn [B, N, 1, 1, K / 2]; place: all keys and values, and the new frames'
+        part of each."""
         keys, values, new_keys, new_values = place
         slots, tokens, heads, width = new_keys.shape
-        inner = F.layer_norm(x, x.shape[1:], level.scale1, level.shift1, 1e-6)
+        inner = modulated(x, level.scale1, level.shift1, slots)
         qkv = layer.qkv(inner).view(slots, tokens, 3, heads * width)
         qk = F.rms_norm(qkv[:, :, :2].float(), (heads * width,), None, 1e-6) * layer.norm
         rotated = torch.view_as_real(as_complex(qk.unflatten(-1, (heads, width))) * turn).flatten(-2)
@@ -215,17 +218,20 @@ class FastTransformer:
         new_values.copy_(qkv[:, :, 2].unflatten(-1, (heads, width)))
         q, k, v = (y.transpose(1, 2) for y in (rotated[:, :, 0], keys, values))
         mixed = attend(q, k, v, mask, self.config.attention).transpose(1, 2).reshape(x.shape)
-        x = torch.addcmul(x, level.gate1, layer.out(mixed))
-        inner = F.layer_norm(x, x.shape[1:], level.scale2, level.shift2, 1e-6)
-        return torch.addcmul(x, level.gate2, layer.narrow(layer.widen.then_gelu(inner)))
+        x = gated(x, level.gate1, layer.out(mixed), slots)
+        inner = modulated(x, level.scale2, level.shift2, slots)
+        return gated(x, level.gate2, layer.narrow(layer.widen.then_gelu(inner)), slots)
 
-    def _read_clean(self, x: Tensor, level: Level, anchor: Tensor) -> Tensor:
-        last = self.to_latent(F.layer_norm(x, x.shape[1:], level.scale, level.shift, 1e-6)).float()
+    def _read_clean(self, x: Tensor, level: Level, anchor: Tensor, slots: int) -> Tensor:
+        last = self.to_latent(modulated(x, level.scale, level.shift, slots)).float()
         change, trust = last.split([anchor.shape[-1], 1], -1)
         return torch.addcmul(change, torch.sigmoid(trust + 1.0), anchor) if self.config.anchor else change
 
     def _mask(self, valid: Tensor) -> Tensor:
-        seen = valid.repeat_interleave(self.grid**2, 1)[:, None, None]
+        """Which groups of P tokens the new ones see (`see`) -> the same of tokens, as attention reads it."""
+        seen = valid.repeat_interleave(self.grid**2, 2)[:, None]
+        if valid.shape[1] > 1:
+            seen = seen.repeat_interleave(self.grid**2, 2)
         if self.config.attention == "reference":
             return seen
         return torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, -torch.inf)
@@ -239,17 +245,50 @@ def fuse(block: Block, order: Tensor, packer: Packer) -> Layer:
     return Layer(qkv, norm, packer.of(block.out), packer.of(widen), packer.of(narrow))
 
 
-def tabulate(plain: WorldTransformer, blocks: Sequence[Block], level: float) -> Level:
-    """All that depends on the noise level, for one level."""
-    at = plain.final_modulation.new_tensor([level])
+def tabulate(plain: WorldTransformer, blocks: Sequence[Block], level: Levels) -> Level:
+    """All that depends on the noise level: of one level each [D], of T levels [T, 1, D]."""
+    at = plain.final_modulation.new_tensor(level)
     embedded = plain.embed_level(level_features(at, plain.config.width))
-    shared = plain.level_modulation(embedded).unflatten(-1, (6, plain.config.width))[0]
+    shared = plain.level_modulation(embedded).unflatten(-1, (6, plain.config.width))
+    embedded, shared = (embedded, shared) if at.ndim == 0 else (embedded[:, None, None], shared[:, None])
     modulations = []
     for block in blocks:
-        shift1, scale1, gate1, shift2, scale2, gate2 = (shared + block.modulation).unbind()
+        shift1, scale1, gate1, shift2, scale2, gate2 = (shared + block.modulation).unbind(-2)
         modulations.append(Modulation(1 + scale1, shift1, gate1, 1 + scale2, shift2, gate2))
-    shift, scale = (embedded + plain.final_modulation).unbind()
+    shift, scale = (embedded + plain.final_modulation).unbind(-2)
     return Level(modulations, 1 + scale, shift)
+
+
+def modulated(x: Tensor, scale: Tensor, shift: Tensor, slots: int) -> Tensor:
+    """x [B * T * N, D] of B slots normalised, then scaled and shifted: by [D], or frame by frame by [T, 1, D]."""
+    if scale.ndim == 1:
+        return F.layer_norm(x, x.shape[1:], scale, shift, 1e-6)
+    frames = F.layer_norm(x, x.shape[1:], eps=1e-6).view(slots, len(scale), -1, x.shape[1])
+    return torch.addcmul(shift, frames, scale).view_as(x)
+
+
+def gated(x: Tensor, gate: Tensor, update: Tensor, slots: int) -> Tensor:
+    """x + gate * update, both [B * T * N, D] of B slots, with a gate [D] or [T, 1, D]."""
+    if gate.ndim == 1:
+        return torch.addcmul(x, gate, update)
+    frames = (part.view(slots, len(gate), -1, x.shape[1]) for part in (x, update.float()))
+    return torch.addcmul(next(frames), gate, next(frames)).view_as(x)
+
+
+def see(valid: Tensor, sees: Tensor | None, present: Tensor | None) -> Tensor:
+    """Which groups of P tokens new ones see: bool [B, T * kinds, S + T * kinds]; of one new frame [B, 1, S + kinds].
+
+    valid bool [B, S] or [B, T, S] of history; sees bool [B, T, T]; present bool [B, T] of hands, or None.
+    """
+    if sees is None:
+        seen = F.pad(valid, (0, 1), value=True)
+        return (seen if present is None else torch.cat([seen, present], 1))[:, None]
+    times = sees.shape[1]
+    past, kinds = (valid if valid.ndim == 3 else valid[:, None].expand(-1, times, -1)), sees[..., None]
+    if present is not None:
+        kinds = torch.cat([kinds, torch.diag_embed(present)[..., None]], -1)
+    seen = torch.cat([past, kinds.flatten(2)], 2)
+    return seen if present is None else seen.repeat_interleave(2, 1)
 
 
 def pair_neighbours(head_width: int, num_heads: int) -> Tensor:

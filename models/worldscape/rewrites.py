@@ -9,14 +9,15 @@ import torch
 from worldscape.codec import Codec
 from worldscape.fast import FastTransformer
 from worldscape.fast_codec import FastCodec, HalfCodec
+from worldscape.transformer import Levels
 from worldscape.world import WorldModel
 
 Made = TypeVar("Made")
 _made: WeakKeyDictionary[WorldModel, dict[Any, tuple[tuple[Any, ...], Any]]] = WeakKeyDictionary()
 
 
-def fast_generator(model: WorldModel, levels: Sequence[float], dtype: torch.dtype) -> FastTransformer:
-    """The model's generator for these noise levels."""
+def fast_generator(model: WorldModel, levels: Sequence[Levels], dtype: torch.dtype) -> FastTransformer:
+    """The model's generator for these noise levels (FastTransformer's)."""
     return _shared(model, ("generator", *levels, dtype), lambda: FastTransformer(model.transformer, levels, dtype))
 
 

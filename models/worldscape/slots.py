@@ -75,15 +75,16 @@ class EngineFrame:
     """What all B slots show now; fresh tensors on the engine's device.
 
     rgbd float32 [B, 4, h, w] in [-1, 1], the engine's own, not to be changed: `frame` and `depth` are made of it when
-    somebody asks. pose [B, 4, 4]; camera [B, 6]; realised [B, 6] control that took place; reward, end [B]
-    probabilities; coverage [B] share of pixels anchored in memory; latent [B, P, C]; steps long [B] since opening;
-    model_calls: transformer forwards made by this call; hands: of an engine that has them; find_goal: finds the goal in
-    `rgbd`, for weights that can.
+    somebody asks. pose [B, 4, 4]; camera [B, 6]; commanded [B, 6] control that the frame answers, realised [B, 6] what
+    of it took place; reward, end [B] probabilities; coverage [B] share of pixels anchored in memory; latent [B, P, C];
+    steps long [B]: frames since opening; model_calls: transformer forwards made by this call; hands: of an engine that
+    has them; find_goal: finds the goal in `rgbd`, for weights that can.
     """
 
     rgbd: Tensor
     pose: Tensor
     camera: Tensor
+    commanded: Tensor
     realised: Tensor
     reward: Tensor
     end: Tensor
@@ -115,11 +116,37 @@ class EngineFrame:
         return decode_depth(self.rgbd[:, 3])
 
 
+class InFlight(NamedTuple):
+    """The last W frames of B slots that a rolling sampler took up, oldest first, and what it was told of the latest
+    finished frame, whose keys and values are still to be made.
+
+    latent [B, W, P, C] at rising noise levels; camera, commanded, realised [B, W, 6]; hands as SlotHands has them,
+    [B, W, 2, ...] and hand_base [B, W, 4, 4]; count long [B]: frames taken up since the slot was opened, at most W, so
+    that places before W - count hold none yet (their cameras stand where the slot was opened). told_tokens [B, P, D],
+    told_anchor [B, P, C], told_hands [B, P, D] and told_present bool [B]: EmbeddedView of one frame.
+    """
+
+    latent: Tensor
+    camera: Tensor
+    commanded: Tensor
+    realised: Tensor
+    hand_state: Tensor
+    hand_command: Tensor
+    hand_present: Tensor
+    hand_base: Tensor
+    count: Tensor
+    told_tokens: Tensor
+    told_anchor: Tensor
+    told_hands: Tensor
+    told_present: Tensor
+
+
 @dataclass(slots=True)
 class SlotState:
     """All there is to know of the slots, each tensor with a leading B; memory indexes slots itself.
 
-    pose is that of camera (`pose_from_state`): several ask for it in each step.
+    pose is that of camera (`pose_from_state`): several ask for it in each step. flight: frames that are not finished,
+    in an engine whose sampler keeps such between steps.
     """
 
     memory: WorldMemory
@@ -133,6 +160,7 @@ class SlotState:
     features: Tensor
     rgbd: Tensor
     coverage: Tensor
+    commanded: Tensor
     realised: Tensor
     events: Tensor = field(repr=False)
     hand_state: Tensor = field(repr=False)
@@ -145,6 +173,7 @@ class SlotState:
     target_spread: Tensor = field(repr=False)
     touch: Tensor = field(repr=False)
     was_lifted: Tensor = field(repr=False)
+    flight: InFlight | None = field(default=None, repr=False)
 
     @classmethod
     def empty(cls, config: WorldConfig, memory: WorldMemory) -> "SlotState":
@@ -164,6 +193,7 @@ class SlotState:
             features=like.new_zeros(slots, codec.num_tokens, config.transformer.width),
             rgbd=like.new_zeros(slots, 4, codec.size, codec.size),
             coverage=like.new_zeros(slots),
+            commanded=like.new_zeros(slots, 6),
             realised=like.new_zeros(slots, 6),
             events=like.new_zeros(slots, 2),
             hand_state=hands.state,
@@ -194,12 +224,17 @@ class SlotState:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name; those of memory apart."""
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "memory"}
+        own = {item.name: getattr(self, item.name) for item in fields(self) if item.name not in ("memory", "flight")}
+        flight = {} if self.flight is None else self.flight._asdict()
+        return own | {f"flight_{name}": tensor for name, tensor in flight.items()}
 
     def write_rows(self, rows: Tensor, new: dict[str, Tensor]) -> None:
         """Replace `rows` [R] by tensors [R, ...] of the same names; memory stays, and so does what was shown before."""
-        for name, stored in self.tensors().items():
-            setattr(self, name, stored.index_copy(0, rows, new[name]))
+        changed = {name: stored.index_copy(0, rows, new[name]) for name, stored in self.tensors().items()}
+        if self.flight is not None:
+            self.flight = InFlight(*(changed.pop(f"flight_{name}") for name in InFlight._fields))
+        for name, tensor in changed.items():
+            setattr(self, name, tensor)
 
     def present(self, model_calls: int, heads: Heads, has_hands: bool) -> EngineFrame:
         """The slots' current frames, after so many model calls, as tensors that later steps leave alone."""
@@ -208,6 +243,7 @@ class SlotState:
             rgbd=self.rgbd,
             pose=self.pose.clone(),
             camera=self.camera.clone(),
+            commanded=self.commanded.clone(),
             realised=self.realised.clone(),
             reward=reward,
             end=end,
@@ -292,14 +328,15 @@ class View(NamedTuple):
 
 
 class NewFrame(NamedTuple):
-    """A finished frame of all slots: camera [B, 6], realised [B, 6], rgbd [B, 4, h, w], latent [B, P, C]. is_real: a
-    recorded frame, not a dreamed one.
+    """A finished frame of all slots: camera [B, 6], realised [B, 6], rgbd [B, 4, h, w], latent [B, P, C], and the
+    control [B, 6] that was commanded. is_real: a recorded frame, not a dreamed one.
     """
 
     camera: Tensor
     realised: Tensor
     rgbd: Tensor
     latent: Tensor
+    commanded: Tensor
     is_real: bool = False
 
 

@@ -18,6 +18,9 @@ from worldscape.nn.blocks import Block, KeysValues, Layout
 from worldscape.nn.rope import Rotation, rotate, space_angles, time_angles
 
 RAYS_PER_TOKEN = 2  # Pluecker rays along each side of a token
+Levels = float | tuple[float, ...]
+"""The noise level of all new frames, or of each."""
+
 HAND_WEIGHTS = ("embed_hands.", "no_hand")  # what weights from before hands lack; without a hand it starts unnoticed
 
 
@@ -40,7 +43,7 @@ class FrameInputs(NamedTuple):
 
 class History(NamedTuple):
     """Committed frames as stored: keys without temporal rotation and values [L, B, S, P, H, K], their small relative
-    positions [B, S], valid bool [B, S].
+    positions [B, S], valid bool [B, S], or [B, T, S] where new frames see different ones.
     """
 
     keys: Tensor
@@ -50,11 +53,14 @@ class History(NamedTuple):
 
 
 class PlacedHistory(NamedTuple):
-    """History ready to be read in one step, by the generator that placed it: keys rotated to their relative times."""
+    """History ready to be read in one step, by the generator that placed it: keys rotated to their relative times; and
+    which of the step's T new frames sees which, bool [B, T, T] (None: each itself and earlier ones).
+    """
 
     keys: Tensor
     values: Tensor
     valid: Tensor
+    sees: Tensor | None = None
 
 
 class EmbeddedView(NamedTuple):
@@ -108,13 +114,14 @@ class WorldTransformer(nn.Module):
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.to_latent = zero_linear(nn.Linear(width, channels + 1))
 
-    def place(self, history: History, present: Tensor | None = None) -> PlacedHistory:
+    def place(self, history: History, present: Tensor | None = None, sees: Tensor | None = None) -> PlacedHistory:
         """Rotate stored keys to their relative times: once a step, for all model calls of that step.
 
-        present (EmbeddedView's) is for FastTransformer, which leaves room for the tokens of hands.
+        sees: which of T new frames sees which, bool [B, T, T]. present (EmbeddedView's) is for FastTransformer, which
+        leaves room for the tokens of hands.
         """
         angles = time_angles(history.positions, self.config.head_width, self.config.rope_base)
-        return PlacedHistory(rotate(history.keys, Rotation.of(angles)), history.values, history.valid)
+        return PlacedHistory(rotate(history.keys, Rotation.of(angles)), history.values, history.valid, sees)
 
     def forward(
         self,
@@ -148,11 +155,12 @@ class WorldTransformer(nn.Module):
         return EmbeddedView(tokens, anchor, self.embed_hands(pack_hands(hands, self.grid)), present)
 
     def refine(
-        self, latent: Tensor, level: float, view: EmbeddedView, positions: Tensor, history: PlacedHistory
+        self, latent: Tensor, level: Levels, view: EmbeddedView, positions: Tensor, history: PlacedHistory
     ) -> Prediction:
-        """As forward, for frames that are all at one noise level and whose view is embedded already."""
-        layout = self._layout(positions, history, None, view.present)
-        return self._refine(latent, torch.full_like(latent[:, :, 0, 0], level), view, layout, history)
+        """As forward, for frames all at one noise level, or each at its own, whose view is embedded already."""
+        layout = self._layout(positions, history, history.sees, view.present)
+        levels = torch.tensor(level, device=latent.device).expand(latent.shape[:2])
+        return self._refine(latent, levels, view, layout, history)
 
     def _refine(
         self, latent: Tensor, level: Tensor, view: EmbeddedView, layout: Layout, history: PlacedHistory | None
@@ -200,7 +208,8 @@ class WorldTransformer(nn.Module):
         new = repeat(kinds, "b t s kind -> b 1 (t n p) (s kind q)", n=kinds.shape[-1], p=tokens, q=tokens)
         if history is None:
             return new
-        past = repeat(history.valid, "b s -> b 1 n (s q)", n=new.shape[2], q=tokens)
+        valid = history.valid if history.valid.ndim == 3 else history.valid[:, None].expand(-1, sees.shape[1], -1)
+        past = repeat(valid, "b t s -> b 1 (t m) (s q)", m=new.shape[2] // sees.shape[1], q=tokens)
         return torch.cat([past, new.expand(len(past), -1, -1, -1)], -1)
 
     def _read_clean(self, x: Tensor, level: Tensor, anchor: Tensor) -> Tensor:

@@ -73,6 +73,8 @@ def random_keys(env: gym.Env, rng: np.random.Generator):
 class PerfectEngine:
     """Dreams exactly what PanoramaEnv shows. Counts the frames it made."""
 
+    action_latency = 0
+
     def __init__(self, num_slots: int) -> None:
         self.num_slots, self.num_frames = num_slots, 0
 
@@ -98,6 +100,7 @@ class PerfectEngine:
             rgbd=torch.zeros(self.num_slots, 4, SIZE, SIZE),
             pose=torch.from_numpy(pose_from_state_numpy(self.states)),
             camera=torch.from_numpy(self.states),
+            commanded=torch.from_numpy(realised),
             realised=torch.from_numpy(realised),
             reward=none,
             end=none,

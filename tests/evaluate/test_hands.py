@@ -44,7 +44,7 @@ def reader() -> HandReader:
 class ReplayEngine:
     """Dreams what the simulator showed, moment by moment; or, frozen, its first frame for ever."""
 
-    num_slots = NUM
+    num_slots, action_latency = NUM, 0
 
     def __init__(self, episodes: EpisodeBatch, is_frozen: bool = False) -> None:
         self.episodes, self.is_frozen, self.told = episodes, is_frozen, []
@@ -72,6 +72,7 @@ class ReplayEngine:
             rgbd=torch.zeros(NUM, 4, *self.episodes.depth.shape[-2:]),
             pose=torch.from_numpy(self.episodes.pose[:, number]),
             camera=torch.zeros(NUM, 6),
+            commanded=torch.zeros(NUM, 6),
             realised=torch.zeros(NUM, 6),
             reward=none,
             end=none,

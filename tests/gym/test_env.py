@@ -23,6 +23,7 @@ VARIANTS = [
     *({"actions": actions} for actions in ACTION_MODES),
     *({"task": task} for task in TASKS),
     {"task": "goal_pose", "task_options": {"radius": 0.5}, "size": (48, 80), "steps_per_frame": 3},
+    {"sampler": "rolling", "steps_per_frame": 2},
     {"starts": "train", "max_episode_steps": 20},
 ]
 
@@ -106,6 +107,20 @@ class TestStep:
             env.reset(seed=0)
             calls.append(env.step(1)[4]["model_calls"])
         assert calls[1] - calls[0] == 2
+
+    def test_a_rolling_sampler_says_when_actions_show(self):
+        """Three calls a frame, one a step: the second turn is told of two steps after it was commanded."""
+        env = make_env(sampler="rolling", steps_per_frame=3)
+        start, info = env.reset(seed=0)
+        assert env.unwrapped.action_latency == info["action_latency"] == 2
+        shown = [env.step(action) for action in (5, 6, 0, 0)]
+        assert all(found[4]["model_calls"] == 1 for found in shown)
+        turned = [round(math.degrees(found[4]["control"][3])) for found in shown]
+        assert turned == [0, 0, -15, 15]
+        assert np.array_equal(shown[0][0], start) and not np.array_equal(shown[2][0], start)
+        yaws = [found[4]["camera"][3] - info["camera"][3] for found in shown]
+        np.testing.assert_allclose(np.degrees(yaws), [0, 0, -15, 0], atol=1e-3)
+        assert make_env().unwrapped.action_latency == 0
 
     def test_results_are_the_users_to_change(self):
         env, twin = make_env(), make_env()
@@ -290,6 +305,8 @@ class TestBadInput:
             ({"size": (64, 8)}, "is too small"),
             ({"steps_per_frame": 0}, "steps_per_frame=0 is no count"),
             ({"steps_per_frame": 1.5}, "steps_per_frame=1.5 is no count"),
+            ({"sampler": "sideways"}, "sampler='sideways' is unknown; choose one of blockwise, rolling"),
+            ({"sampler": "rolling", "steps_per_frame": 9}, "keeps 9 frames in flight"),
             ({"device": "gpu"}, "device='gpu' is not a torch device"),
         ],
     )

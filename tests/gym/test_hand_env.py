@@ -32,6 +32,7 @@ VARIANTS = [
     *({"task": task} for task in HAND_TASKS),
     {"hands": "left"},
     {"hands": "both", "size": (48, 80), "steps_per_frame": 2},
+    {"sampler": "rolling", "steps_per_frame": 2},
     {"hand_actions": "keypoints"},
     {"hands": "both", "hand_actions": "egodex"},
 ]

@@ -21,6 +21,7 @@ def make_frame(num_slots: int, **changes) -> EngineFrame:
         rgbd=torch.zeros(num_slots, 4, 16, 16),
         pose=torch.eye(4).repeat(num_slots, 1, 1),
         camera=torch.zeros(num_slots, 6),
+        commanded=torch.zeros(num_slots, 6),
         realised=torch.zeros(num_slots, 6),
         reward=torch.zeros(num_slots),
         end=torch.zeros(num_slots),

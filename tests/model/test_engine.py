@@ -104,7 +104,7 @@ def test_denoise_writes_nothing_and_commit_appends_one_frame(model):
     latent = engine.denoise(state, view, history)
     after = state.memory.save(torch.arange(2))
     assert all(torch.equal(after[name], before[name]) for name in before) and state.memory.count.tolist() == [1, 1]
-    new = NewFrame(state.camera, state.realised, state.rgbd, latent)
+    new = NewFrame(state.camera, state.realised, state.rgbd, latent, state.realised)
     engine.commit(state, new, view, history, torch.tensor([True, False]))
     assert state.memory.count.tolist() == [2, 1] and state.memory.store.num_used() == 3
     assert torch.equal(state.latent[0], latent[0]) and not torch.equal(state.latent[1], latent[1])

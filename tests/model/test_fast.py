@@ -7,7 +7,7 @@ from worldscape.engine import Start, WorldEngine
 from worldscape.fast import FastTransformer
 from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import WorldMemory
-from worldscape.transformer import FrameInputs
+from worldscape.transformer import EmbeddedView, FrameInputs, History
 from worldscape.world import debug_world
 
 
@@ -45,3 +45,78 @@ def test_a_first_frame_without_history(level):
     expected = model(inputs, positions)
     torch.testing.assert_close(found.latent, expected.latent, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(found.features, expected.features, atol=1e-5, rtol=1e-4)
+
+
+LEVELS = (0.0, 0.3, 1.0)  # of a finished frame and two that are refined together
+
+
+@pytest.mark.parametrize("has_hands", [False, True])
+def test_a_window_of_frames_at_their_own_levels(has_hands):
+    """Three new frames after three of history, of which the first new one does not see the second; its place in the
+    clip's own mask tells the plain generator the same, given the whole clip at once."""
+    model, rng = debug_world().transformer.eval(), torch.Generator().manual_seed(1)
+    fast = FastTransformer(model, [LEVELS, 0.0])
+    clip = random_clip(6, rng, has_hands)
+    sees = torch.ones(6, 6, dtype=torch.bool).tril().expand(2, -1, -1).clone()
+    sees[:, 3, 1], sees[0, 4, 2], sees[1, 5, 3] = False, False, False
+    level = torch.tensor([0.0, 0.0, 0.0, *LEVELS]).expand(2, -1)
+    positions = torch.arange(6).expand(2, -1)
+    whole = model(clip._replace(level=level), positions, sees=sees)
+    for generator in (fast, model):
+        past = clip_history(generator, clip, sees[:, :3, :3])
+        view = seen(generator, clip, slice(3, None))
+        placed = generator.place(past._replace(valid=sees[:, 3:, :3]), view.present, sees[:, 3:, 3:])
+        found = generator.refine(clip.latent[:, 3:], LEVELS, view, positions[:, 3:], placed)
+        torch.testing.assert_close(found.latent, whole.latent[:, 3:], atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(found.features, whole.features[:, 3:], atol=2e-5, rtol=1e-4)
+        if generator is model:
+            torch.testing.assert_close(found.layers[-1].keys, whole.layers[-1].keys[:, 3:], atol=2e-5, rtol=1e-4)
+            continue
+        alone = seen(fast, clip, slice(3, 4))
+        own = fast.place(past._replace(valid=sees[:, 3, :3]), alone.present)
+        single = fast.refine(clip.latent[:, 3:4], 0.0, alone, positions[:, 3:4], own)
+        for one, many in zip(single.layers, found.layers, strict=True):
+            torch.testing.assert_close(many.keys[:, :1], one.keys, atol=2e-5, rtol=1e-4)
+            torch.testing.assert_close(many.values[:, :1], one.values, atol=2e-5, rtol=1e-4)
+
+
+def random_clip(times: int, rng: torch.Generator, has_hands: bool) -> FrameInputs:
+    hands = torch.rand(2, times, 4, 64, 64, generator=rng) if has_hands else None
+    if hands is not None:
+        hands[0, -1] = 0.0
+    return FrameInputs(
+        latent=torch.randn(2, times, 16, 8, generator=rng),
+        level=torch.zeros(2, times),
+        rays=torch.randn(2, times, 6, 8, 8, generator=rng),
+        anchor=torch.randn(2, times, 16, 8, generator=rng),
+        coverage=torch.rand(2, times, 16, generator=rng),
+        hands=hands,
+    )
+
+
+def seen(generator, clip: FrameInputs, now: slice) -> EmbeddedView:
+    hands = None if clip.hands is None else clip.hands[:, now]
+    return generator.embed_view(clip.rays[:, now], clip.anchor[:, now], clip.coverage[:, now], hands)
+
+
+def clip_history(generator, clip: FrameInputs, sees: torch.Tensor) -> History:
+    """The first three frames of a clip, committed one after another."""
+    layers, positions = [], torch.arange(3).expand(2, -1)
+    for time in range(3):
+        now = slice(time, time + 1)
+        view = seen(generator, clip, now)
+        past = History(*joined(generator, layers), positions[:, :time], sees[:, time, :time])
+        found = generator.refine(clip.latent[:, now], 0.0, view, positions[:, now], generator.place(past, view.present))
+        layers.append(found.layers)
+    return History(*joined(generator, layers), positions, sees[:, -1])
+
+
+def joined(generator, layers: list) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keys and values [L, 2, S, P, H, K] of frames committed one by one."""
+    config = generator.config
+    none = torch.zeros(config.num_layers, 2, 0, 16, config.num_heads, config.head_width)
+    keys, values = (
+        torch.cat([none, *(torch.stack([getattr(layer, name) for layer in frame]) for frame in layers)], 2)
+        for name in ("keys", "values")
+    )
+    return keys, values

@@ -9,8 +9,8 @@ from tests.train.test_scoring import CLIPS, TIMES, build, clip
 from worldscape.engine import WorldEngine
 from worldscape.flow import sampling_levels
 from worldscape.train.cli import choose_model
-from worldscape.train.scoring import Clip, clean_inputs, estimate_end
-from worldscape.train.teacher import adapt_model, draw_clip_levels, hide_later, sample_clip
+from worldscape.train.scoring import Clip, clean_inputs, estimate_end, hide_later, sample_clip
+from worldscape.train.teacher import adapt_model, draw_clip_levels
 from worldscape.world import WorldModel
 
 
@@ -43,7 +43,7 @@ def test_a_clip_sampled_in_one_call_is_the_answer_to_noise():
     model.transformer = build(is_causal=False)
     noise = torch.randn(CLIPS, 3, *clip()["latent"].shape[2:], generator=torch.Generator().manual_seed(1))
     frames = clean_inputs(clip(), model.config.context_level)
-    made = sample_clip(model, Clip(frames, None), noise, sampling_levels(1)).latent
+    made = sample_clip(model.transformer, Clip(frames, None), noise, sampling_levels(1)).latent
     frames = hide_later(frames, 3)
     torch.testing.assert_close(made, estimate_end(model.transformer, frames, noise, torch.ones(CLIPS)))
 

@@ -17,8 +17,9 @@ from typing import Protocol
 import torch
 
 from worldscape.checkpoint import load_world
-from worldscape.clip_engine import ClipEngine, open_engine
+from worldscape.clip_engine import ClipEngine
 from worldscape.engine import WorldEngine
+from worldscape.engines import open_engine
 from worldscape.evaluate.dream import Engine, make_start
 from worldscape.evaluate.episodes import EpisodeBatch
 from worldscape.evaluate.report import Report, Table
@@ -45,6 +46,7 @@ class Variant:
     name: str
     weights: str
     steps_per_frame: int | None = None
+    sampler: str = "blockwise"
     policy: str | None = None
 
     def open_engine(self, slots: int, device: str, precision: str = "auto") -> WorldEngine:
@@ -52,19 +54,25 @@ class Variant:
         model = load_world(self.weights, device)
         memory = None if self.policy is None else replace(model.config.memory, policy=self.policy)
         return open_engine(
-            model, slots, device=device, steps_per_frame=self.steps_per_frame, memory=memory, precision=precision
+            model,
+            slots,
+            sampler=self.sampler,
+            device=device,
+            steps_per_frame=self.steps_per_frame,
+            memory=memory,
+            precision=precision,
         )
 
 
 def read_variant(text: str) -> Variant:
-    """ "NAME=WEIGHTS[,steps_per_frame=N][,policy=P]" -> Variant. Raises ValueError for anything else."""
+    """ "NAME=WEIGHTS[,steps_per_frame=N][,sampler=S][,policy=P]" -> Variant. Raises ValueError for anything else."""
     name, equals, rest = text.partition("=")
     weights, *options = rest.split(",")
     pairs = {key: value for key, _, value in (option.partition("=") for option in options)}
-    if not (name and equals and weights) or not pairs.keys() <= {"steps_per_frame", "policy"}:
-        raise ValueError(f"--row {text!r} does not read as NAME=WEIGHTS[,steps_per_frame=N][,policy=P]")
-    steps = int(pairs["steps_per_frame"]) if "steps_per_frame" in pairs else None
-    return Variant(name=name.strip(), weights=weights, steps_per_frame=steps, policy=pairs.get("policy"))
+    if not (name and equals and weights) or not pairs.keys() <= {"steps_per_frame", "sampler", "policy"}:
+        raise ValueError(f"--row {text!r} does not read as NAME=WEIGHTS[,steps_per_frame=N][,sampler=S][,policy=P]")
+    steps = int(pairs.pop("steps_per_frame")) if "steps_per_frame" in pairs else None
+    return Variant(name=name.strip(), weights=weights, steps_per_frame=steps, **pairs)
 
 
 class TimedEngine(Engine, Protocol):

@@ -249,6 +249,7 @@ class Arenas:
         batch: int = 16,
         device: str = "cpu",
         steps_per_frame: int | None = None,
+        sampler: str = "blockwise",
         precision: str = "auto",
         make_simulator: Callable[[int], gym.Env] | None = None,
     ) -> None:
@@ -276,6 +277,7 @@ class Arenas:
                 weights=weights,
                 device=device,
                 steps_per_frame=steps_per_frame,
+                sampler=sampler,
                 precision=precision,
                 starts=str(starts),
                 task=task,

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 WALKED = ("rooms",)
 READ_STEPS = 64  # of the episodes from which an ablation reads actions back, in segments of a quarter
-ARENA_OPTIONS = ("task", "limit", "first_seed", "batch", "device", "steps_per_frame", "precision")
+ARENA_OPTIONS = ("task", "limit", "first_seed", "batch", "device", "steps_per_frame", "sampler", "precision")
 OpenEngine = Callable[[int, str, str], "WorldEngine"]
 """Number of slots, device, precision -> engine."""
 
@@ -44,7 +44,9 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     drift.add_argument("--steps", type=int, default=1000, help="length of each dream")
     drift.add_argument("--window", type=int, default=100, help="steps that one row of statistics covers")
     ablation = add_evaluation(evaluations, "ablation", run_ablation, episodes=32, policy="explore", sources=WALKED)
-    ablation.add_argument("--row", action="append", required=True, help="NAME=WEIGHTS[,steps_per_frame=N][,policy=P]")
+    ablation.add_argument(
+        "--row", action="append", required=True, help="NAME=WEIGHTS[,steps_per_frame=N][,sampler=S][,policy=P]"
+    )
     ablation.add_argument("--horizons", type=read_counts, default=(4, 16, 64), help="comma-separated steps")
     ablation.add_argument(
         "--reader", type=Path, help="inverse_dynamics.safetensors, made where absent; none: no actions"
@@ -263,6 +265,7 @@ def run_memory(args: argparse.Namespace) -> None:
         batch=args.batch,
         device=args.device,
         steps_per_frame=args.steps_per_frame,
+        sampler=args.sampler,
         precision=args.precision,
     )
     if args.out:
@@ -319,7 +322,7 @@ def _kept_plays(args: argparse.Namespace, arenas: Arenas):
     from worldscape.evaluate.kept_plays import KeptArenas
 
     shared = {"task": args.task, "limit": arenas.limit, "first_seed": args.first_seed, "size": arenas.size}
-    engine = {name: vars(args)[name] for name in ("batch", "device", "steps_per_frame", "precision")}
+    engine = {name: vars(args)[name] for name in ("batch", "device", "steps_per_frame", "sampler", "precision")}
     dream = {**shared, **engine, "weights": weights_id(load_world(args.weights)), "episodes": args.episodes}
     return KeptArenas(arenas, args.out / "plays", {"simulator": shared, "dream": dream}, find_commit())
 
@@ -346,7 +349,7 @@ def run_exploits(args: argparse.Namespace) -> None:
 
 def _prepare(args: argparse.Namespace, num_steps: int, open_engine: OpenEngine | None = None):
     """The engine and the judged episodes that the options ask for; open_engine(slots, device) makes another engine."""
-    from worldscape.clip_engine import open_engine as make_engine
+    from worldscape.engines import open_engine as make_engine
 
     model = _checked_model(args)
     num_slots = min(args.batch, args.episodes)
@@ -354,6 +357,7 @@ def _prepare(args: argparse.Namespace, num_steps: int, open_engine: OpenEngine |
         engine = make_engine(
             model,
             num_slots,
+            sampler=args.sampler,
             device=args.device,
             steps_per_frame=args.steps_per_frame,
             precision=args.precision,

@@ -23,6 +23,11 @@ class Engine(Protocol):
 
     num_slots: int
 
+    @property
+    def action_latency(self) -> int:
+        """Steps from an action to the frame that shows it, beyond the very next one."""
+        ...
+
     def open(self, start: Start, seeds: Tensor, rows: Tensor | None = None) -> EngineFrame: ...
 
     def step(
@@ -84,9 +89,9 @@ def dream_episodes(
 ) -> Dream:
     """Open each episode with its first `context` frames and step `num_steps` controls from there.
 
-    Step s of the dream answers step context - 1 + s of the episode; `controls` [N, S, 6] replaces the episode's own,
-    `hands` [N, S, 2, 13] its hands'. is_realised: dream along the motion that took place in the simulator, so that both
-    stand in the same place.
+    Step s of the dream shows what step context - 1 + s of the episode does, also where the engine shows it later.
+    `controls` [N, S, 6] replaces the episode's own, `hands` [N, S, 2, 13] its hands'. is_realised: dream along the
+    motion that took place in the simulator, so that both stand in the same place.
     The noise seed of a dream is its layout seed, so a dream does not depend on the batch it runs in.
     """
     own = episodes.realised if is_realised else episodes.controls
@@ -134,14 +139,19 @@ def _dream_rows(
     batch = episodes.rows(padded.tolist())
     engine.open(make_start(batch, context), torch.from_numpy(batch.seeds))
     steps = torch.from_numpy(np.ascontiguousarray(commanded[padded]))
-    told = None if moved is None else torch.from_numpy(np.ascontiguousarray(moved[padded]))
+    told = None if moved is None else torch.from_numpy(np.ascontiguousarray(moved[padded][:, : steps.shape[1]]))
     if isinstance(engine, ClipEngine):
-        engine.foresee(steps, hands=told if told is None else told[:, : steps.shape[1]], is_realised=is_realised)
+        engine.foresee(steps, hands=told, is_realised=is_realised)
+    latency = engine.action_latency
     seen: dict[str, list[Tensor]] = {name: [] for name in KEPT}
     hands: list[HandFrame] = []
-    for index, control in enumerate(steps.unbind(dim=1)):
-        commanded_hands = {} if told is None else {"hands": told[:, index]}
+    for index in range(steps.shape[1] + latency):
+        now = min(index, steps.shape[1] - 1)  # what is told after the last step does not show any more
+        control = steps[:, now] if now == index else torch.zeros_like(steps[:, now])
+        commanded_hands = {} if told is None else {"hands": told[:, now]}
         frame = engine.step(control, **commanded_hands, is_realised=is_realised)
+        if index < latency:
+            continue
         for name, dtype in KEPT.items():
             seen[name].append(getattr(frame, name)[: len(rows)].to("cpu", dtype))
         hands += [] if frame.hands is None else [frame.hands]

@@ -20,6 +20,7 @@ from worldscape.config import MemoryConfig
 from worldscape.data.explore import FORWARD, MIRROR, TURN_LEFT, TURN_RIGHT, TURNS_AROUND
 from worldscape.data.rollout import Act, Policy
 from worldscape.engine import WorldEngine
+from worldscape.engines import open_engine
 from worldscape.evaluate import metrics as scores
 from worldscape.evaluate.dream import Dream, dream_episodes
 from worldscape.evaluate.episodes import EpisodeBatch
@@ -97,6 +98,7 @@ def judge_memory(
     batch: int,
     device: str = "cpu",
     steps_per_frame: int | None = None,
+    sampler: str = "blockwise",
     precision: str = "auto",
 ) -> MemoryScores:
     """Dream every walk under every policy and score the revisits; metrics are named <score>_<path>_<policy>.
@@ -114,7 +116,7 @@ def judge_memory(
             memory = with_policy(model.config.memory, policy, episodes.num_steps)
             slots = min(batch, len(episodes))
             options = {"memory": memory, "steps_per_frame": steps_per_frame, "precision": precision}
-            engine = WorldEngine(model, slots, device=device, **options)
+            engine = open_engine(model, slots, sampler=sampler, device=device, **options)
             begin = time.perf_counter()
             dream = dream_episodes(engine, episodes, num_steps=episodes.num_steps, is_realised=True)
             steps = -(-len(episodes) // engine.num_slots) * episodes.num_steps

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from worldscape.data.episode import HELD_OUT_SEED
+from worldscape.engines import SAMPLERS
 from worldscape.evaluate.episodes import SOURCES
 from worldscape.precision import PRECISIONS
 
@@ -31,6 +32,7 @@ def add_evaluation(
         parser.add_argument("--policy", default=policy, help="who walks, or moves the hand: one of the recorder's")
     parser.add_argument("--batch", type=int, default=16, help="dreams that run side by side")
     parser.add_argument("--steps-per-frame", type=int, help="denoising model calls a frame; default: the weights' own")
+    parser.add_argument("--sampler", choices=SAMPLERS, default="blockwise", help="how frames are sampled")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="what the networks compute in")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="folder for pictures (and what is worth keeping for the next run)")

@@ -34,14 +34,17 @@ class Trust(NamedTuple):
 
 
 class WatchedEngine:
-    """A WorldEngine whose SIGNALS are noted at every step, one list of [B, signals] for each time it was opened."""
+    """A WorldEngine whose SIGNALS are noted with every dreamed frame, one list of [B, signals] for each time it was
+    opened."""
 
     def __init__(self, engine: WorldEngine) -> None:
         self.engine, self.num_slots = engine, engine.num_slots
+        self.action_latency, self._waiting = engine.action_latency, 0
         self.groups: list[list[Tensor]] = []
 
     def open(self, start: Start, seeds: Tensor, rows: Tensor | None = None) -> EngineFrame:
         self.groups.append([])
+        self._waiting = self.action_latency
         return self.engine.open(start, seeds, rows)
 
     def step(
@@ -53,6 +56,9 @@ class WatchedEngine:
         is_realised: bool = False,
     ) -> EngineFrame:
         frame = self.engine.step(controls, active, hands=hands, is_realised=is_realised)
+        if self._waiting:  # it still shows the start
+            self._waiting -= 1
+            return frame
         tables = self.engine.state.memory.tables
         drift, since_real = report_trust(tables)
         told = (drift, since_real.float(), report_memory(tables).novelty, frame.steps.float())

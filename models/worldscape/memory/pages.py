@@ -1,7 +1,8 @@
 """Page store: one page a frame with all that is remembered of it, shared between slots and counted by references.
 
-A page is written once, when its frame is committed, and never changes afterwards, so sharing it needs no copy. Page 0
-(BLANK) stands for "none" and reads as zeros; page 1 (SCRAP) takes what slots write that stand still.
+A page is written once, when its frame is committed, and never changes afterwards, so sharing it needs no copy; keys and
+values may follow, the same for all that share it. Page 0 (BLANK) stands for "none" and reads as zeros; page 1 (SCRAP)
+takes what slots write that stand still.
 """
 
 from collections.abc import Sequence
@@ -96,6 +97,10 @@ class PageStore:
         """Write N frames into the allocated `pages` [N]."""
         for stored, value, axis in zip(self.fields, new, (1, *[0] * (len(new) - 1)), strict=True):
             stored.index_copy_(axis, pages, value.to(stored.dtype))
+
+    def write_keys_values(self, pages: Tensor, keys_values: Tensor) -> None:
+        """Write what was not known yet of the frames in `pages` [N]: [2 L, N, P, H, K]."""
+        self.fields.keys_values.index_copy_(1, pages, keys_values.to(self.fields.keys_values.dtype))
 
     def read_keys_values(self, pages: Tensor) -> Tensor:
         """pages [B, S] -> [2 L, B, S, P, H, K]."""

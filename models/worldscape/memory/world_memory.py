@@ -20,7 +20,7 @@ from worldscape.conditioning.layers import Layers, Limbs, Pictures, owned_by, sp
 from worldscape.conditioning.reproject import Anchor, decode_depth, reproject
 from worldscape.config import MemoryConfig
 from worldscape.memory import lineage, policy
-from worldscape.memory.pages import BLANK, Page, PageShape, PageStore, fit_levels, page_bytes
+from worldscape.memory.pages import BLANK, SCRAP, Page, PageShape, PageStore, fit_levels, page_bytes
 from worldscape.memory.surroundings import Surfaces
 from worldscape.memory.tables import SlotTables
 from worldscape.nn.blocks import KeysValues
@@ -56,9 +56,9 @@ class Remembered(NamedTuple):
 
 
 class Frame(NamedTuple):
-    """A finished frame: keys and values [B, 1, P, H, K] per layer (none: geometry only), rgbd [B, 4, h, w], pose
-    [B, 4, 4] camera to world, intrinsics [B, 4] normalised. is_real: a recorded frame, not a dreamed one. limbs: the
-    hands in it, None where there can be none.
+    """A finished frame: keys and values [B, 1, P, H, K] per layer (none: geometry only, or taken in later), rgbd
+    [B, 4, h, w], pose [B, 4, 4] camera to world, intrinsics [B, 4] normalised. is_real: a recorded frame, not a dreamed
+    one. limbs: the hands in it, None where there can be none.
     """
 
     layers: list[KeysValues]
@@ -178,20 +178,48 @@ class WorldMemory:
         tables = self.tables
         pages = torch.cat([tables.sink, retrieved, tables.local], 1)
         keys, values = self.store.read_keys_values(pages).chunk(2)
-        return History(keys, values, self._positions(retrieved), pages != BLANK)
+        return History(keys, values, self._positions(retrieved, 0), pages != BLANK)
 
-    def _positions(self, retrieved: Tensor) -> Tensor:
+    def read_pending(self, retrieved: Tensor, num_ahead: int) -> History:
+        """History for a call that takes in the latest frame and refines the next one and num_ahead after it: as read,
+        but for these to fit, the local window lacks its oldest num_ahead frames.
+
+        valid bool [B, 1 + 1 + num_ahead, S]: nobody reads the latest frame here, which is among the new ones; it itself
+        does not see what is retrieved for those after it, so what is stored of it does not depend on where one goes.
+        """
+        tables, (num_sink, _, num_local) = self.tables, self.tables.levels
+        history = self.read(retrieved)
+        pages = torch.cat([tables.sink, retrieved, tables.local], 1)
+        oldest = (tables.count - num_local + num_ahead)[:, None]
+        is_recent = (self.store.fields.frame[tables.local] >= oldest) | (oldest <= num_sink)
+        valid = history.valid & (pages != tables.latest[:, None])
+        valid = torch.cat([valid[:, :-num_local], valid[:, -num_local:] & is_recent], 1)
+        seen = valid[:, None].repeat(1, 2 + num_ahead, 1)
+        seen[:, 0, num_sink : num_sink + retrieved.shape[1]] = False
+        return history._replace(positions=self._positions(retrieved, num_ahead), valid=seen)
+
+    def _positions(self, retrieved: Tensor, num_ahead: int) -> Tensor:
         """Relative positions [B, S + R + W]: sink and retrieved by place, local by age, whatever the count."""
         tables, num_fixed = self.tables, self.tables.levels.num_sink + retrieved.shape[1]
-        shift = (tables.count - tables.levels.num_sink - tables.levels.num_local).clamp_min(0)[:, None]
+        shift = (tables.count - tables.levels.num_sink - tables.levels.num_local + num_ahead).clamp_min(0)[:, None]
         local = (self.store.fields.frame[tables.local] - shift + retrieved.shape[1]).clamp_min(0)
         fixed = torch.arange(num_fixed, device=local.device).expand(len(local), -1)
         return torch.cat([fixed, local], 1)
 
-    def next_positions(self) -> Tensor:
-        """Relative position of the frame about to be dreamed: long [B, 1]."""
+    def next_positions(self, num_ahead: int = 0) -> Tensor:
+        """Relative position of the frame about to be dreamed: long [B, 1]; num_ahead as in read_pending."""
         num_sink, _, num_local = self.tables.levels
-        return (self.count.clamp_max(num_sink + num_local) + self.tables.retrieved.shape[1])[:, None]
+        return (self.count.clamp_max(num_sink + num_local - num_ahead) + self.tables.retrieved.shape[1])[:, None]
+
+    def pending_positions(self, num_ahead: int) -> Tensor:
+        """Relative position of the latest frame in read_pending's call: long [B, 1]."""
+        is_sink = (self.count <= self.tables.levels.num_sink)[:, None]
+        return torch.where(is_sink, self.count[:, None] - 1, self.next_positions(num_ahead) - 1)
+
+    def take_in(self, layers: list[KeysValues], active: Tensor) -> None:
+        """Store keys and values [B, 1, P, H, K] per layer of the latest frames of the slots where `active` bool [B]."""
+        keys_values = torch.stack([layer.keys for layer in layers] + [layer.values for layer in layers])[:, :, 0]
+        self.store.write_keys_values(torch.where(active, self.tables.latest, SCRAP), keys_values)
 
     def append(self, frame: Frame, recall: Recall, active: Tensor) -> None:
         """Commit a finished frame, of which memory showed `recall`, to the slots where `active` bool [B]."""
@@ -230,7 +258,7 @@ class WorldMemory:
     def _page(self, frame: Frame, recall: Recall) -> Page:
         probes = policy.world_probes(frame.rgbd, frame.pose, frame.intrinsics)
         both = [layer.keys for layer in frame.layers] + [layer.values for layer in frame.layers]
-        shape = (0, len(probes), *self.store.shape[1:4])
+        shape = (2 * self.store.shape.layers, len(probes), *self.store.shape[1:4])  # none, or not known yet
         keys_values = torch.stack(both)[:, :, 0] if both else probes.new_zeros(shape)
         real = recall.real[:, lineage.probe_cells(self.store.shape.size, probes.device)]
         real = torch.ones_like(real) if frame.is_real else real

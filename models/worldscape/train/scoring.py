@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from worldscape.train.matching import follow_flow
 from worldscape.train.sight import present
 from worldscape.transformer import FrameInputs, History, PlacedHistory, Prediction, WorldTransformer
 
@@ -93,6 +94,37 @@ def predict_end(transformer: WorldTransformer, clip: Clip, noised: Tensor, level
     levels = torch.cat([frames.level[:, :-window], level[:, None].expand(-1, window)], 1)
     frames = frames._replace(latent=torch.cat([frames.latent[:, :-window], noised], 1), level=levels)
     return transformer(frames, _positions(frames), sees=clip.sees)
+
+
+class Sampled(NamedTuple):
+    """A clip's new frames: latent [B, N, P, C] clean, and the features [B, N, P, D] of the last model call."""
+
+    latent: Tensor
+    features: Tensor
+
+
+def sample_clip(transformer: WorldTransformer, clip: Clip, noise: Tensor, levels: list[float]) -> Sampled:
+    """Refine a clip's last N frames together, from noise [B, N, P, C] down the sampler's levels, from 1 to 0.
+
+    The frames before them are looked at as they are; of the new ones memory shows the first.
+    """
+    num_new, frames, last = noise.shape[1], hide_later(clip.frames, noise.shape[1]), []
+
+    def estimate(latent: Tensor, level: float) -> Tensor:
+        found = predict_end(
+            transformer, clip._replace(frames=frames), latent, torch.full_like(frames.level[:, 0], level)
+        )
+        last[:] = [found.features[:, -num_new:]]
+        return found.latent[:, -num_new:].float()
+
+    return Sampled(follow_flow(estimate, noise, levels)[-1], *last)
+
+
+def hide_later(frames: FrameInputs, num_new: int) -> FrameInputs:
+    """What memory shows of the frames after the first of num_new new ones, withheld."""
+    is_shown = torch.ones_like(frames.coverage)
+    is_shown[:, frames.level.shape[1] - num_new + 1 :] = 0.0
+    return frames._replace(anchor=frames.anchor * is_shown[..., None], coverage=frames.coverage * is_shown)
 
 
 def _positions(frames: FrameInputs) -> Tensor:

@@ -19,12 +19,9 @@ from worldscape.config import WorldConfig
 from worldscape.data.clips import Datasets
 from worldscape.flow import shift_level
 from worldscape.train.config import TrainConfig
-from worldscape.train.matching import follow_flow
-from worldscape.train.scoring import Clip, predict_end
 from worldscape.train.world import DEFAULTS as WORLD_DEFAULTS
 from worldscape.train.world import WorldStage, WorldTrainConfig
 from worldscape.train.world import build_stage as build_world_stage
-from worldscape.transformer import FrameInputs
 from worldscape.world import WorldModel
 
 DEFAULTS: dict[str, TrainConfig] = WORLD_DEFAULTS
@@ -76,37 +73,6 @@ class TeacherStage:
     def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
         """Nothing: the engine steps causal models only."""
         return {}
-
-
-class Sampled(NamedTuple):
-    """A clip's new frames: latent [B, N, P, C] clean, and the features [B, N, P, D] of the last model call."""
-
-    latent: Tensor
-    features: Tensor
-
-
-def sample_clip(model: WorldModel, clip: Clip, noise: Tensor, levels: list[float]) -> Sampled:
-    """Refine a clip's last N frames together, from noise [B, N, P, C] down the sampler's levels, from 1 to 0.
-
-    The frames before them are looked at as they are; of the new ones memory shows the first.
-    """
-    num_new, frames, last = noise.shape[1], hide_later(clip.frames, noise.shape[1]), []
-
-    def estimate(latent: Tensor, level: float) -> Tensor:
-        found = predict_end(
-            model.transformer, clip._replace(frames=frames), latent, torch.full_like(frames.level[:, 0], level)
-        )
-        last[:] = [found.features[:, -num_new:]]
-        return found.latent[:, -num_new:].float()
-
-    return Sampled(follow_flow(estimate, noise, levels)[-1], *last)
-
-
-def hide_later(frames: FrameInputs, num_new: int) -> FrameInputs:
-    """What memory shows of the frames after the first of num_new new ones, withheld."""
-    is_shown = torch.ones_like(frames.coverage)
-    is_shown[:, frames.level.shape[1] - num_new + 1 :] = 0.0
-    return frames._replace(anchor=frames.anchor * is_shown[..., None], coverage=frames.coverage * is_shown)
 
 
 def adapt_model(config: WorldConfig) -> WorldConfig:
