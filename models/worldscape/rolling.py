@@ -44,33 +44,38 @@ class Taken(NamedTuple):
 class RollingEngine(WorldEngine):
     """Opens, steps and reopens B slots of one world model with one model call a step.
 
-    Args: as WorldEngine's. Its frames are not those of WorldEngine, which refines each frame when all before it are
-    finished. A slot that was opened shows its start for W - 1 steps.
+    Args: as WorldEngine's; num_calls: finish frames early, after so many of steps_per_frame calls. Its frames are not
+    those of WorldEngine, which refines each frame when all before it are finished. A slot that was opened shows its
+    start for W - 1 steps.
 
     Raises ValueError as WorldEngine does, and for more frames in flight than the local window has places.
     """
 
-    def __init__(self, model: WorldModel, num_slots: int, *, steps_per_frame: int | None = None, **options: Any):
-        wanted = model.config.steps_per_frame if steps_per_frame is None else steps_per_frame
-        levels = sampling_levels(wanted, SAMPLER_SHIFT)
+    def __init__(
+        self,
+        model: WorldModel,
+        num_slots: int,
+        *,
+        steps_per_frame: int | None = None,
+        num_calls: int | None = None,
+        **options: Any,
+    ):
+        steps = model.config.steps_per_frame if steps_per_frame is None else steps_per_frame
+        self.num_flying = steps if num_calls is None else num_calls
         memory = options.get("memory") or model.config.memory
-        if wanted > memory.local_window:
+        if self.num_flying > memory.local_window:
             raise ValueError(
-                f"steps_per_frame {wanted} keeps {wanted} frames in flight, and the local window has "
+                f"steps_per_frame {steps} keeps {self.num_flying} frames in flight, and the local window has "
                 f"{memory.local_window} places: take fewer calls, or sampler='blockwise'."
             )
-        self.call_levels = (model.config.context_level, *reversed(levels[:-1]))
-        super().__init__(model, num_slots, steps_per_frame=wanted, **options)
+        levels = sampling_levels(steps, SAMPLER_SHIFT)[: self.num_flying]
+        self.call_levels = (model.config.context_level, *reversed(levels))
+        super().__init__(model, num_slots, steps_per_frame=steps, **options)
 
     @property
     def calls_per_step(self) -> int:
         """One: it refines all frames in flight and takes in the finished one."""
         return 1
-
-    @property
-    def num_flying(self) -> int:
-        """W, frames in flight."""
-        return len(self.levels) - 1
 
     @property
     def action_latency(self) -> int:
@@ -95,10 +100,10 @@ class RollingEngine(WorldEngine):
         """Take up the frame that motion `realised` [B, 6] leads to, and finish the oldest one of the active slots.
 
         As WorldEngine's; where gradients are on, the call that finishes a frame carries one. The result is the frame
-        in the oldest place, which is nobody's in slots that have taken up fewer than W. num_calls: None, since each
-        frame has its calls in steps of their own.
+        in the oldest place, which is nobody's in slots that have taken up fewer than W. num_calls is told when
+        the engine is made, since each frame has its calls in steps of their own.
         """
-        assert num_calls is None, "a rolling sampler cannot stop early: give it fewer steps_per_frame"
+        assert num_calls is None
         ahead = self.ahead(state)
         camera = apply_control(ahead.camera, realised, self.config.controls.max_pitch)
         turned = torch.cat([realised[:, :3], angle_difference(camera, ahead.camera)], 1)
@@ -114,7 +119,8 @@ class RollingEngine(WorldEngine):
             motion = (flight.camera[:, 0], flight.realised[:, 0])
             new = NewFrame(*motion, self.decode(latent, oldest), latent, flight.commanded[:, 0])
             limbs = None if oldest.hands is None else oldest.hands.limbs
-            state.memory.append(Frame([], new.rgbd, oldest.pose, state.intrinsics, limbs=limbs), oldest.recall, is_done)
+            read = oldest.recall._replace(retrieved=views[-1].recall.retrieved)
+            state.memory.append(Frame([], new.rgbd, oldest.pose, state.intrinsics, limbs=limbs), read, is_done)
             state.flight = _told(flight, oldest.told, is_done)
             self._finish(state, new, prediction, oldest, is_done)
         return Dreamed(finished, oldest)

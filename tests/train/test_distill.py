@@ -14,6 +14,7 @@ from tests.train.walks import walk_store
 from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.data.clips import FrameStore
 from worldscape.engine import WorldEngine
+from worldscape.rolling import RollingEngine
 from worldscape.train.config import override
 from worldscape.train.distill import DEFAULTS, DistillStage, DistillTrainConfig, roll_out
 from worldscape.train.rollouts import start_at
@@ -60,6 +61,40 @@ def test_a_rollout_is_the_dream_of_the_engine(store):
     kept = torch.stack([latents[0], *latents[-4:]], 1)
     torch.testing.assert_close(clip.latent.detach(), kept, atol=2e-5, rtol=1e-4)
     assert float(clip.coverage[:, 1:].max()) > 0 and float(clip.coverage[:, 0].max()) == 0
+
+
+@pytest.mark.parametrize("calls", [1, 2])
+def test_a_rolling_rollout_is_the_dream_of_its_engine(store, calls):
+    """Six frames after one recorded, the last ones finished while more are taken up that nobody sees."""
+    stage, model = build(store, steps_per_frame=2, rollout=6)
+    batch = stage.batch(3, 0, 1) | {"num_calls": torch.tensor(calls)}
+    clip = roll_out(model, batch, 2, "rolling").frames
+    starts = [int(np.flatnonzero((store.pose == pose.numpy()).all((1, 2)))[0]) for pose in batch["pose"][:, 0]]
+    engine = RollingEngine(model, len(starts), num_calls=calls, use_fast=False)
+    engine.rebuild = reproject_fast
+    latents = [engine.open(start_at(store, np.array(starts)), batch["seeds"]).latent]
+    controls = [*batch["controls"].unbind(1), *[batch["controls"][:, -1]] * (calls - 1)]
+    latents += [engine.step(control, is_realised=True).latent for control in controls][calls - 1 :]
+    torch.testing.assert_close(clip.latent.detach(), torch.stack([latents[0], *latents[-4:]], 1), atol=2e-5, rtol=1e-4)
+
+
+def test_of_a_rolling_rollout_the_call_that_finishes_a_frame_learns(store):
+    """Four frames of two calls each, of which the last two are compared: five calls, and the last two learn. A frame's
+    gradient is the same whether the one before it learned or not."""
+    stage, model = build(store, steps_per_frame=2, rollout=4)
+    batch = stage.batch(0, 0, 1) | {"num_calls": torch.tensor(2)}
+    learns: list[bool] = []
+    handle = model.transformer.blocks[0].register_forward_hook(lambda *_: learns.append(torch.is_grad_enabled()))
+    made = roll_out(model, batch, 2, "rolling").frames.latent
+    handle.remove()
+    assert learns == [False, *[False] * 3, True, True]
+    assert made[:, -2:].requires_grad and float(made[:, 0].detach().abs().max()) > 0
+    gradients = [
+        student_gradient(model, roll_out(model, batch, window, "rolling").frames.latent[:, -1].sin().sum())
+        for window in (1, 2)
+    ]
+    assert any(float(g.abs().max()) > 0 for g in gradients[0] if g is not None)
+    assert all(one is None if other is None else torch.equal(one, other) for one, other in zip(*gradients, strict=True))
 
 
 def test_on_the_critics_turn_the_same_is_dreamed_without_gradient(store):
@@ -140,6 +175,7 @@ def test_ranks_share_the_number_of_calls_and_nothing_else(store):
     [
         ({"window": 4}, "rollout is 3; it holds the window of 4 frames"),
         ({"history": 0}, "history is 0; it must be at least 1"),
+        ({"sampler": "sideways"}, "sampler = 'sideways' is not allowed: it must be one of blockwise, rolling"),
         ({"level_shift": 0.5}, "level_shift is 0.5; it must be at least 1"),
     ],
 )

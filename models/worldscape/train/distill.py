@@ -1,9 +1,10 @@
 """Stage `distill`: self-forcing. The student dreams on its own history and learns to dream what its teacher would.
 
 Each rollout opens on recorded frames and runs through the engine itself: its memory, its sampler up to one model call
-drawn for the whole batch, its commits. Gradient flows through that one call of each frame of the window, and through
-no history. The end of the rollout is noised; where the frozen teacher (real) and a critic trained on rollouts beside
-the student (fake) disagree about the clean frames, the student moves (matching.py).
+drawn for the whole batch, its commits (or, with a rolling sampler, its frames in flight). Gradient flows through that
+one call of each frame of the window, and through no history. The end of the rollout is noised; where the frozen teacher
+(real) and a critic trained on rollouts beside the student (fake) disagree about the clean frames, the student moves
+(matching.py).
 
 Cost of a step: `rollout` frames of an engine with batch_size slots (memory, codec, num_calls + 1 model calls a frame)
 and a critic's training step on batch_size clips; every student_every-th step also teacher and critic once more on
@@ -25,9 +26,11 @@ from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.config import MemoryConfig, WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, load_frames
 from worldscape.engine import WorldEngine
+from worldscape.engines import SAMPLERS, open_engine
 from worldscape.flow import add_noise
+from worldscape.rolling import RollingEngine
 from worldscape.slots import RecordedHands, View
-from worldscape.train.config import DEBUG, TrainConfig
+from worldscape.train.config import DEBUG, TrainConfig, require
 from worldscape.train.heads import num_training
 from worldscape.train.matching import draw_shared_levels, flow_matching_loss, matching_gradient, matching_loss
 from worldscape.train.rollouts import draw_stretches, of_one_kind
@@ -43,7 +46,8 @@ class DistillTrainConfig(TrainConfig):
     """TrainConfig of the distill stage; a step trains the critic, and every student_every-th one the student too.
 
     history: recorded frames that open a rollout; rollout: frames dreamed after them, of which the last `window` are
-    compared with the teacher's. level_shift: how far their noise levels are shifted towards noise; the teacher's,
+    compared with the teacher's. sampler: "blockwise", or "rolling", in which frames in flight see each other and each
+    has the calls that were drawn. level_shift: how far their noise levels are shifted towards noise; the teacher's,
     critic's and student's levels all follow the same path.
     """
 
@@ -51,10 +55,12 @@ class DistillTrainConfig(TrainConfig):
     rollout: int = 7
     window: int = 7
     student_every: int = 5
+    sampler: str = "blockwise"
     level_shift: float = 3.0
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
+        require(self.sampler in SAMPLERS, "sampler", self.sampler, f"one of {', '.join(SAMPLERS)}")
         for name in ("history", "window", "student_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
@@ -145,7 +151,7 @@ class DistillStage:
         """The critic's flow-matching loss on the rollout's window, and on the student's turn the matching loss."""
         is_turn, window = bool(batch["is_turn"]), self.config.window
         with torch.autocast(batch["rgbd"].device.type, enabled=False), torch.set_grad_enabled(is_turn):
-            rolled = roll_out(model, batch, window)
+            rolled = roll_out(model, batch, window, self.config.sampler)
         made = rolled.frames.latent[:, -window:]
         clip = rolled._replace(frames=rolled.frames._replace(latent=rolled.frames.latent.detach()))
         critic = self._critic_loss(clip, generator)
@@ -184,27 +190,30 @@ class DistillStage:
         return {"dream": dream_pictures(model, self.store, frames)}
 
 
-def roll_out(model: WorldModel, batch: dict[str, Tensor], window: int) -> Clip:
+def roll_out(model: WorldModel, batch: dict[str, Tensor], window: int, sampler: str = "blockwise") -> Clip:
     """Dream a batch of openings (DistillStage.batch) in an engine of their own -> clips as the generator saw them.
 
-    Where gradients are on, the latents of the last `window` frames carry one model call's worth each.
+    Where gradients are on, the latents of the last `window` frames carry one model call's worth each. A rolling sampler
+    takes up frames that are never shown behind the last one: they repeat its motion.
     """
     controls, num_calls = batch["controls"].unbind(1), int(batch["num_calls"])
-    engine = _engine(model, batch)
-    state, active = engine.state, torch.ones_like(engine.state.is_open)
+    engine = _engine(model, batch, sampler, num_calls)
+    state, active, latency = engine.state, torch.ones_like(engine.state.is_open), engine.action_latency
     frames = []
     hands = _hand_frames(batch)
     for index, (rgbd, pose) in enumerate(zip(batch["rgbd"].unbind(1), batch["pose"].unbind(1), strict=True)):
         with torch.no_grad():
             view = engine.commit_real(state, rgbd, pose, hands[index] if hands else None)
         frames.append(_finished(engine, state.latent, view))
-    for index, control in enumerate(controls):
-        is_compared = index >= len(controls) - window
-        with torch.set_grad_enabled(is_compared and torch.is_grad_enabled()):
-            place = batch["pose"].shape[1] + index
+    for step in range(len(controls) + latency):
+        taken_up, shown = min(step, len(controls) - 1), step - latency
+        with torch.set_grad_enabled(shown >= len(controls) - window and torch.is_grad_enabled()):
+            place = batch["pose"].shape[1] + taken_up
             moved = state.hands.placed(*hands[place], batch["poses"][:, place]) if hands else None
-            latent, view = engine.advance(state, control, active, num_calls, moved)
-        frames.append(_finished(engine, latent, view))
+            calls = None if isinstance(engine, RollingEngine) else num_calls
+            latent, view = engine.advance(state, controls[taken_up], active, calls, moved)
+        if shown >= 0:
+            frames.append(_finished(engine, latent, view))
     return compose(frames, state.memory.tables.retrieved, engine.config.memory)
 
 
@@ -228,7 +237,7 @@ def _hand_frames(batch: dict[str, Tensor]) -> list[RecordedHands]:
     return [RecordedHands(*frame) for frame in zip(*parts, strict=True)]
 
 
-def _engine(model: WorldModel, batch: dict[str, Tensor]) -> WorldEngine:
+def _engine(model: WorldModel, batch: dict[str, Tensor], sampler: str, num_calls: int) -> WorldEngine:
     """An engine whose pool is no larger than the rollout can fill; fast where nothing needs a gradient."""
     memory, num_frames = model.config.memory, batch["pose"].shape[1] + batch["controls"].shape[1]
     least = max(memory.num_anchors, memory.num_sink + memory.num_retrieved)
@@ -238,7 +247,9 @@ def _engine(model: WorldModel, batch: dict[str, Tensor]) -> WorldEngine:
     if "poses" in batch:
         hands = "both" if batch["hand_present"][..., 0].any() else "right"
     slots, device = len(batch["seeds"]), batch["rgbd"].device
-    engine = WorldEngine(model, slots, device=device, use_fast=use_fast, hands=hands, memory=memory)
+    early = {"num_calls": num_calls} if sampler == "rolling" else {}
+    options = {"device": device, "use_fast": use_fast, "hands": hands, "memory": memory, **early}
+    engine = open_engine(model, slots, sampler=sampler, **options)
     engine.rebuild = reproject_fast  # memory takes no gradient at all
     engine.state.seeds, engine.state.intrinsics = batch["seeds"], batch["intrinsics"]
     return engine
