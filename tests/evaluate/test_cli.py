@@ -5,8 +5,12 @@ import math
 
 import pytest
 
+from worldscape.checkpoint import save_world
 from worldscape.cli import main
 from worldscape.evaluate.report import FIELDS, last_report
+from worldscape.train.cli import copy_parts
+from worldscape.train.teacher import adapt_model
+from worldscape.world import WorldModel, debug_world
 
 pytest.importorskip("worldscape.data.rooms_gl", exc_type=ImportError)
 SMALL = ["--weights", "debug", "--episodes", "2", "--batch", "2"]
@@ -41,6 +45,28 @@ def test_drift(capsys, tmp_path):
     report = run(capsys, "drift", "--steps", "24", "--window", "12", "--out", str(tmp_path))
     assert 0 <= report.metrics["within"] <= 1 and report.metrics["sharpness_simulator"] > 0
     assert {path.name for path in tmp_path.iterdir()} == {"drift.png", "drift.mp4"}
+
+
+def test_ablation(capsys, tmp_path):
+    """Both samplers and a teacher, judged alike: what a call costs differs, what is measured does not."""
+    student = debug_world()
+    teacher = WorldModel(adapt_model(student.config))
+    copy_parts(student, teacher)
+    save_world(teacher, tmp_path / "teacher", {})
+    rows = [
+        "one=debug",
+        "rolling=debug,sampler=rolling,steps_per_frame=2",
+        f"teacher={tmp_path / 'teacher'},steps_per_frame=4",
+    ]
+    options = ["--horizons", "1,12", "--memory-episodes", "1", "--drift-steps", "6", "--drift-episodes", "1"]
+    told = [part for row in rows for part in ("--row", row)]
+    assert main(["eval", "ablation", *SMALL[2:], *told, *options, "--out", str(tmp_path)]) == 0
+    reports = [json.loads(line)["metrics"] for line in capsys.readouterr().out.splitlines()[-3:]]
+    assert reports[0].keys() == reports[1].keys() == reports[2].keys()
+    assert [report["model_calls_per_frame"] for report in reports][:2] == [2, 1]
+    assert 4 / 3 < reports[2]["model_calls_per_frame"] <= 4
+    assert all(math.isfinite(report["memory_symmetry_psnr"]) for report in reports)
+    assert "| rolling |" in (tmp_path / "ablation.md").read_text()
 
 
 def test_geometry(capsys, tmp_path):

@@ -37,9 +37,9 @@ def test_spread_is_the_middle_of_what_was_measured():
     assert drift.simulator_spread(skewed)[0] == pytest.approx(0.001)
 
 
-def test_sharpness_is_compared_window_by_window():
-    found = drift.compare_sharpness(np.array([[1.0, 1.0, 3.0]]), np.array([[2.0, 4.0, 2.0]]))
-    assert found == {"sharpness_ratio_last": 1.5, "sharpness_ratio_min": 0.25, "sharpness_ratio_max": 1.5}
+def test_statistics_are_compared_window_by_window():
+    found = drift.compare_ratios(np.array([[1.0, 1.0, 3.0]]), np.array([[2.0, 4.0, 2.0]]))
+    assert found == {"mean": pytest.approx((0.5 + 0.25 + 1.5) / 3), "last": 1.5, "min": 0.25, "max": 1.5}
 
 
 def test_pictures_are_written(walked, tmp_path):

@@ -31,8 +31,11 @@ COLUMNS = (
     "sharpness_ratio_h64",
     "action_accuracy_dream",
     "action_accuracy_ratio",
+    "memory_symmetry_psnr",
+    "memory_return_psnr",
     "drift_within",
-    "drift_sharpness_ratio_last",
+    "drift_sharpness_ratio_mean",
+    "drift_contrast_ratio_mean",
     "model_calls_per_frame",
     "env_steps_per_second",
 )

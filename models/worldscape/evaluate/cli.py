@@ -51,6 +51,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     ablation.add_argument(
         "--reader", type=Path, help="inverse_dynamics.safetensors, made where absent; none: no actions"
     )
+    ablation.add_argument("--memory-episodes", type=int, default=0, help="walks around and back; 0: no memory")
     ablation.add_argument("--drift-steps", type=int, default=0, help="length of the long dreams; 0: no drift")
     ablation.add_argument("--drift-episodes", type=int, default=4, help="number of long dreams")
     geometry = add_evaluation(evaluations, "geometry", run_geometry, episodes=32, policy="explore")
@@ -84,7 +85,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run_ablation(args: argparse.Namespace) -> None:
-    """Several weights side by side on the same layouts: fidelity, actions, drift and speed in one table."""
+    """Several weights side by side on the same layouts: fidelity, actions, memory, drift and speed in one table."""
     from worldscape.evaluate import ablation
 
     variants = [ablation.read_variant(text) for text in args.row]
@@ -97,7 +98,8 @@ def run_ablation(args: argparse.Namespace) -> None:
 
 def _judge_variant(variant, args: argparse.Namespace):
     """One row of the ablation: the report on all that the options ask for."""
-    from worldscape.evaluate import ablation, actions, drift, fidelity
+    from worldscape.checkpoint import load_world
+    from worldscape.evaluate import ablation, actions, drift, fidelity, memory
     from worldscape.evaluate import inverse_dynamics as inverse
     from worldscape.evaluate.baselines import warp_start
 
@@ -111,6 +113,12 @@ def _judge_variant(variant, args: argparse.Namespace):
         engine, walked = _prepare(args, READ_STEPS, variant.open_engine)
         reader = _load_reader(args.reader, inverse.InverseDynamicsConfig(), walked.frames.shape[2], args.source)
         found |= actions.judge_actions(engine, walked.segments(READ_STEPS // 4), reader).metrics
+    if args.memory_episodes:
+        path = memory.PATHS["spin"]
+        args.policy, args.episodes = memory.follow(path), args.memory_episodes
+        engine, walked = _prepare(args, len(path), variant.open_engine)
+        judged = memory.judge_revisits(engine, walked, load_world(variant.weights).config.memory)
+        found |= {f"memory_{name}": value for name, value in judged.items()}
     if args.drift_steps:
         args.policy, args.episodes = "explore", args.drift_episodes
         engine, long = _prepare(args, args.drift_steps, variant.open_engine)

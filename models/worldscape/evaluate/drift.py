@@ -82,17 +82,17 @@ def compare_windows(dreamed: dict[str, np.ndarray], true: dict[str, np.ndarray])
         found[f"{name}_within_each"] = share_within(dreamed[name], spread)
     for kind in ("within", "within_each"):
         found[kind] = min(found[f"{name}_{kind}"] for name in GUARDED)
-    return found | compare_sharpness(dreamed["sharpness"], true["sharpness"])
+    for name in ("sharpness", "contrast"):
+        found |= {f"{name}_ratio_{kind}": value for kind, value in compare_ratios(dreamed[name], true[name]).items()}
+    return found
 
 
-def compare_sharpness(dreamed: np.ndarray, true: np.ndarray) -> dict[str, float]:
-    """Sharpness of dream and simulator [N, W] under the same actions -> their ratio in the last, worst, best window."""
+def compare_ratios(dreamed: np.ndarray, true: np.ndarray) -> dict[str, float]:
+    """A statistic of dream and simulator [N, W] under the same actions -> their ratio in the mean, last, worst, best
+    window."""
     ratios = dreamed.mean(axis=0) / np.maximum(true.mean(axis=0), 1e-9)
-    return {
-        "sharpness_ratio_last": float(ratios[-1]),
-        "sharpness_ratio_min": float(ratios.min()),
-        "sharpness_ratio_max": float(ratios.max()),
-    }
+    found = {"mean": ratios.mean(), "last": ratios[-1], "min": ratios.min(), "max": ratios.max()}
+    return {kind: float(ratio) for kind, ratio in found.items()}
 
 
 def share_within(values: np.ndarray, spread: tuple[float, float]) -> float:

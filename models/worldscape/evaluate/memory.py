@@ -22,7 +22,7 @@ from worldscape.data.rollout import Act, Policy
 from worldscape.engine import WorldEngine
 from worldscape.engines import open_engine
 from worldscape.evaluate import metrics as scores
-from worldscape.evaluate.dream import Dream, dream_episodes
+from worldscape.evaluate.dream import Dream, Engine, dream_episodes
 from worldscape.evaluate.episodes import EpisodeBatch
 from worldscape.evaluate.pictures import save_film, save_grid
 from worldscape.evaluate.report import Table
@@ -127,6 +127,12 @@ def judge_memory(
             dreams[path][policy] = dream
             engine.close()
     return MemoryScores(found, tabulate(found, tuple(walks), policies), dreams)
+
+
+def judge_revisits(engine: Engine, episodes: EpisodeBatch, config: MemoryConfig) -> dict[str, float]:
+    """Dream a walk along the motion that took place and score what is seen again (score_revisits)."""
+    dream = dream_episodes(engine, episodes, num_steps=episodes.num_steps, is_realised=True)
+    return score_revisits(dream, episodes, find_revisits(episodes.pose, config.num_context + 1))
 
 
 def score_revisits(dream: Dream, episodes: EpisodeBatch, revisits: Revisits) -> dict[str, float]:
