@@ -83,7 +83,7 @@ def explain(setting: Setting, env: Any, draw: "Draw") -> dict[str, float]:
     from benchmarks.time_split import split_time
 
     core, num_steps = env.unwrapped._core, min(setting.steps, SPLIT_STEPS)
-    work = count_work(core.engine.config, len(core.engine.levels) - 1, core.engine.hands)
+    work = count_work(core.engine.config, len(core.engine.levels) - 1, core.engine.hands, setting.sampler)
 
     def run(around: Callable[[], AbstractContextManager[None]]) -> None:
         time_steps(env, num_steps, setting.num_envs, draw=draw, device=setting.device, around=around)

@@ -20,7 +20,8 @@ from benchmarks.clock import wait_for
 from benchmarks.horizon import open_grey_room
 from worldscape.config import WorldConfig
 from worldscape.engine import WorldEngine
-from worldscape.transformer import PlacedHistory
+from worldscape.engines import open_engine
+from worldscape.transformer import Levels, PlacedHistory
 from worldscape.world import WorldModel
 
 PEAK_SECONDS = 2.0  # for which each peak is looked for
@@ -41,13 +42,13 @@ class Peak(NamedTuple):
     bytes_per_second: float
 
 
-def count_work(config: WorldConfig, num_calls: int, hands: str | None = None) -> Work:
-    """The work of a step with num_calls model calls that refine, and one that commits."""
+def count_work(config: WorldConfig, num_calls: int, hands: str | None = None, sampler: str = "blockwise") -> Work:
+    """The work of a step whose frames take num_calls model calls each to refine."""
     # Attention spelled out: the counter knows no fused kernel of a CPU.
     spelled = replace(config, transformer=replace(config.transformer, attention="reference"))
     with torch.random.fork_rng(devices=[]):
         model = WorldModel(spelled)
-    engine = WorldEngine(model, 1, steps_per_frame=num_calls, use_fast=False, hands=hands)
+    engine = open_engine(model, 1, sampler=sampler, steps_per_frame=num_calls, use_fast=False, hands=hands)
     open_grey_room(engine)
     with FlopCounterMode(display=False) as counter, counted_bytes(engine) as read:
         engine.step(torch.zeros(1, 6))
@@ -65,7 +66,7 @@ def counted_bytes(engine: WorldEngine) -> Iterator[Counter[str]]:
 
     refine = engine.generator.refine
 
-    def note_history(latent: Tensor, level: float, view: Any, positions: Tensor, history: PlacedHistory) -> Any:
+    def note_history(latent: Tensor, level: Levels, view: Any, positions: Tensor, history: PlacedHistory) -> Any:
         read["history"] += history.keys.nbytes + history.values.nbytes
         return refine(latent, level, view, positions, history)
 

@@ -12,7 +12,7 @@ import numpy as np
 
 EARLY_STEP = 100  # the step that the end of the long dream is compared with
 SWEPT = ("num_envs", "steps_per_frame", "size")
-SHARED = ("weights", "device", "steps", "threads", "starts", "env", "obs", "output")
+SHARED = ("weights", "device", "steps", "threads", "starts", "env", "obs", "output", "sampler")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +30,7 @@ class Setting:
     starts: str = "train"
     steps_per_frame: int | None = None
     size: int | None = None
+    sampler: str = "blockwise"
     obs: str = "pixels"
     output: str = "numpy"
     env: str = "WorldScape-Nav-v0"
@@ -37,7 +38,7 @@ class Setting:
     @property
     def keywords(self) -> dict[str, Any]:
         """Keyword arguments of gym.make and gym.make_vec."""
-        names = ("weights", "device", "starts", "steps_per_frame", "size", "obs")
+        names = ("weights", "device", "starts", "steps_per_frame", "sampler", "size", "obs")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -85,6 +86,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-envs", default="1,4,16", help="comma-separated numbers of environments")
     parser.add_argument(
         "--steps-per-frame", default="", help="comma-separated denoising model calls a frame; default: the weights' own"
+    )
+    parser.add_argument(
+        "--sampler", default="blockwise", choices=("blockwise", "rolling"), help="how frames are sampled"
     )
     parser.add_argument("--size", default="", help="comma-separated sides of the observed picture; default: as above")
     parser.add_argument("--weights", default="nano", help="shipped name, or a directory of weights")

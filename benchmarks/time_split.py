@@ -12,6 +12,7 @@ from unittest.mock import patch
 from benchmarks.clock import Clock
 from worldscape.memory import world_memory
 from worldscape.memory.world_memory import WorldMemory
+from worldscape.rolling import RollingEngine
 from ws_gym.core import WorldCore
 
 MODEL = ("heads", "conditioning", "reprojection", "encode", "history", "denoise", "decode", "commit")
@@ -87,6 +88,9 @@ def timed_calls(core: WorldCore) -> list[tuple[Any, str, str]]:
         (WorldMemory, "append", "memory"),
         (core.task, "step", "task"),
     ]
+    if isinstance(engine, RollingEngine):  # its call commits the frame of the step before as well
+        calls += [(engine, "refine", "denoise"), (WorldMemory, "read_pending", "history")]
+        calls += [(WorldMemory, "take_in", "memory")]
     return calls if heads.things is None else [*calls, (heads.things, "forward", "heads")]
 
 

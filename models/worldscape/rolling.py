@@ -111,7 +111,7 @@ class RollingEngine(WorldEngine):
         noise = self._noise(state)
         self._take_up(state, Taken(noise, camera, realised if commanded is None else commanded, turned, hands), active)
         views = self._look_ahead(state)
-        prediction, finished = self._call(state, views, active)
+        prediction, finished = self.refine(state, views, active)
         oldest = views[0]
         with torch.no_grad():
             flight, is_done = _flight(state), active & (_flight(state).count == self.num_flying)
@@ -161,7 +161,7 @@ class RollingEngine(WorldEngine):
             previous = torch.where(is_there, pose_from_state(flight.camera[:, place]), previous)
         return views
 
-    def _call(self, state: SlotState, views: list[View], active: Tensor) -> tuple[Prediction, Tensor]:
+    def refine(self, state: SlotState, views: list[View], active: Tensor) -> tuple[Prediction, Tensor]:
         """The step's model call -> what it makes of the oldest frame, and that frame's clean latent [B, P, C]."""
         flight, latest = _flight(state), _told_again(_flight(state), self.hands is not None)
         told = _joined([latest, *(view.told for view in views)])
