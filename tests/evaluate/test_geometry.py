@@ -36,6 +36,8 @@ def test_a_perfect_dream_scores_like_the_simulator(episodes):
 def test_wrong_depth_and_frames_that_disagree_are_caught(episodes):
     found = judge_geometry(WarpedEngine(5), episodes, unproject, CONFIG).metrics
     assert found["depth_abs_rel_h8"] == pytest.approx(0.3, abs=1e-3) and found["depth_delta_h8"] == 0
+    for kind in ("covered", "uncovered", "median"):
+        assert found[f"depth_abs_rel_{kind}_h8"] == pytest.approx(0.3, abs=1e-3)
     assert found["warp_psnr_dream_g1"] < found["warp_psnr_simulator_g1"] - 2
 
 

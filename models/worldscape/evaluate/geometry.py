@@ -19,8 +19,8 @@ from worldscape.codec import frame_to_rgbd
 from worldscape.conditioning.camera import pose_distance
 from worldscape.conditioning.reproject import decode_depth, encode_depth, reproject
 from worldscape.evaluate import metrics as scores
-from worldscape.evaluate.baselines import fill_holes
-from worldscape.evaluate.dream import Dream, Engine, dream_episodes
+from worldscape.evaluate.baselines import fill_holes, warp_start
+from worldscape.evaluate.dream import Dream, Engine, dream_episodes, make_start
 from worldscape.evaluate.episodes import EpisodeBatch
 from worldscape.evaluate.pictures import save_grid
 from worldscape.evaluate.report import Table
@@ -104,13 +104,18 @@ def judge_geometry(engine: Engine, episodes: EpisodeBatch, make: Maker, config: 
 
 
 def measure_depth(dream: Dream, episodes: EpisodeBatch, horizon: int) -> dict[str, float]:
-    """Error of the dream's depth after `horizon` steps."""
+    """Error of the dream's depth after `horizon` steps, also apart where the start frame truly shows what is there."""
     depth = torch.from_numpy(dream.depth[:, horizon - 1]).float()
     target = torch.from_numpy(episodes.depth[:, horizon])
-    return {
-        f"depth_abs_rel_h{horizon}": _mean(scores.depth_error(depth, target, max_depth=MAX_DEPTH)),
-        f"depth_delta_h{horizon}": _mean(scores.depth_accuracy(depth, target, max_depth=MAX_DEPTH)),
+    covered = warp_start(make_start(episodes, 1), torch.from_numpy(episodes.pose[:, horizon])).covered
+    errors = {
+        "abs_rel": scores.depth_error(depth, target, max_depth=MAX_DEPTH),
+        "abs_rel_covered": scores.depth_error(depth, target, max_depth=MAX_DEPTH, mask=covered),
+        "abs_rel_uncovered": scores.depth_error(depth, target, max_depth=MAX_DEPTH, mask=~covered),
+        "delta": scores.depth_accuracy(depth, target, max_depth=MAX_DEPTH),
     }
+    found = {f"depth_{name}_h{horizon}": _mean(values) for name, values in errors.items()}
+    return found | {f"depth_abs_rel_median_h{horizon}": errors["abs_rel"].nanmedian().item()}
 
 
 def measure_consistency(dream: Dream, episodes: EpisodeBatch, gap: int) -> dict[str, float]:
@@ -185,6 +190,8 @@ def tabulate(found: dict[str, float], config: GeometryConfig) -> Table:
     rows: list[list[str | float]] = [
         [f"depth abs-rel, step {h}", found[f"depth_abs_rel_h{h}"], 0] for h in config.horizons
     ]
+    for kind in ("covered", "uncovered", "median"):
+        rows += [[f"depth abs-rel {kind}, step {h}", found[f"depth_abs_rel_{kind}_h{h}"], 0] for h in config.horizons]
     rows += [[f"depth delta < 1.25, step {h}", found[f"depth_delta_h{h}"], 1] for h in config.horizons]
     for gap in config.gaps:
         rows.append([f"warp PSNR, gap {gap}", found[f"warp_psnr_dream_g{gap}"], found[f"warp_psnr_simulator_g{gap}"]])

@@ -146,15 +146,15 @@ def repeat_statistics(images: Tensor, moved: Tensor, *, gap: int = 16) -> Repeat
     )
 
 
-def depth_error(depth: Tensor, target: Tensor, *, max_depth: float) -> Tensor:
+def depth_error(depth: Tensor, target: Tensor, *, max_depth: float, mask: Tensor | None = None) -> Tensor:
     """Depth and target [..., h, w] in metres -> absolute relative error [...]: mean of |z - z*| / z*.
 
-    Eigen, Puhrsch, Fergus 2014 ("abs relative difference"), over pixels with 0 < z* < max_depth (no sky); NaN where
-    fewer than MIN_MASK_PIXELS of those exist.
+    Eigen, Puhrsch, Fergus 2014 ("abs relative difference"), over pixels with 0 < z* < max_depth (no sky), of bool
+    `mask` [..., h, w] where one is given; NaN where fewer than MIN_MASK_PIXELS of those exist.
     """
     valid = (target > 0) & (target < max_depth)
     relative = (depth.clamp(max=max_depth) - target).abs() / target.clamp(min=1e-6)
-    return masked_mean(relative, valid)
+    return masked_mean(relative, valid if mask is None else valid & mask)
 
 
 def depth_accuracy(depth: Tensor, target: Tensor, *, max_depth: float) -> Tensor:
