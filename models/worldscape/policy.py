@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from worldscape.atomic import whole_file
+
 FORMAT = "worldscape-policy"
 POLICY_FILE = "policy.safetensors"
 STD_RANGE = (0.05, 1.0)
@@ -195,13 +197,8 @@ def build_policy(config: Mapping[str, Any]) -> PixelPolicy:
 
 def save_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write tensors with a JSON header to one file: a reader, or a power cut, finds the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    with partial.open("wb") as file:
-        file.write(save(dict(tensors), {"json": json.dumps(header)}))
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        partial.write_bytes(save(dict(tensors), {"json": json.dumps(header)}))
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from gymnasium import spaces
 
+from worldscape.atomic import whole_file
 from worldscape.data.minari_io import METADATA, SETTINGS, DatasetFolder, import_storage
 
 if TYPE_CHECKING:
@@ -187,7 +188,5 @@ def _is_alive(pid: int) -> bool:
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    """Replace the file at once, so that a reader sees the old or the new one."""
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_text(json.dumps(value))
-    os.replace(new, path)
+    with whole_file(path) as partial:
+        partial.write_text(json.dumps(value))

@@ -20,6 +20,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from worldscape.atomic import whole_file
 from worldscape.data.episode import Episode, EpisodeReader
 
 FORMAT = "worldscape-starts"
@@ -194,13 +195,10 @@ def _cut(episode: Episode, last: int, num_frames: int) -> dict[str, np.ndarray]:
 
 def save_starts(starts: Starts, path: str | os.PathLike[str], source: dict[str, Any] | None = None) -> None:
     """Write starts to `path`, all of it or nothing; `source` (plain JSON) says where they come from."""
-    path = Path(path)
     metadata = {"format": FORMAT, "format_version": str(FORMAT_VERSION), "source": json.dumps(source or {})}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
     contiguous = {name: np.ascontiguousarray(value) for name, value in starts.arrays().items()}
-    new.write_bytes(save(contiguous, metadata))
-    os.replace(new, path)
+    with whole_file(path) as partial:
+        partial.write_bytes(save(contiguous, metadata))
 
 
 def load_starts(path: str | os.PathLike[str]) -> Starts:

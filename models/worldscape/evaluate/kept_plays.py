@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
+from worldscape.atomic import whole_file
 from worldscape.evaluate.arenas import Play
 from worldscape.policy import PixelPolicy
 
@@ -93,10 +93,8 @@ def save_play(play: Play, path: Path) -> None:
     arrays = {name: np.ascontiguousarray(getattr(play, name)) for name in SCORES}
     for name in ("actions", "films"):
         arrays |= {f"{name}.{index}": np.ascontiguousarray(row) for index, row in enumerate(getattr(play, name))}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    save_file(arrays, partial)
-    os.replace(partial, path)
+    with whole_file(path) as partial:
+        save_file(arrays, partial)
 
 
 def load_play(path: Path) -> Play:

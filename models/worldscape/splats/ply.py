@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from einops import rearrange
 
+from worldscape.atomic import whole_file
 from worldscape.splats.gaussians import Gaussians, check_gaussians, is_drawable
 
 NORMALS = ("nx", "ny", "nz")  # always zero; some viewers want them
@@ -35,11 +36,8 @@ def save_ply(gaussians: Gaussians, path: str | os.PathLike[str]) -> int:
         vertices[name] = values
     lines = [f"element vertex {len(vertices)}", *(f"property float {name}" for name in names)]
     header = "\n".join(["ply", "format binary_little_endian 1.0", *lines, "end_header\n"])
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}")
-    new.write_bytes(header.encode("ascii") + vertices.tobytes())
-    os.replace(new, path)
+    with whole_file(path) as partial:
+        partial.write_bytes(header.encode("ascii") + vertices.tobytes())
     return len(vertices)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from worldscape.atomic import whole_file
 from worldscape.data.clips import Datasets, dataset_paths
 
 
@@ -30,10 +30,8 @@ def cached(
     path = _path(first, [*settings, *(other.name for other in others)], modules)
     if not path.exists():
         tensors = make()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
-        save_file(tensors, partial)
-        partial.replace(path)
+        with whole_file(path) as partial:
+            save_file(tensors, partial)
     return load_file(path)
 
 

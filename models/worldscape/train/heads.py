@@ -110,7 +110,7 @@ class HeadsStage:
         return model.heads if self.rollouts else model.heads.of_pictures()
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
-        """What the heads see, [B, ...] (what_heads_see), with what followed: motion_labels, and of hands hand_labels;
+        """What the heads see, [B, ...] (seen_by_heads), with what followed: motion_labels, and of hands hand_labels;
         recorded walks behind the dreamed ones; pictures [N, 4, h, w]; events; goals; and of hands thing_labels."""
         rng = np.random.default_rng([self.config.seed, step, rank, 8])
         moved = self._dreamed(rng) if self.rollouts else {}
@@ -204,7 +204,7 @@ def depth_loss(heads: Heads, batch: dict[str, Tensor]) -> dict[str, Tensor]:
     return {"depth": (heads.depth(batch["picture"][:, :3]).float() - batch["picture"][:, 3]).abs().mean()}
 
 
-def what_heads_see(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
+def seen_by_heads(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
     """`near` [E, 4, G, G]: the surroundings along the recorded control that follows; in an engine with hands also
     `latent` [E, P, C] and `features` [E, P, D]."""
     state = moment.engine.state
@@ -241,7 +241,7 @@ def build_stage(
     rollouts: dict[str, Tensor] = {}
     if not train_config.pictures_only:
         rollouts = take_rollouts(
-            load_world(init, choose_device(train_config.device)), store, dataset, plan, what_heads_see
+            load_world(init, choose_device(train_config.device)), store, dataset, plan, seen_by_heads
         )
     tables, walks, arrivals = picture_frames(store)
     return HeadsStage(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from worldscape.atomic import whole_file
 from worldscape.train.config import TrainConfig
 
 STATUS_FILE = "status.json"
@@ -115,9 +115,8 @@ class RunLog:
 
     def _write_status(self, step: int, why: str) -> None:
         status = {"status": why, "step": step, "steps": self.config.steps}
-        partial = self.out / ".status.json.partial"
-        partial.write_text(json.dumps(status) + "\n")
-        os.replace(partial, self.out / STATUS_FILE)
+        with whole_file(self.out / STATUS_FILE) as partial:
+            partial.write_text(json.dumps(status) + "\n")
 
     def _show(self, entry: dict[str, Any], seconds_left: float) -> None:
         hidden = ("step", "it_s")
