@@ -12,17 +12,22 @@ import torch
 
 from worldscape.checkpoint import load_world, read_provenance
 from worldscape.cli import main
+from worldscape.clip_engine import ClipEngine
 from worldscape.conditioning.hands import HandScale, state_from_vector
 from worldscape.config import preset
 from worldscape.data.clips import load_frames
 from worldscape.data.tabletop_tasks import TASKS
+from worldscape.dream import dream_walk
 from worldscape.engine import WorldEngine
 from worldscape.hand_tasks import HAND_TASKS
 from worldscape.train import heads, world
+from worldscape.train.cli import copy_parts
 from worldscape.train.config import override
 from worldscape.train.hand_heads import hand_labels
 from worldscape.train.prepare import NO_HAND
 from worldscape.train.rollouts import follow, hands_at, hands_in, start_at
+from worldscape.train.teacher import adapt_model
+from worldscape.world import WorldModel
 
 QUIET = ["--set", "tensorboard=false", "--set", "device=cpu"]
 STEPS = 20
@@ -200,3 +205,29 @@ def test_heads_of_pictures_learn_alone(runs, datasets):
     stage.loss(model, batch, torch.Generator())["loss"].backward()
     learns = {name.split(".")[1] for name, value in model.named_parameters() if value.grad is not None}
     assert learns == {"motion", "events", "things", "depth"}
+
+
+def test_a_teacher_dreams_hands_where_they_were(store):
+    """Clip after clip along a recording of the tabletop, the hands of every frame are those that a student shows."""
+    student = load_world("debug")
+    teacher = WorldModel(adapt_model(student.config))
+    copy_parts(student, teacher)
+    first = int(store.starts[5])  # the first table
+    walk = np.arange(first, first + 9)
+    made = dream_walk(teacher, store, walk, calls=2, seed=0)
+    assert made.shape == (9, 64, 64, 3) and np.array_equal(made[0], store.frames[first])
+    clips, steps = ClipEngine(teacher, 1, steps_per_frame=1, hands="right"), WorldEngine(student, 1, hands="right")
+    for engine in (clips, steps):
+        engine.open(start_at(store, walk[:1]), torch.tensor([0]))
+    told = store.hands.at(walk[1:]).state[None]
+    clips.foresee(torch.from_numpy(store.realised[walk[1:]])[None], hands=told, is_realised=True)
+    for index in range(1, 9):
+        one, other = (follow(engine, store, walk[[index]]) for engine in (clips, steps))
+        torch.testing.assert_close(one.hands.keypoints, other.hands.keypoints, atol=1e-5, rtol=1e-5)
+
+
+def test_self_forcing_rolls_out_with_hands(runs, datasets, tmp_path):
+    options = ["--set", "sampler=rolling", "--model", "steps_per_frame=2", "--steps", "2"]
+    assert main([*command("distill", datasets, tmp_path), *chain(runs, "ode"), *options]) == 0
+    told = read_provenance(tmp_path)["distill"]
+    assert told["steps"] == 2 and told["config"]["sampler"] == "rolling"
