@@ -28,6 +28,7 @@ class WarpedEngine(PerfectEngine):
 def test_a_perfect_dream_scores_like_the_simulator(episodes):
     found = judge_geometry(PerfectEngine(5), episodes, unproject, CONFIG).metrics
     assert found["depth_abs_rel_h1"] == found["depth_abs_rel_h8"] == 0 and found["depth_delta_h8"] == 1
+    assert found["psnr_realised_h8"] > 40
     for name in ("warp_psnr_{}_g1", "warp_psnr_{}_g4", "novel_psnr_{}", "nearest_psnr_{}", "novel_gain_{}"):
         assert found[name.format("dream")] == pytest.approx(found[name.format("simulator")], abs=1e-4)
     assert 0 < found["warp_share_g4"] <= found["warp_share_g1"] <= 1

@@ -94,6 +94,8 @@ def judge_geometry(engine: Engine, episodes: EpisodeBatch, make: Maker, config: 
     dream = dream_episodes(engine, episodes, num_steps=config.num_steps, is_realised=True)
     found: dict[str, float] = {}
     for horizon in config.horizons:
+        shown, truth = torch.from_numpy(dream.frames[:, horizon - 1]), torch.from_numpy(episodes.frames[:, horizon])
+        found[f"psnr_realised_h{horizon}"] = _mean(scores.psnr(scores.to_unit(shown), scores.to_unit(truth)))
         found |= measure_depth(dream, episodes, horizon)
     for gap in config.gaps:
         found |= measure_consistency(dream, episodes, gap)
@@ -188,8 +190,9 @@ def score_views(name: str, views: Views) -> dict[str, float]:
 def tabulate(found: dict[str, float], config: GeometryConfig) -> Table:
     """Depth by horizon, consistency by gap, new views."""
     rows: list[list[str | float]] = [
-        [f"depth abs-rel, step {h}", found[f"depth_abs_rel_h{h}"], 0] for h in config.horizons
+        [f"PSNR, step {h}", found[f"psnr_realised_h{h}"], math.inf] for h in config.horizons
     ]
+    rows += [[f"depth abs-rel, step {h}", found[f"depth_abs_rel_h{h}"], 0] for h in config.horizons]
     for kind in ("covered", "uncovered", "median"):
         rows += [[f"depth abs-rel {kind}, step {h}", found[f"depth_abs_rel_{kind}_h{h}"], 0] for h in config.horizons]
     rows += [[f"depth delta < 1.25, step {h}", found[f"depth_delta_h{h}"], 1] for h in config.horizons]
