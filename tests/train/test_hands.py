@@ -219,10 +219,12 @@ def test_a_teacher_dreams_hands_where_they_were(store):
     clips, steps = ClipEngine(teacher, 1, steps_per_frame=1, hands="right"), WorldEngine(student, 1, hands="right")
     for engine in (clips, steps):
         engine.open(start_at(store, walk[:1]), torch.tensor([0]))
+    assert store.hands is not None
     told = store.hands.at(walk[1:]).state[None]
     clips.foresee(torch.from_numpy(store.realised[walk[1:]])[None], hands=told, is_realised=True)
     for index in range(1, 9):
         one, other = (follow(engine, store, walk[[index]]) for engine in (clips, steps))
+        assert one.hands is not None and other.hands is not None
         torch.testing.assert_close(one.hands.keypoints, other.hands.keypoints, atol=1e-5, rtol=1e-5)
 
 
