@@ -17,6 +17,7 @@ SOURCE_ROOTS = (WORLDSCAPE, ROOT / "ws_gym", ROOT / "examples", ROOT / "benchmar
 
 # Lowest first. A module of worldscape may import its own layer and those before it.
 LAYERS = (
+    {"atomic"},
     {"conditioning", "goals", "hand_tasks", "noise", "flow", "policy", "precision", "progress", "window"},
     {"config"},
     {"nn"},
@@ -26,9 +27,10 @@ LAYERS = (
     {"rewrites"},
     {"slots", "slot_hands", "checks", "opening", "snapshot"},
     {"engine"},
+    {"rolling"},
     {"data"},
-    {"train", "evaluate"},
-    {"play", "dream"},
+    {"clip_engine", "engines", "train", "evaluate"},
+    {"play", "dream", "average"},
     {"orbit"},
     {"cli", "__main__"},
 )
