@@ -14,18 +14,17 @@ import torch
 from torch import Tensor
 
 from worldscape.codec import normalise_tokens
-from worldscape.conditioning.camera import angle_difference, apply_control, invert_pose, level_pose, pose_from_state
+from worldscape.conditioning.camera import invert_pose, level_pose, pose_from_state
 from worldscape.conditioning.hands import HANDS
 from worldscape.config import MemoryConfig
 from worldscape.engine import WorldEngine
 from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import Frame, WorldMemory
 from worldscape.noise import slot_noise
+from worldscape.scoring import Clip, compose_clip, sample_clip
 from worldscape.slot_hands import SlotHands, draw_hands
 from worldscape.slots import EngineFrame, NewFrame, SlotState, Start, View
 from worldscape.snapshot import Snapshot
-from worldscape.train.scoring import Clip, join, pick, sample_clip
-from worldscape.train.sight import sight
 from worldscape.transformer import FrameInputs, PlacedHistory, Prediction, frame_rays
 from worldscape.world import WorldModel
 
@@ -167,10 +166,7 @@ class ClipEngine(WorldEngine):
         """Remember the finished frame, and keep it as later clips see it."""
         limbs = None if view.hands is None else view.hands.limbs
         state.memory.append(Frame([], new.rgbd, view.pose, state.intrinsics, new.is_real, limbs), view.recall, active)
-        level = torch.full_like(new.latent[:, :1, 0], self.config.context_level)
-        hands = None if view.hands is None else view.hands.picture[:, None]
-        told = view.guess.latent[:, None].float(), view.token_coverage[:, None]
-        self._frames.append(FrameInputs(new.latent[:, None], level, view.rays[:, None], *told, hands))
+        self._frames.append(view.inputs(new.latent, self.config.context_level))
         self._finish(state, new, Prediction(new.latent[:, None], self._features[:, None], []), view, active)
 
     def _refine(self, plan: Plan) -> list[Refined]:
@@ -191,14 +187,13 @@ class ClipEngine(WorldEngine):
         for place in range(self._place, self._place + num_new):
             controls, hands, moved = plan.controls[:, place], None, None
             realised = controls if plan.is_realised else self.realise(ahead, controls)
-            camera = apply_control(ahead.camera, realised, self.config.controls.max_pitch)
             if self.hands is not None:
                 hands, moved = ahead.hands, None if plan.hands is None else plan.hands[:, place]
             if moved is not None:
                 hands = (
                     self.place_hands(ahead, realised, moved) if plan.is_realised else self.realise_hands(ahead, moved)
                 )
-            realised = torch.cat([realised[:, :3], angle_difference(camera, ahead.camera)], 1)
+            camera, realised = self.move(ahead, realised)
             motions.append(Motion(camera, controls, realised, hands))
             ahead = ahead.moved_on(camera, hands)
         return motions
@@ -222,12 +217,9 @@ class ClipEngine(WorldEngine):
             opening = opening[: memory.num_sink] + opening[memory.num_sink + num_new - self.clip_length :]
         frames = [*opening, *new]
         recall = state.memory.recall(previous, state.intrinsics, use_anchor=False)
-        if recall.retrieved.shape[1] == 0:
-            return Clip(join(frames), None)
         numbers = state.memory.store.fields.frame[recall.retrieved]
-        chosen = pick(join(self._frames), numbers.clamp_min(0))
         sink, tail = frames[: memory.num_sink], frames[memory.num_sink :]
-        return Clip(join([*sink, chosen, *tail]), sight(numbers >= 0, len(sink), len(tail), is_causal=False))
+        return compose_clip(sink, tail, self._frames, numbers, is_causal=False)
 
     def _draw(self, hands: SlotHands, pose: Tensor) -> Tensor:
         assert self.hands is not None

@@ -61,7 +61,8 @@ class WorldEngine:
         model: the world model; moved to `device`, set to eval.
         num_slots: B, worlds advanced together.
         device: torch device.
-        steps_per_frame: denoising model calls a frame; None takes the config's.
+        steps_per_frame: denoising model calls a frame; None takes the config's. num_calls: finish frames early, after
+            so many of them.
         use_fast: run the inference-only rewrites (fast.py, fast_codec.py, reproject_fast.py); same results to rounding.
         precision: "fp32", "bf16", or "auto" for what this machine is fastest in (precision.py); of use_fast only.
         hands: "left", "right" or "both" for slots that have hands; None for slots that walk only, which costs less.
@@ -81,6 +82,7 @@ class WorldEngine:
         *,
         device: str | torch.device = "cpu",
         steps_per_frame: int | None = None,
+        num_calls: int | None = None,
         use_fast: bool = True,
         precision: str = "fp32",
         hands: str | None = None,
@@ -104,7 +106,7 @@ class WorldEngine:
         self.num_slots = num_slots
         self.device = torch.device(device)
         self.model = model.to(self.device).eval()
-        self.levels = sampling_levels(calls, SAMPLER_SHIFT)
+        self.levels = sampling_levels(calls, SAMPLER_SHIFT)[: None if num_calls is None else num_calls + 1]
         self.dtype = choose_dtype(precision, self.device) if use_fast else torch.float32
         self.generator, self.codec = self.model.transformer, self.model.codec
         if use_fast:
@@ -251,12 +253,16 @@ class WorldEngine:
         camera = apply_control(state.camera, realised, self.config.controls.max_pitch)
         return state.hands.placed(reached, reached, state.hand_present, pose_from_state(camera))
 
+    def move(self, state: SlotState, realised: Tensor) -> tuple[Tensor, Tensor]:
+        """Where motion `realised` [B, 6] leads: the camera [B, 6], and the motion with the turn that it really made."""
+        camera = apply_control(state.camera, realised, self.config.controls.max_pitch)
+        return camera, torch.cat([realised[:, :3], angle_difference(camera, state.camera)], 1)
+
     def advance(
         self,
         state: SlotState,
         realised: Tensor,
         active: Tensor,
-        num_calls: int | None = None,
         hands: SlotHands | None = None,
         commanded: Tensor | None = None,
     ) -> Dreamed:
@@ -265,15 +271,14 @@ class WorldEngine:
         hands: where they are then; None: where they were, as seen from the eyes. commanded [B, 6]: what was asked for;
         None: what took place.
 
-        num_calls: finish early, after so many model calls. Where gradients are on, the last of them carries any, and
-        what it is told of the view; what is committed does not, so none flows through memory or history.
+        Where gradients are on, the last model call carries any, and what it is told of the view; what is committed does
+        not, so none flows through memory or history.
         """
         commanded = realised if commanded is None else commanded
-        camera = apply_control(state.camera, realised, self.config.controls.max_pitch)
-        realised = torch.cat([realised[:, :3], angle_difference(camera, state.camera)], 1)
+        camera, realised = self.move(state, realised)
         view = self.look(state, camera, state.pose, hands)
         history = self.read(state, view)
-        latent = self.denoise(state, view, history, num_calls)
+        latent = self.denoise(state, view, history)
         with torch.no_grad():
             finished = latent.detach()
             new = NewFrame(camera, realised, self.decode(finished, view), finished, commanded)
@@ -304,12 +309,12 @@ class WorldEngine:
         """History as this step's model calls read it."""
         return self.generator.place(state.memory.read(view.recall.retrieved), view.told.present)
 
-    def denoise(self, state: SlotState, view: View, history: PlacedHistory, num_calls: int | None = None) -> Tensor:
+    def denoise(self, state: SlotState, view: View, history: PlacedHistory) -> Tensor:
         """Refine this step's noise into the new frame's latent [B, P, C]; reads history, writes nothing.
 
-        num_calls: stop after so many of the sampler's model calls (None: all); only the last one carries gradient.
+        Only the last model call carries gradient.
         """
-        shape, levels = state.latent.shape[1:], self.levels[: None if num_calls is None else num_calls + 1]
+        shape, levels = state.latent.shape[1:], self.levels
         noise = slot_noise(state.seeds, state.memory.count, shape.numel()).reshape(-1, *shape)
         positions = state.memory.next_positions()
         latent = clean = noise[:, None]

@@ -4,7 +4,7 @@ A latent at level s is (1 - s) * clean + s * noise, so level 1 is pure noise. Th
 along the path is (latent - clean) / s.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 import torch
@@ -57,3 +57,22 @@ def draw_levels(
     is_context[:, context] = True
     is_context[:, -1] = False
     return torch.where(is_context, context_level * uniform, target)
+
+
+def follow_flow(
+    estimate: Callable[[Tensor, float], Tensor], noise: Tensor, levels: Sequence[float], keep_every: int = 1
+) -> Tensor:
+    """Euler's path from noise [...] down the levels, of which every keep_every-th state is kept: [S + 1, ...].
+
+    estimate(latent, level) gives the clean latent. The first state is the noise, the last one is at levels[-1].
+    Raises ValueError when keep_every does not divide the number of steps.
+    """
+    num_steps = len(levels) - 1
+    if num_steps % keep_every:
+        raise ValueError(f"{num_steps} steps cannot be kept every {keep_every}: choose a divisor.")
+    latent, kept = noise, [noise]
+    for index, (level, next_level) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
+        latent = euler_step(latent, estimate(latent, level), level, next_level)
+        if (index + 1) % keep_every == 0:
+            kept.append(latent)
+    return torch.stack(kept)

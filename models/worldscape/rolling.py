@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from worldscape.codec import normalise_tokens
-from worldscape.conditioning.camera import angle_difference, apply_control, pose_from_state
+from worldscape.conditioning.camera import pose_from_state
 from worldscape.engine import SAMPLER_SHIFT, WorldEngine
 from worldscape.flow import euler_step, sampling_levels
 from worldscape.memory.world_memory import Frame, WorldMemory
@@ -44,9 +44,8 @@ class Taken(NamedTuple):
 class RollingEngine(WorldEngine):
     """Opens, steps and reopens B slots of one world model with one model call a step.
 
-    Args: as WorldEngine's; num_calls: finish frames early, after so many of steps_per_frame calls. Its frames are not
-    those of WorldEngine, which refines each frame when all before it are finished. A slot that was opened shows its
-    start for W - 1 steps.
+    Args: as WorldEngine's; with num_calls so many frames are in flight. Its frames are not those of WorldEngine, which
+    refines each frame when all before it are finished. A slot that was opened shows its start for W - 1 steps.
 
     Raises ValueError as WorldEngine does, and for more frames in flight than the local window has places.
     """
@@ -70,7 +69,7 @@ class RollingEngine(WorldEngine):
             )
         levels = sampling_levels(steps, SAMPLER_SHIFT)[: self.num_flying]
         self.call_levels = (model.config.context_level, *reversed(levels))
-        super().__init__(model, num_slots, steps_per_frame=steps, **options)
+        super().__init__(model, num_slots, steps_per_frame=steps, num_calls=num_calls, **options)
 
     @property
     def calls_per_step(self) -> int:
@@ -93,20 +92,16 @@ class RollingEngine(WorldEngine):
         state: SlotState,
         realised: Tensor,
         active: Tensor,
-        num_calls: int | None = None,
         hands: SlotHands | None = None,
         commanded: Tensor | None = None,
     ) -> Dreamed:
         """Take up the frame that motion `realised` [B, 6] leads to, and finish the oldest one of the active slots.
 
         As WorldEngine's; where gradients are on, the call that finishes a frame carries one. The result is the frame
-        in the oldest place, which is nobody's in slots that have taken up fewer than W. num_calls is told when
-        the engine is made, since each frame has its calls in steps of their own.
+        in the oldest place, which is nobody's in slots that have taken up fewer than W.
         """
-        assert num_calls is None
         ahead = self.ahead(state)
-        camera = apply_control(ahead.camera, realised, self.config.controls.max_pitch)
-        turned = torch.cat([realised[:, :3], angle_difference(camera, ahead.camera)], 1)
+        camera, turned = self.move(ahead, realised)
         hands = ahead.hands if hands is None else hands
         noise = self._noise(state)
         self._take_up(state, Taken(noise, camera, realised if commanded is None else commanded, turned, hands), active)

@@ -18,7 +18,7 @@ from worldscape.heads import Heads, SeenGoal, Things
 from worldscape.memory.surroundings import Surfaces, surfaces_shown
 from worldscape.memory.world_memory import Recall, WorldMemory
 from worldscape.slot_hands import SlotHands
-from worldscape.transformer import EmbeddedView
+from worldscape.transformer import EmbeddedView, FrameInputs
 
 
 class RecordedHands(NamedTuple):
@@ -325,6 +325,13 @@ class View(NamedTuple):
     def anchor(self) -> Anchor:
         """The view as far as memory shows it."""
         return self.recall.anchor
+
+    def inputs(self, latent: Tensor, level: float) -> FrameInputs:
+        """A frame of this view with latent [B, P, C] at one level, as the generator is told of it in a clip."""
+        levels = torch.full((len(latent), 1), level, device=latent.device)
+        guess, coverage = self.guess.latent[:, None].float(), self.token_coverage[:, None]
+        hands = None if self.hands is None else self.hands.picture[:, None]
+        return FrameInputs(latent[:, None], levels, self.rays[:, None], guess, coverage, hands)
 
 
 class NewFrame(NamedTuple):

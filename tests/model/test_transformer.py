@@ -14,7 +14,7 @@ from worldscape.memory.world_memory import Frame, WorldMemory
 from worldscape.nn.attention import attend
 from worldscape.nn.blocks import KeysValues
 from worldscape.nn.rope import Rotation, rotate, space_angles, time_angles
-from worldscape.train.scoring import join
+from worldscape.scoring import join
 from worldscape.transformer import FrameInputs, History, WorldTransformer
 
 CODEC = CodecConfig(size=32, widths=(8, 8, 8, 8), latent_channels=6)

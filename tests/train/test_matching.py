@@ -6,14 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from worldscape.flow import add_noise, sampling_levels, shift_level
+from worldscape.flow import add_noise, follow_flow, sampling_levels, shift_level
 from worldscape.train.matching import (
     GREATEST_LEVEL,
     LEAST_LEVEL,
     clean_of,
     draw_shared_levels,
     flow_matching_loss,
-    follow_flow,
     matching_gradient,
     matching_loss,
     velocity_of,

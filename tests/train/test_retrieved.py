@@ -19,12 +19,12 @@ from worldscape.config import WorldConfig
 from worldscape.engine import WorldEngine
 from worldscape.memory.naive import NaiveMemory
 from worldscape.memory.world_memory import WorldMemory
+from worldscape.sight import present, sight
 from worldscape.train import distill, ode, spatial, teacher, world
 from worldscape.train.cli import choose_model
 from worldscape.train.config import override
 from worldscape.train.prepare import prepare
 from worldscape.train.rollouts import start_at
-from worldscape.train.sight import present, sight
 from worldscape.train.world import WorldStage
 from worldscape.world import WorldModel, debug_world
 

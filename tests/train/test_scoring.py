@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 
 from worldscape.config import CodecConfig, MemoryConfig, TransformerConfig
-from worldscape.flow import sampling_levels
-from worldscape.train.matching import follow_flow
-from worldscape.train.scoring import clean_inputs, cut, estimate_end, estimate_next, join, read_history
+from worldscape.flow import follow_flow, sampling_levels
+from worldscape.scoring import clean_inputs, cut, estimate_end, estimate_next, join, read_history
 from worldscape.transformer import WorldTransformer
 
 CODEC = CodecConfig(size=32, widths=(8, 8, 8, 8), latent_channels=6)

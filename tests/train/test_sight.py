@@ -12,7 +12,7 @@ from worldscape.fast import FastTransformer
 from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import Frame, WorldMemory
 from worldscape.nn.blocks import KeysValues
-from worldscape.train.sight import present, sight
+from worldscape.sight import present, sight
 from worldscape.transformer import FrameInputs
 
 MEMORY = MemoryConfig(num_sink=1, local_window=3, num_keyframes=8, num_anchors=2, num_retrieved=2)

@@ -11,10 +11,10 @@ import torch
 from worldscape.checkpoint import load_aggregator, load_world, read_provenance
 from worldscape.cli import main
 from worldscape.config import preset
+from worldscape.sight import present
 from worldscape.train import codec, decoder, heads, spatial, world
 from worldscape.train.config import override
 from worldscape.train.loop import train
-from worldscape.train.sight import present
 
 QUIET = ["--set", "tensorboard=false", "--set", "device=cpu"]
 

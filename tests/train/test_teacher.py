@@ -8,8 +8,8 @@ import torch
 from tests.train.test_scoring import CLIPS, TIMES, build, clip
 from worldscape.engine import WorldEngine
 from worldscape.flow import sampling_levels
+from worldscape.scoring import Clip, clean_inputs, estimate_end, hide_later, sample_clip
 from worldscape.train.cli import choose_model
-from worldscape.train.scoring import Clip, clean_inputs, estimate_end, hide_later, sample_clip
 from worldscape.train.teacher import adapt_model, draw_clip_levels
 from worldscape.world import WorldModel
 

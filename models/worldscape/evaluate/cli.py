@@ -98,7 +98,6 @@ def run_ablation(args: argparse.Namespace) -> None:
 
 def _judge_variant(variant, args: argparse.Namespace):
     """One row of the ablation: the report on all that the options ask for."""
-    from worldscape.checkpoint import load_world
     from worldscape.evaluate import ablation, actions, drift, fidelity, memory
     from worldscape.evaluate import inverse_dynamics as inverse
     from worldscape.evaluate.baselines import warp_start
@@ -117,7 +116,7 @@ def _judge_variant(variant, args: argparse.Namespace):
         path = memory.PATHS["spin"]
         args.policy, args.episodes = memory.follow(path), args.memory_episodes
         engine, walked = _prepare(args, len(path), variant.open_engine)
-        judged = memory.judge_revisits(engine, walked, load_world(variant.weights).config.memory)
+        judged = memory.judge_revisits(engine, walked, engine.config.memory)
         found |= {f"memory_{name}": value for name, value in judged.items()}
     if args.drift_steps:
         args.policy, args.episodes = "explore", args.drift_episodes

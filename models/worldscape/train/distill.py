@@ -28,14 +28,12 @@ from worldscape.data.clips import Datasets, FrameStore, load_frames
 from worldscape.engine import WorldEngine
 from worldscape.engines import SAMPLERS, open_engine
 from worldscape.flow import add_noise
-from worldscape.rolling import RollingEngine
-from worldscape.slots import RecordedHands, View
+from worldscape.scoring import Clip, compose_clip, estimate_end
+from worldscape.slots import RecordedHands
 from worldscape.train.config import DEBUG, TrainConfig, require
 from worldscape.train.heads import num_training
 from worldscape.train.matching import draw_shared_levels, flow_matching_loss, matching_gradient, matching_loss
 from worldscape.train.rollouts import draw_stretches, of_one_kind
-from worldscape.train.scoring import Clip, estimate_end, join, pick
-from worldscape.train.sight import sight
 from worldscape.train.world import NUM_SAMPLES, SAMPLE_STEPS, dream_pictures
 from worldscape.transformer import FrameInputs, WorldTransformer
 from worldscape.world import WorldModel
@@ -196,24 +194,22 @@ def roll_out(model: WorldModel, batch: dict[str, Tensor], window: int, sampler: 
     Where gradients are on, the latents of the last `window` frames carry one model call's worth each. A rolling sampler
     takes up frames that are never shown behind the last one: they repeat its motion.
     """
-    controls, num_calls = batch["controls"].unbind(1), int(batch["num_calls"])
-    engine = _engine(model, batch, sampler, num_calls)
+    controls, engine = batch["controls"].unbind(1), _engine(model, batch, sampler)
     state, active, latency = engine.state, torch.ones_like(engine.state.is_open), engine.action_latency
     frames = []
     hands = _hand_frames(batch)
     for index, (rgbd, pose) in enumerate(zip(batch["rgbd"].unbind(1), batch["pose"].unbind(1), strict=True)):
         with torch.no_grad():
             view = engine.commit_real(state, rgbd, pose, hands[index] if hands else None)
-        frames.append(_finished(engine, state.latent, view))
+        frames.append(view.inputs(state.latent, engine.config.context_level))
     for step in range(len(controls) + latency):
         taken_up, shown = min(step, len(controls) - 1), step - latency
         with torch.set_grad_enabled(shown >= len(controls) - window and torch.is_grad_enabled()):
             place = batch["pose"].shape[1] + taken_up
             moved = state.hands.placed(*hands[place], batch["poses"][:, place]) if hands else None
-            calls = None if isinstance(engine, RollingEngine) else num_calls
-            latent, view = engine.advance(state, controls[taken_up], active, calls, moved)
+            latent, view = engine.advance(state, controls[taken_up], active, moved)
         if shown >= 0:
-            frames.append(_finished(engine, latent, view))
+            frames.append(view.inputs(latent, engine.config.context_level))
     return compose(frames, state.memory.tables.retrieved, engine.config.memory)
 
 
@@ -223,10 +219,7 @@ def compose(frames: list[FrameInputs], retrieved: Tensor, memory: MemoryConfig) 
     are. Retrieved frames come from before the window, so what is noised there is not seen clean.
     """
     sink, tail = frames[: memory.num_sink], frames[memory.num_sink :][-memory.local_window - 1 :]
-    if retrieved.shape[1] == 0:
-        return Clip(join([*sink, *tail]), None)
-    chosen = pick(join(frames), retrieved.clamp_min(0))
-    return Clip(join([*sink, chosen, *tail]), sight(retrieved >= 0, len(sink), len(tail)))
+    return compose_clip(sink, tail, frames, retrieved)
 
 
 def _hand_frames(batch: dict[str, Tensor]) -> list[RecordedHands]:
@@ -237,7 +230,7 @@ def _hand_frames(batch: dict[str, Tensor]) -> list[RecordedHands]:
     return [RecordedHands(*frame) for frame in zip(*parts, strict=True)]
 
 
-def _engine(model: WorldModel, batch: dict[str, Tensor], sampler: str, num_calls: int) -> WorldEngine:
+def _engine(model: WorldModel, batch: dict[str, Tensor], sampler: str) -> WorldEngine:
     """An engine whose pool is no larger than the rollout can fill; fast where nothing needs a gradient."""
     memory, num_frames = model.config.memory, batch["pose"].shape[1] + batch["controls"].shape[1]
     least = max(memory.num_anchors, memory.num_sink + memory.num_retrieved)
@@ -247,20 +240,17 @@ def _engine(model: WorldModel, batch: dict[str, Tensor], sampler: str, num_calls
     if "poses" in batch:
         hands = "both" if batch["hand_present"][..., 0].any() else "right"
     slots, device = len(batch["seeds"]), batch["rgbd"].device
-    early = {"num_calls": num_calls} if sampler == "rolling" else {}
-    options = {"device": device, "use_fast": use_fast, "hands": hands, "memory": memory, **early}
+    options = {
+        "device": device,
+        "num_calls": int(batch["num_calls"]),
+        "use_fast": use_fast,
+        "hands": hands,
+        "memory": memory,
+    }
     engine = open_engine(model, slots, sampler=sampler, **options)
     engine.rebuild = reproject_fast  # memory takes no gradient at all
     engine.state.seeds, engine.state.intrinsics = batch["seeds"], batch["intrinsics"]
     return engine
-
-
-def _finished(engine: WorldEngine, latent: Tensor, view: View) -> FrameInputs:
-    """A frame as it was committed."""
-    level = torch.full((len(latent), 1), engine.config.context_level, device=latent.device)
-    guess = view.guess.latent[:, None].float()
-    hands = None if view.hands is None else view.hands.picture[:, None]
-    return FrameInputs(latent[:, None], level, view.rays[:, None], guess, view.token_coverage[:, None], hands)
 
 
 def build_stage(

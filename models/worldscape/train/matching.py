@@ -7,12 +7,10 @@ of the two distributions' scores (DMD, Yin et al. 2024, https://arxiv.org/abs/23
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
 
-from worldscape.flow import euler_step, shift_level
+from worldscape.flow import shift_level
 
 LEAST_LEVEL, GREATEST_LEVEL = 0.02, 0.98  # nearer to either end the estimates differ by rounding only
 LEAST_DIVISOR = 0.1  # below this level the velocity's error is that of the estimate over 0.1
@@ -54,22 +52,3 @@ def flow_matching_loss(estimate: Tensor, clean: Tensor, level: Tensor) -> Tensor
     """Mean squared error of the velocity that an estimate [B, T, P, C] of the clean latent at level [B, T] means."""
     error = (estimate.float() - clean.float()).square().mean((2, 3))
     return (error / level.clamp_min(LEAST_DIVISOR).square()).mean()
-
-
-def follow_flow(
-    estimate: Callable[[Tensor, float], Tensor], noise: Tensor, levels: Sequence[float], keep_every: int = 1
-) -> Tensor:
-    """Euler's path from noise [...] down the levels, of which every keep_every-th state is kept: [S + 1, ...].
-
-    estimate(latent, level) gives the clean latent. The first state is the noise, the last one is at levels[-1].
-    Raises ValueError when keep_every does not divide the number of steps.
-    """
-    num_steps = len(levels) - 1
-    if num_steps % keep_every:
-        raise ValueError(f"{num_steps} steps cannot be kept every {keep_every}: choose a divisor.")
-    latent, kept = noise, [noise]
-    for index, (level, next_level) in enumerate(zip(levels[:-1], levels[1:], strict=True)):
-        latent = euler_step(latent, estimate(latent, level), level, next_level)
-        if (index + 1) % keep_every == 0:
-            kept.append(latent)
-    return torch.stack(kept)

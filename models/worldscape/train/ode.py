@@ -21,15 +21,14 @@ from worldscape.codec import normalise_tokens
 from worldscape.config import WorldConfig
 from worldscape.data.clips import Datasets
 from worldscape.engine import SAMPLER_SHIFT
-from worldscape.flow import sampling_levels
+from worldscape.flow import follow_flow, sampling_levels
 from worldscape.noise import slot_noise
 from worldscape.progress import Progress
+from worldscape.scoring import clean_inputs, cut, estimate_next, read_history
 from worldscape.train.cache import cached
 from worldscape.train.config import DEBUG, TrainConfig
-from worldscape.train.matching import follow_flow
 from worldscape.train.rollouts import of_one_kind
 from worldscape.train.runtime import choose_device, rows_at_once
-from worldscape.train.scoring import clean_inputs, cut, estimate_next, read_history
 from worldscape.train.world import WorldStage, WorldTrainConfig, mean_where
 from worldscape.train.world import build_stage as build_world_stage
 from worldscape.world import WorldModel

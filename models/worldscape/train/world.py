@@ -20,13 +20,13 @@ from worldscape.config import MemoryConfig, WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, load_frames
 from worldscape.engine import WorldEngine
 from worldscape.flow import add_noise, draw_levels
+from worldscape.scoring import told_hands
+from worldscape.sight import present, sight
 from worldscape.train.codec import picture_rows
 from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.prepare import PreparedFrames, prepare
 from worldscape.train.rollouts import follow, hands_in, start_at
 from worldscape.train.runtime import choose_device
-from worldscape.train.scoring import told_hands
-from worldscape.train.sight import present, sight
 from worldscape.transformer import FrameInputs, Prediction, frame_rays
 from worldscape.world import WorldModel
 

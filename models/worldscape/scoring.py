@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldscape.train.matching import follow_flow
-from worldscape.train.sight import present
+from worldscape.flow import follow_flow
+from worldscape.sight import present, sight
 from worldscape.transformer import FrameInputs, History, PlacedHistory, Prediction, WorldTransformer
 
 
@@ -54,6 +54,23 @@ def join(frames: list[FrameInputs]) -> FrameInputs:
     latent, level, rays, anchor, coverage = (torch.cat(parts, 1) for parts in columns)
     hands = [frame.hands for frame in frames if frame.hands is not None]
     return FrameInputs(latent, level, rays, anchor, coverage, torch.cat(hands, 1) if hands else None)
+
+
+def compose_clip(
+    sink: list[FrameInputs],
+    tail: list[FrameInputs],
+    known: list[FrameInputs],
+    retrieved: Tensor,
+    *,
+    is_causal: bool = True,
+) -> Clip:
+    """The clip of these frames, and between them those of the `known` ones that were retrieved, long [B, R] (numbers,
+    -1: none). is_causal: as sight's.
+    """
+    if retrieved.shape[1] == 0:
+        return Clip(join([*sink, *tail]), None)
+    chosen = pick(join(known), retrieved.clamp_min(0))
+    return Clip(join([*sink, chosen, *tail]), sight(retrieved >= 0, len(sink), len(tail), is_causal))
 
 
 def _each(frames: FrameInputs, change: Callable[[Tensor], Tensor]) -> FrameInputs:
