@@ -164,6 +164,7 @@ class ClipEngine(WorldEngine):
         self, state: SlotState, new: NewFrame, view: View, history: PlacedHistory | None, active: Tensor
     ) -> None:
         """Remember the finished frame, and keep it as later clips see it."""
+        view = self._recognise(state, new.rgbd, view)
         limbs = None if view.hands is None else view.hands.limbs
         state.memory.append(Frame([], new.rgbd, view.pose, state.intrinsics, new.is_real, limbs), view.recall, active)
         self._frames.append(view.inputs(new.latent, self.config.context_level))

@@ -127,12 +127,13 @@ class HeadsConfig:
     """The small networks that say what the world lets happen, of motion, reward and termination: their width.
 
     blocked_logit: the motion head refuses a walk at or below this. goal: there is a head that finds a walker's goal in
-    the picture.
+    the picture. object: there is one that moves a hand's object along, of a model that knows hands.
     """
 
     width: int = 128
     blocked_logit: float = 0.0
     goal: bool = False
+    object: bool = False
 
     def __post_init__(self) -> None:
         _require(self.width >= 4, f"heads width {self.width}", "it must be at least 4")
@@ -201,7 +202,7 @@ PRESETS: dict[str, WorldConfig] = {
         codec=CodecConfig(widths=(8, 8, 12, 16), latent_channels=8),
         transformer=TransformerConfig(width=24, num_layers=2, num_heads=2, mlp_width=48, hands=True),
         memory=MemoryConfig(local_window=3, num_keyframes=6, num_anchors=2),
-        heads=HeadsConfig(width=16, goal=True),
+        heads=HeadsConfig(width=16, goal=True, object=True),
         steps_per_frame=1,
     ),
     "nano": WorldConfig(
@@ -209,7 +210,7 @@ PRESETS: dict[str, WorldConfig] = {
         codec=CodecConfig(latent_channels=64),
         transformer=TransformerConfig(hands=True),
         memory=MemoryConfig(num_retrieved=2),
-        heads=HeadsConfig(goal=True),
+        heads=HeadsConfig(goal=True, object=True),
         steps_per_frame=1,
     ),
     "small": WorldConfig(
@@ -217,7 +218,7 @@ PRESETS: dict[str, WorldConfig] = {
         codec=CodecConfig(size=128, widths=(64, 96, 160, 256), latent_channels=32),
         transformer=TransformerConfig(width=384, num_layers=10, num_heads=12, mlp_width=1536, hands=True),
         memory=MemoryConfig(num_retrieved=2),
-        heads=HeadsConfig(width=256, goal=True),
+        heads=HeadsConfig(width=256, goal=True, object=True),
     ),
 }
 

@@ -23,12 +23,10 @@ from worldscape.conditioning.camera import (
     state_from_pose,
 )
 from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HAND_STATE_WIDTH, HANDS
-from worldscape.conditioning.layers import Limbs
 from worldscape.conditioning.reproject import encode_depth, reproject, settle
 from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.config import MemoryConfig
 from worldscape.flow import euler_step, sampling_levels
-from worldscape.heads import Things
 from worldscape.memory.pages import PageShape
 from worldscape.memory.surroundings import surroundings_along
 from worldscape.memory.world_memory import Frame, Recall, WorldMemory
@@ -38,8 +36,10 @@ from worldscape.precision import choose_dtype
 from worldscape.rewrites import fast_codec, fast_generator
 from worldscape.slot_hands import SlotHands, draw_hands, resting_hands
 from worldscape.slots import (
+    KNOWN,
     Dreamed,
     EngineFrame,
+    Handled,
     NewFrame,
     RecordedHands,
     ShownHands,
@@ -290,20 +290,41 @@ class WorldEngine:
         rgbd = self.codec.decode(latent, view.anchor, view.guess.skips).float().clamp(-1.0, 1.0)
         return rgbd if view.hands is None else settle(rgbd, view.anchor, view.hands.limbs.present.any(1))
 
-    def look(self, state: SlotState, camera: Tensor, previous: Tensor, hands: SlotHands | None = None) -> View:
+    def look(
+        self,
+        state: SlotState,
+        camera: Tensor,
+        previous: Tensor,
+        hands: SlotHands | None = None,
+        before: Handled | None = None,
+    ) -> View:
         """Rays and anchor of the view from `camera` [B, 6]; `previous` is the camera-to-world pose [B, 4, 4] before.
 
-        hands: those in the view; None takes the slots' own.
+        hands: those in the view; None takes the slots' own. before: hands and object a step earlier; None takes those
+        of the current frame.
         """
         pose = pose_from_state(camera)
         shown = limbs = None
         if self.hands is not None:
-            hands = state.hands if hands is None else hands
-            limbs = hands.limbs(pose, HANDS[self.hands])
-            shown = ShownHands(hands, limbs, draw_hands(limbs, pose, state.intrinsics, self.config.codec.size))
+            shown = self._show_hands(state, state.hands if hands is None else hands, pose, before)
+            limbs = shown.limbs
         use_anchor = self.config.transformer.anchor
         recall = state.memory.recall(pose, state.intrinsics, use_anchor=use_anchor, rebuild=self.rebuild, limbs=limbs)
         return self._view(pose, previous, recall, state.intrinsics, shown)
+
+    def _show_hands(self, state: SlotState, hands: SlotHands, pose: Tensor, before: Handled | None) -> ShownHands:
+        """Hands as a view from `pose` shows them, and their object where they move it."""
+        assert self.hands is not None
+        limbs = hands.limbs(pose, HANDS[self.hands])
+        picture = draw_hands(limbs, pose, state.intrinsics, self.config.codec.size)
+        if self.model.heads.object is None:
+            return ShownHands(hands, limbs, picture)
+        before = state.handled(hands.table(pose)) if before is None else before
+        thing = before.thing._replace(present=before.thing.present & limbs.present.any(1))
+        motion = self.model.heads.object(before.keypoints, limbs.keypoints, limbs.present, thing, before.shift)
+        shift = motion.likely() * thing.present[:, None]
+        thing = thing._replace(centre=thing.centre + shift, moved=thing.moved + shift)
+        return ShownHands(hands, limbs._replace(thing=thing), picture, motion)
 
     def read(self, state: SlotState, view: View) -> PlacedHistory:
         """History as this step's model calls read it."""
@@ -326,6 +347,7 @@ class WorldEngine:
 
     def commit(self, state: SlotState, new: NewFrame, view: View, history: PlacedHistory, active: Tensor) -> None:
         """Run the finished frame once, append it to the active slots' memory and make it their current frame."""
+        view = self._recognise(state, new.rgbd, view)
         level, positions = self.config.context_level, state.memory.next_positions()
         prediction = self.generator.refine(new.latent[:, None], level, view.told, positions, history)
         limbs = None if view.hands is None else view.hands.limbs
@@ -366,11 +388,7 @@ class WorldEngine:
             "latent": new.latent,
         }
         told = {"features": features, "coverage": view.recall.coverage, "events": events, "steps": state.steps + 1}
-        hands = {}
-        if view.hands is not None:
-            limbs = view.hands.limbs
-            things = self._find_things(new.rgbd, view.pose, limbs, state.intrinsics)
-            hands = {**view.hands.fields(), **state.judged(things, limbs, view.pose)}
+        hands = {} if view.hands is None else view.hands.fields()
         is_everyone = active.device.type == "cpu" and bool(active.all())
         for name, value in {**seen, **told, **hands}.items():
             old = getattr(state, name)
@@ -386,10 +404,19 @@ class WorldEngine:
     def _present(self, model_calls: int) -> EngineFrame:
         return self.state.present(model_calls, self.model.heads, self.hands is not None)
 
-    def _find_things(self, rgbd: Tensor, pose: Tensor, limbs: Limbs, intrinsics: Tensor) -> Things:
+    def _recognise(self, state: SlotState, rgbd: Tensor, view: View) -> View:
+        """A view with what its finished picture [B, 4, h, w] shows: where things are, and what that is worth."""
+        if view.hands is None:
+            return view
         assert self.model.heads.things is not None
+        limbs, pose = view.hands.limbs, view.pose
         keypoints = (limbs.keypoints - pose[:, None, None, :3, 3]) @ pose[:, None, :3, :3]
-        return self.model.heads.things(rgbd, keypoints, limbs.present, intrinsics)
+        things = self.model.heads.things(rgbd, keypoints, limbs.present, state.intrinsics)
+        news = state.judged(things, view.hands, pose)
+        if limbs.thing is not None:
+            known = (news["spread"][:, 0] < KNOWN) & limbs.present.any(1)
+            limbs = limbs._replace(thing=limbs.thing._replace(centre=news["places"][:, 0], present=known))
+        return view._replace(hands=view.hands._replace(limbs=limbs, news=news))
 
     def _view(
         self, pose: Tensor, previous: Tensor, recall: Recall, intrinsics: Tensor, hands: ShownHands | None

@@ -1,9 +1,9 @@
 """Heads: what the world lets happen: motion, reward, termination; and first depth.
 
 `MotionHead` says before a frame is dreamed whether the commanded walk is free, `WristHead` how far things hold a hand
-back; `EventHead` says afterwards whether the new frame earns the reward and ends the episode, `GoalHead` where in it
-the goal is, `ThingsHead` where the things are that a hand's tasks are about; `DepthHead` guesses depth for a picture
-that comes without.
+back, `ObjectHead` how a hand moves its object; `EventHead` says afterwards whether the new frame earns the reward and
+ends the episode, `GoalHead` where in it the goal is, `ThingsHead` where the things are that a hand's tasks are about;
+`DepthHead` guesses depth for a picture that comes without.
 """
 
 from typing import NamedTuple
@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from worldscape.conditioning.hand_model import NUM_KEYPOINTS
 from worldscape.conditioning.hands import HAND_STATE_WIDTH
+from worldscape.conditioning.layers import Thing
 from worldscape.conditioning.reproject import decode_depth
 from worldscape.config import HeadsConfig
 from worldscape.memory.surroundings import CELLS as PLAN_CELLS
@@ -21,6 +22,8 @@ from worldscape.memory.surroundings import NEAR_CHANNELS
 
 THING_CELL = 4  # pixels a side of the cells in which things are looked for
 LARGEST_LAG = 2.0  # steps' worth of moving or turning by which a wrist may miss its goal
+OBJECT_STEP = 0.03  # metres, the unit in which an object's motion is told
+SURE = 0.75  # probability of moving below which an object stands still
 RARE = -3.0  # logit of an event before anything is learned
 DROPOUT = 0.3  # of what the motion head has made of surroundings
 LIKELY = 2.0  # logit of a free walk before anything is learned
@@ -171,6 +174,54 @@ class WristHead(nn.Module):
         return LARGEST_LAG * torch.tanh(lag / LARGEST_LAG)
 
 
+class ObjectMotion(NamedTuple):
+    """What a step does to an object, if it moves at all: shift [B, 3] in world axes (metres), moves [B], logits that it
+    does; and touch [B, 3] after the step, logits of contact, grasped and lifted (`hand_tasks.Touch`)."""
+
+    shift: Tensor
+    moves: Tensor
+    touch: Tensor
+
+    def likely(self) -> Tensor:
+        """The shift to expect, [B, 3]: none where it is not rather sure that there is one, or objects would creep."""
+        chance = self.moves.sigmoid()
+        return self.shift * torch.where(chance > SURE, chance, 0.0)[:, None]
+
+
+class ObjectHead(nn.Module):
+    """Where hands were and are around an object -> ObjectMotion. It reads geometry alone, as MotionHead does."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        told = 7 * NUM_KEYPOINTS + 4  # points before, their steps, distances; the object's last shift and its height
+        self.net = nn.Sequential(
+            nn.Linear(told, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, width),
+            nn.SiLU(),
+            nn.Linear(width, 7),
+        )
+
+    def forward(self, before: Tensor, after: Tensor, present: Tensor, thing: Thing, shift: Tensor) -> ObjectMotion:
+        """Keypoints [B, 2, 21, 3] of both hands in world axes, present bool [B, 2], the object before the step, and its
+        shift [B, 3] in the step before. The nearer hand decides; a left one is seen in a mirror."""
+        after = after - thing.centre[:, None, None]
+        away = after.norm(dim=-1)
+        is_left = torch.where(present, away.amin(2), torch.inf).diff(dim=1)[:, 0] > 0
+        one = is_left[:, None, None]
+        after, away = torch.where(one, after[:, 0], after[:, 1]), torch.where(is_left[:, None], away[:, 0], away[:, 1])
+        before = torch.where(one, before[:, 0], before[:, 1]) - thing.centre[:, None]
+        mirror = torch.ones_like(shift)
+        mirror[:, 0] = torch.where(is_left, -1.0, 1.0)
+        steps, height = (after - before) * mirror[:, None], (thing.table - thing.centre[:, 1])[:, None]
+        points = (before * mirror[:, None]).flatten(1)
+        told = torch.cat([10 * points, 30 * steps.flatten(1), 10 * away, 30 * shift * mirror, 10 * height], 1)
+        shift, moves, touch = self.net(told).split([3, 1, 3], 1)
+        return ObjectMotion(OBJECT_STEP * shift * mirror, moves[:, 0], touch)
+
+
 class Things(NamedTuple):
     """What a frame shows of a table: object and target [B, 3] in camera axes, metres; spread [B, 2], how far off either
     may be, metres; touch [B, 3], logits of contact, grasped and lifted (`hand_tasks.Touch`).
@@ -277,7 +328,7 @@ class DepthHead(nn.Module):
 class Heads(nn.Module):
     """All heads of a world model; `features` is the generator's width, `channels` the latent's.
 
-    `wrist` and `things` are there where the generator knows hands, `goal` where the config asks for it.
+    `wrist` and `things` are there where the generator knows hands, `goal` and `object` where the config asks for them.
     """
 
     def __init__(self, config: HeadsConfig, features: int, channels: int, *, hands: bool):
@@ -286,11 +337,12 @@ class Heads(nn.Module):
         self.events = EventHead(max(config.width // 4, 8))
         self.wrist = WristHead(config.width, features, channels) if hands else None
         self.things = ThingsHead(max(config.width * 3 // 8, 8)) if hands else None
+        self.object = ObjectHead(2 * config.width) if hands and config.object else None
         self.depth = DepthHead(max(config.width // 2, 16))
         self.goal = GoalHead(max(config.width // 4, 8)) if config.goal else None
 
     def of_pictures(self) -> nn.ModuleDict:
-        """Those that recordings teach without dreams: motion, events, depth and, where they are, things and goal."""
+        """Those that recordings teach without dreams: all but wrist, as far as they are there."""
         found = {"motion": self.motion, "events": self.events, "depth": self.depth, "things": self.things}
-        found["goal"] = self.goal
+        found |= {"object": self.object, "goal": self.goal}
         return nn.ModuleDict({name: head for name, head in found.items() if head is not None})

@@ -19,12 +19,13 @@ from torch import Tensor
 
 from worldscape.codec import normalise_tokens
 from worldscape.conditioning.camera import pose_from_state
+from worldscape.conditioning.layers import Thing
 from worldscape.engine import SAMPLER_SHIFT, WorldEngine
 from worldscape.flow import euler_step, sampling_levels
 from worldscape.memory.world_memory import Frame, WorldMemory
 from worldscape.noise import slot_noise
 from worldscape.slot_hands import SlotHands
-from worldscape.slots import Dreamed, InFlight, NewFrame, SlotState, View
+from worldscape.slots import Dreamed, Handled, InFlight, NewFrame, SlotState, View
 from worldscape.transformer import EmbeddedView, Levels, PlacedHistory, Prediction
 from worldscape.world import WorldModel
 
@@ -113,6 +114,7 @@ class RollingEngine(WorldEngine):
             latent = finished.detach()
             motion = (flight.camera[:, 0], flight.realised[:, 0])
             new = NewFrame(*motion, self.decode(latent, oldest), latent, flight.commanded[:, 0])
+            oldest = self._recognise(state, new.rgbd, oldest)
             limbs = None if oldest.hands is None else oldest.hands.limbs
             read = oldest.recall._replace(retrieved=views[-1].recall.retrieved)
             state.memory.append(Frame([], new.rgbd, oldest.pose, state.intrinsics, limbs=limbs), read, is_done)
@@ -147,13 +149,22 @@ class RollingEngine(WorldEngine):
     def _look_ahead(self, state: SlotState) -> list[View]:
         """The views of all places in flight as far as memory shows them now, oldest first."""
         flight, previous, views = _flight(state), state.pose, []
+        hands, before = None, None
         for place in range(self.num_flying):
-            hands = None
             if self.hands is not None:
                 hands = SlotHands(*(getattr(flight, name)[:, place] for name in HANDS))
-            views.append(self.look(state, flight.camera[:, place], previous, hands))
-            is_there = (flight.count >= self.num_flying - place)[:, None, None]
-            previous = torch.where(is_there, pose_from_state(flight.camera[:, place]), previous)
+            view = self.look(state, flight.camera[:, place], previous, hands, before)
+            is_there = flight.count >= self.num_flying - place
+            previous = torch.where(is_there[:, None, None], pose_from_state(flight.camera[:, place]), previous)
+            handled = None if view.hands is None else view.hands.handled
+            if handled is not None:
+                earlier = state.handled(handled.thing.table) if before is None else before
+                before = Handled(
+                    _where(is_there, handled.keypoints, earlier.keypoints),
+                    Thing(*(_where(is_there, *pair) for pair in zip(handled.thing, earlier.thing, strict=True))),
+                    _where(is_there, handled.shift, earlier.shift),
+                )
+            views.append(view)
         return views
 
     def refine(self, state: SlotState, views: list[View], active: Tensor) -> tuple[Prediction, Tensor]:

@@ -69,6 +69,10 @@ class SlotHands(NamedTuple):
         """Hands where a recording has them: states in world axes, seen by a camera at `pose` [B, 4, 4]."""
         return SlotHands(state, command, present, invert_pose(level_pose(pose)))
 
+    def table(self, pose: Tensor) -> Tensor:
+        """y of the table in world axes [B], with the camera at `pose` [B, 4, 4]: the workspace's floor."""
+        return (level_pose(pose) @ self.base)[:, 1, 3]
+
     def limbs(self, pose: Tensor, rows: tuple[int, ...]) -> Limbs:
         """The hands in world axes, with the camera at `pose` [B, 4, 4]; rows: those that can be present at all."""
         is_left = torch.tensor([True, False], device=self.state.device)

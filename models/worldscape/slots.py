@@ -10,15 +10,17 @@ from torch import Tensor
 
 from worldscape.codec import Encoded, rgbd_to_frame
 from worldscape.conditioning.hand_model import NUM_KEYPOINTS
-from worldscape.conditioning.layers import Limbs
+from worldscape.conditioning.layers import Limbs, Thing
 from worldscape.conditioning.reproject import Anchor, decode_depth
 from worldscape.config import WorldConfig
 from worldscape.hand_tasks import HAND_TASKS, Facts, Touch, fingertip_and_palm, held_up, judge
-from worldscape.heads import Heads, SeenGoal, Things
+from worldscape.heads import Heads, ObjectMotion, SeenGoal, Things
 from worldscape.memory.surroundings import Surfaces, surfaces_shown
 from worldscape.memory.world_memory import Recall, WorldMemory
 from worldscape.slot_hands import SlotHands
 from worldscape.transformer import EmbeddedView, FrameInputs
+
+KNOWN = 0.04  # metres: an object that may be farther off than this is not known
 
 
 class RecordedHands(NamedTuple):
@@ -56,7 +58,8 @@ class HandFrame(NamedTuple):
     """Hands as the slots show them, left then right: keypoints [B, 2, 21, 3] metres in world axes, state and command
     [B, 2, 16] in the axes of their workspace, present bool [B, 2]; what the frame is worth to each of
     `hand_tasks.HAND_TASKS`, [B, 3] in [0, 1]: reward, probability of success; and why: object and target [B, 3] in
-    world axes (metres), touch [B, 3]: probabilities of contact, grasped, lifted.
+    world axes (metres), touch [B, 3]: probabilities of contact, grasped, lifted; moved [B, 3]: what hands have moved
+    the object by since the slot was opened (metres), of weights with a head that says so.
     """
 
     keypoints: Tensor
@@ -68,6 +71,7 @@ class HandFrame(NamedTuple):
     object: Tensor
     target: Tensor
     touch: Tensor
+    moved: Tensor
 
 
 @dataclass
@@ -145,8 +149,10 @@ class InFlight(NamedTuple):
 class SlotState:
     """All there is to know of the slots, each tensor with a leading B; memory indexes slots itself.
 
-    pose is that of camera (`pose_from_state`): several ask for it in each step. flight: frames that are not finished,
-    in an engine whose sampler keeps such between steps.
+    pose is that of camera (`pose_from_state`): several ask for it in each step. Object and target: places [B, 2, 3] in
+    world axes, spread [B, 2] metres by which they may be wrong; object_moved [B, 3] since the slot was opened and
+    object_shift [B, 3] in the last step. flight: frames that are not finished, in an engine whose sampler keeps such
+    between steps.
     """
 
     memory: WorldMemory
@@ -170,7 +176,9 @@ class SlotState:
     keypoints: Tensor = field(repr=False)
     tasks: Tensor = field(repr=False)
     places: Tensor = field(repr=False)
-    target_spread: Tensor = field(repr=False)
+    spread: Tensor = field(repr=False)
+    object_moved: Tensor = field(repr=False)
+    object_shift: Tensor = field(repr=False)
     touch: Tensor = field(repr=False)
     was_lifted: Tensor = field(repr=False)
     flight: InFlight | None = field(default=None, repr=False)
@@ -203,7 +211,9 @@ class SlotState:
             keypoints=like.new_zeros(slots, 2, NUM_KEYPOINTS, 3),
             tasks=like.new_zeros(slots, 2, len(HAND_TASKS)),
             places=like.new_zeros(slots, 2, 3),
-            target_spread=like.new_full((slots,), torch.inf),
+            spread=like.new_full((slots, 2), torch.inf),
+            object_moved=like.new_zeros(slots, 3),
+            object_shift=like.new_zeros(slots, 3),
             touch=like.new_zeros(slots, 3),
             was_lifted=like.new_zeros(slots),
         )
@@ -212,6 +222,11 @@ class SlotState:
     def hands(self) -> SlotHands:
         """Both hands of the slots; absent in an engine that has none."""
         return SlotHands(self.hand_state, self.hand_command, self.hand_present, self.hand_base)
+
+    def handled(self, table: Tensor) -> "Handled":
+        """Hands and their object in the current frame; table [B]: y of what it stands on."""
+        thing = Thing(self.places[:, 0], self.object_moved, table, self.spread[:, 0] < KNOWN)
+        return Handled(self.keypoints, thing, self.object_shift)
 
     def moved_on(self, camera: Tensor, hands: SlotHands | None) -> "SlotState":
         """The same slots, asked where a step leads from a camera [B, 6] and hands that they have not got to yet."""
@@ -268,44 +283,81 @@ class SlotState:
             object=thing,
             target=target,
             touch=self.touch.clone(),
+            moved=self.object_moved.clone(),
         )
 
-    def judged(self, things: Things, limbs: Limbs, pose: Tensor) -> dict[str, Tensor]:
-        """What is new of the slots, by name, when a frame seen from `pose` [B, 4, 4] shows these things.
+    def judged(self, things: Things, hands: "ShownHands", pose: Tensor) -> dict[str, Tensor]:
+        """What is new of the slots, by name, when a frame seen from `pose` [B, 4, 4] shows these hands and things.
 
-        A target stays where it is, so the frame that showed it best decides: often the first, before the hand hides it.
+        A target stays where it is, and of an object it is known how it moves, so the frame that showed them best
+        decides: often the first, before the hand hides them. Without an object head every frame decides anew.
         """
-        places = torch.stack([things.object, things.target], 1) @ pose[:, :3, :3].mT + pose[:, None, :3, 3]
-        is_better = things.spread[:, 1] < self.target_spread
-        target = torch.where(is_better[:, None], places[:, 1], self.places[:, 1])
-        touch = Touch(*things.touch.sigmoid().unbind(1))
-        was_lifted = torch.maximum(self.was_lifted, held_up(touch).to(self.was_lifted))
-        facts = Facts(*fingertip_and_palm(limbs.keypoints, limbs.present), places[:, 0], target, touch, was_lifted)
+        found = torch.stack([things.object, things.target], 1) @ pose[:, :3, :3].mT + pose[:, None, :3, 3]
+        expected, is_better, touch = self.places, things.spread < self.spread, things.touch
+        thing = hands.limbs.thing
+        if thing is None or hands.motion is None:
+            is_better = is_better | torch.tensor([True, False], device=pose.device)
+        else:
+            expected = torch.stack([thing.centre, expected[:, 1]], 1)
+            touch = torch.where(thing.present[:, None], hands.motion.touch, touch)
+        places = torch.where(is_better[..., None], found, expected)
+        probable = Touch(*touch.sigmoid().unbind(1))
+        was_lifted = torch.maximum(self.was_lifted, held_up(probable).to(self.was_lifted))
+        limbs = hands.limbs
+        thing_place, target = places.unbind(1)
+        tip, palm = fingertip_and_palm(limbs.keypoints, limbs.present)
+        facts = Facts(tip, palm, thing_place, target, probable, was_lifted)
         return {
             "tasks": torch.stack(judge(facts), 1),
-            "places": torch.stack([places[:, 0], target], 1),
-            "target_spread": torch.minimum(things.spread[:, 1], self.target_spread),
-            "touch": torch.stack(touch, 1),
+            "places": places,
+            "spread": torch.minimum(things.spread, self.spread),
+            "touch": torch.stack(probable, 1),
             "was_lifted": was_lifted,
         }
 
 
+class Handled(NamedTuple):
+    """Hands and their object at one moment, in world axes: keypoints [B, 2, 21, 3], and by how much the object had just
+    been moved, shift [B, 3]; metres."""
+
+    keypoints: Tensor
+    thing: Thing
+    shift: Tensor
+
+
 class ShownHands(NamedTuple):
-    """Hands in a view, as the slots have them and in world axes, and the pose video's picture [B, 4, h, w]."""
+    """Hands in a view, as the slots have them and in world axes, and the pose video's picture [B, 4, h, w].
+
+    motion: what becomes of their object on the way, where a head says so. news: of the slots, once the view's picture
+    is finished.
+    """
 
     hands: SlotHands
     limbs: Limbs
     picture: Tensor
+    motion: ObjectMotion | None = None
+    news: dict[str, Tensor] | None = None
+
+    @property
+    def handled(self) -> Handled | None:
+        """Hands and object in this view, for the next one; None where nobody says how objects move."""
+        if self.limbs.thing is None or self.motion is None:
+            return None
+        return Handled(self.limbs.keypoints, self.limbs.thing, self.motion.likely())
 
     def fields(self) -> dict[str, Tensor]:
         """What is new of the slots, by the names of SlotState's fields."""
-        return {
+        told = {
             "hand_state": self.hands.state,
             "hand_command": self.hands.command,
             "hand_present": self.hands.present,
             "hand_base": self.hands.base,
             "keypoints": self.limbs.keypoints,
         }
+        moved = self.handled
+        if moved is not None:
+            told |= {"object_moved": moved.thing.moved, "object_shift": moved.shift}
+        return told | (self.news or {})
 
 
 class View(NamedTuple):

@@ -1,6 +1,7 @@
 """Hands judged: a dream that replays the simulator gets the best score there is, one that stands still does not."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from tests.evaluate.test_documented import undocumented
 from worldscape.conditioning.camera import pose_from_state
 from worldscape.engine import EngineFrame, Start
 from worldscape.evaluate import hands
+from worldscape.evaluate.dream import DreamedHands
 from worldscape.evaluate.episodes import EpisodeBatch, Judge
 from worldscape.evaluate.hand_reader import (
     HandReader,
@@ -66,8 +68,11 @@ class ReplayEngine:
         values[1, rows, torch.from_numpy(truth.task)] = torch.from_numpy(self.episodes.success[:, step]).float()
         none = torch.zeros(NUM)
         state, command, present = (part[:, 0] for part in truth.recorded(1))
-        points, things = torch.from_numpy(truth.keypoints[:, number]), torch.zeros(3, NUM, 3)
-        shown = HandFrame(points, state, command, present, *values, *things)
+        points, things = torch.from_numpy(truth.keypoints[:, number]), torch.zeros(2, NUM, 3)
+        place, moved = (torch.from_numpy(truth.object[:, number] - start) for start in (0.0, truth.object[:, 0]))
+        reward, success = values
+        target, touch = things
+        shown = HandFrame(points, state, command, present, reward, success, place, target, touch, moved)
         made = EngineFrame(
             rgbd=torch.zeros(NUM, 4, *self.episodes.depth.shape[-2:]),
             pose=torch.from_numpy(self.episodes.pose[:, number]),
@@ -103,6 +108,7 @@ def test_a_replay_is_judged_perfect(played, reader):
         assert found[f"hand_iou_h{horizon}"] == pytest.approx(1.0, nan_ok=True)
         assert found[f"keypoint_error_h{horizon}"] == found[f"keypoint_error_simulator_h{horizon}"]
         assert found[f"keypoint_error_commanded_h{horizon}"] < 1e-2
+        assert found[f"object_place_error_h{horizon}"] < 1e-6
         for event in hands.EVENTS:
             same = [found[f"object_{event}_f1{ending}_h{horizon}"] for ending in ("", "_simulator")]
             assert same[0] == pytest.approx(same[1], nan_ok=True)
@@ -114,6 +120,25 @@ def test_a_replay_is_judged_perfect(played, reader):
 def test_a_frozen_dream_is_judged_worse(played, reader):
     found = hands.judge_hands(ReplayEngine(played, True), played, reader, hands.HandsConfig(horizons=(STEPS,))).metrics
     assert found[f"keypoint_error_commanded_h{STEPS}"] > 2.0 and found["reward_error"] > 1e-3
+
+
+def test_what_the_dream_takes_the_object_to_do_is_held_against_the_simulator(played):
+    """It moves in the first table only; the dream says so of the second as well, and is 3 cm off there."""
+    place = np.repeat(hands_of(played).object[:, :1], STEPS + 1, axis=1)
+    place[0, 5:, 0] += 0.05
+    episodes = replace(played, hands=replace(hands_of(played), object=place))
+    says = np.zeros((NUM, STEPS, 3), np.float32)
+    says[:, 4:, 0] = 0.05
+    seen = place[:, 1:].copy()
+    seen[1, :, 2] += 0.06
+    none = np.zeros((NUM, STEPS, 3), np.float32)
+    dreamed = DreamedHands(object=seen, moved=says, keypoints=none, reward=none, success=none)
+    found = hands.score_belief(dreamed, episodes, STEPS)
+    assert found["object_told_recall"] == 1.0 and found["object_told_precision"] == 0.5
+    assert found["object_place_error"] == pytest.approx(0.03)
+    assert found["object_told_f1"] == pytest.approx(2 / 3)
+    before = hands.score_belief(dreamed, episodes, 4)
+    assert np.isnan(before["object_told_recall"]) and before["object_place_error"] == pytest.approx(0.03)
 
 
 def test_motion_read_off_a_replay_is_that_of_the_simulator(played, reader):

@@ -3,7 +3,19 @@
 import torch
 
 from worldscape.conditioning.hand_model import NUM_PARTS
-from worldscape.conditioning.layers import FLESH, NOBODY, RIM, Layers, Limbs, Pictures, owned_by, split_layers
+from worldscape.conditioning.layers import (
+    FLESH,
+    NOBODY,
+    OBJECT,
+    OBJECT_RIM,
+    RIM,
+    Layers,
+    Limbs,
+    Pictures,
+    Thing,
+    owned_by,
+    split_layers,
+)
 from worldscape.conditioning.reproject import Anchor, decode_depth, encode_depth, reproject, settle
 
 SIZE = 32
@@ -42,7 +54,7 @@ def seen_with(rgbd: torch.Tensor, limbs: Limbs) -> Pictures:
     """One picture [1, 4, h, w] with these hands in it."""
     eye = torch.eye(4)[None]
     owner = owned_by(decode_depth(rgbd[:, 3]), eye, INTRINSICS, limbs)
-    return Pictures(rgbd[:, None], eye[:, None], torch.tensor([[True]]), owner[:, None], limbs.parts[:, None])
+    return Pictures(rgbd[:, None], eye[:, None], torch.tensor([[True]]), owner[:, None], limbs.moving()[:, None])
 
 
 def is_right(owner: torch.Tensor) -> torch.Tensor:
@@ -114,7 +126,7 @@ def test_a_hand_that_turns_is_shown_turned():
     rgbd[:, 3, 15:17, 11:21] = encode_depth(torch.tensor(NEAR))
     owner = owned_by(decode_depth(rgbd[:, 3]), torch.eye(4)[None], INTRINSICS, limbs)
     seen = Pictures(
-        rgbd[:, None], torch.eye(4)[None, None], torch.tensor([[True]]), owner[:, None], limbs.parts[:, None]
+        rgbd[:, None], torch.eye(4)[None, None], torch.tensor([[True]]), owner[:, None], limbs.moving()[:, None]
     )
     turned = limbs._replace(parts=turn @ limbs.parts)
     anchor = rebuild(split_layers(seen, seen, turned, HERE, INTRINSICS))
@@ -140,10 +152,66 @@ def test_a_finger_that_was_stretched_is_shown_bent():
     stretched.parts[0, 1, 4:7, 1, 3] -= 3 * PIXEL
     owner = owned_by(decode_depth(opened[:, 3]), HERE, INTRINSICS, stretched)
     assert is_right(owner[0, 11:13, 15:17]).all() and len(owner[0, 10:18, 15:17].unique()) > 1
-    before = Pictures(opened[:, None], HERE[:, None], torch.tensor([[True]]), owner[:, None], stretched.parts[:, None])
+    parts = stretched.moving()[:, None]
+    before = Pictures(opened[:, None], HERE[:, None], torch.tensor([[True]]), owner[:, None], parts)
     wall = seen_with(picture(None), limbs_at(16, present=False))
     anchor = rebuild(split_layers(wall, before, fist, HERE, INTRINSICS))
     check_shown(anchor.rgbd, picture(16), colours=0.15)  # bicubic overshoot at the finger's edge
+
+
+def thing_at(column: float, moved: float = 0.0, present: bool = True, table: float = 1.0) -> Thing:
+    """An object in the middle row, moved to the right by so many pixels since the first picture."""
+    centre = torch.tensor([[(column - SIZE / 2) * PIXEL, 0.0, NEAR]])
+    shift = torch.tensor([[moved * PIXEL, 0.0, 0.0]])
+    return Thing(centre, shift, torch.tensor([table]), torch.tensor([present]))
+
+
+def with_thing(thing: Thing | None) -> Limbs:
+    """A hand out of sight, behind the camera, and the object."""
+    limbs = limbs_at(16)
+    back = torch.tensor([0.0, 0.0, -5 * NEAR])
+    parts = limbs.parts.clone()
+    parts[..., :3, 3] += back
+    return limbs._replace(parts=parts, keypoints=limbs.keypoints + back, thing=thing)
+
+
+def test_an_object_owns_what_is_around_it_above_the_table():
+    rgbd = picture(16)
+    owner = owned_by(decode_depth(rgbd[:, 3]), HERE, INTRINSICS, with_thing(thing_at(16)))
+    assert (owner[0, 13:19, 13:19] == OBJECT).all() and (owner[0, 12, 12:20] == OBJECT_RIM).all()
+    assert int((owner == OBJECT).sum()) == 36
+    table = thing_at(16, table=0.0)  # the lower half of it would be the table
+    lower = owned_by(decode_depth(rgbd[:, 3]), HERE, INTRINSICS, with_thing(table))
+    assert (lower[0, 13:15, 13:19] == OBJECT).all() and not (lower[0, 16:] == OBJECT).any()
+    for nothing in (thing_at(16, present=False), None):
+        limbs = with_thing(nothing)
+        assert not (owned_by(decode_depth(rgbd[:, 3]), HERE, INTRINSICS, limbs) >= OBJECT).any()
+
+
+def test_what_a_hand_holds_is_the_hands_first():
+    limbs = limbs_at(16)
+    alone = owned_by(decode_depth(picture(16)[:, 3]), HERE, INTRINSICS, limbs)
+    both = owned_by(decode_depth(picture(16)[:, 3]), HERE, INTRINSICS, limbs._replace(thing=thing_at(16)))
+    assert torch.equal(both[alone > NOBODY], alone[alone > NOBODY])
+
+
+def test_an_object_that_was_moved_is_shown_where_it_is_and_not_where_it_was():
+    """It was at column 10 and is at 20; what it stood before is open, or shown by a picture from before it came."""
+    seen = seen_with(picture(10), with_thing(thing_at(10)))
+    now = with_thing(thing_at(20, moved=10))
+    anchor = rebuild(split_layers(seen, seen, now, HERE, INTRINSICS))
+    torch.testing.assert_close(anchor.rgbd[0, :3, 13:19, 17:23], torch.full((3, 6, 6), HAND), atol=2e-3, rtol=0)
+    assert (anchor.mask[0, 0, 12:20, 6:14] == 0).all()
+    empty = seen_with(picture(None), with_thing(thing_at(10, present=False)))
+    both = Pictures(*(torch.cat(part, 1) for part in zip(seen, empty, strict=True)))
+    check_shown(rebuild(split_layers(both, both, now, HERE, INTRINSICS)).rgbd, picture(20))
+
+
+def test_an_object_that_stands_still_is_part_of_the_scene():
+    seen = seen_with(picture(10), with_thing(thing_at(10)))
+    layers = split_layers(seen, seen, with_thing(thing_at(10)), HERE, INTRINSICS)
+    assert layers.valid[0, 1].all() and not layers.valid[0, 0].any()
+    check_shown(rebuild(layers).rgbd, picture(10))
 
 
 def test_the_rim_is_of_use_to_neither_layer():

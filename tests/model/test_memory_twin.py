@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 
 from tests.model.memory_worlds import INTRINSICS, SHAPE, SIZE, layers
 from worldscape.conditioning.camera import pose_from_state
-from worldscape.conditioning.layers import Limbs
+from worldscape.conditioning.layers import Limbs, Thing
 from worldscape.config import MemoryConfig
 from worldscape.memory.naive import NaiveMemory
 from worldscape.memory.world_memory import Frame, Recall, WorldMemory
@@ -56,12 +56,14 @@ def row_of(frame: Frame, row: int) -> Frame:
     kept = [type(layer)(layer.keys[one], layer.values[one]) for layer in frame.layers]
     limbs = frame.limbs
     if limbs is not None:
-        limbs = Limbs(limbs.parts[one], limbs.keypoints[one], limbs.present[one], limbs.rows)
+        assert limbs.thing is not None
+        thing = Thing(*(part[one] for part in limbs.thing))
+        limbs = Limbs(limbs.parts[one], limbs.keypoints[one], limbs.present[one], limbs.rows, thing)
     return Frame(kept, frame.rgbd[one], frame.pose[one], frame.intrinsics[one], frame.is_real, limbs)
 
 
 def draw_limbs(pose: torch.Tensor, rng: torch.Generator) -> Limbs:
-    """Large hands somewhere in front of the surface, one of them missing here and there."""
+    """Large hands somewhere in front of the surface with an object, one of them missing here and there."""
     slots = len(pose)
     wrists = pose_from_state(0.3 * torch.randn(slots * 2, 6, generator=rng)).unflatten(0, (slots, 2))
     wrists[..., 2, 3] += 2.5
@@ -70,7 +72,10 @@ def draw_limbs(pose: torch.Tensor, rng: torch.Generator) -> Limbs:
     keypoints = spread @ wrists[..., :3, :3].mT + wrists[..., None, :3, 3]
     present = torch.rand(slots, 2, generator=rng) < 0.8
     bent = pose_from_state(0.05 * torch.randn(slots * 32, 6, generator=rng)).unflatten(0, (slots, 2, 16))
-    return Limbs(wrists[:, :, None] @ bent, keypoints, present, (0, 1))
+    centre = keypoints[:, 1, 0] + 0.1 * torch.randn(slots, 3, generator=rng)
+    moved = 0.2 * torch.randn(slots, 3, generator=rng) * (torch.rand(slots, 1, generator=rng) < 0.5)
+    thing = Thing(centre, moved, centre[:, 1] + 0.1, torch.rand(slots, generator=rng) < 0.8)
+    return Limbs(wrists[:, :, None] @ bent, keypoints, present, (0, 1), thing)
 
 
 @dataclass

@@ -25,7 +25,7 @@ def page(values: torch.Tensor) -> Page:
         probes=mark.reshape(-1, 1, 1).expand(-1, 1, 3),
         real=mark[:, None],
         owner=values.reshape(-1, 1, 1).to(torch.uint8),
-        parts=torch.eye(4).repeat(len(mark), 2, 16, 1, 1),
+        parts=torch.eye(4).repeat(len(mark), 33, 1, 1),
         frame=values,
     )
 
@@ -50,7 +50,7 @@ def test_what_is_written_is_read_and_the_blank_page_stays_blank():
     assert store.fields.frame[table].tolist() == [[9, -1], [-1, 7]]
     assert store.gather(pages[:1]).rgbd.flatten().tolist() == [7.0] * 4
     assert store.fields.owner[table].flatten().tolist() == [9, 0, 0, 7]
-    assert torch.equal(store.fields.parts[BLANK], torch.eye(4).expand(2, 16, 4, 4))
+    assert torch.equal(store.fields.parts[BLANK], torch.eye(4).expand(33, 4, 4))
 
 
 def test_a_hundred_thousand_random_operations_leak_no_page():

@@ -16,7 +16,10 @@ from worldscape.conditioning.hands import (
     state_from_vector,
     state_to_vector,
 )
+from worldscape.conditioning.layers import OBJECT
 from worldscape.engine import WorldEngine
+from worldscape.heads import ObjectMotion, Things
+from worldscape.rolling import RollingEngine
 from worldscape.slot_hands import SlotHands, draw_hands, limit_to, mirror_states, resting_hands
 from worldscape.slots import EngineFrame, HandFrame, RecordedHands, Start
 from worldscape.snapshot import Snapshot
@@ -62,6 +65,80 @@ def hands_of(frame: EngineFrame) -> HandFrame:
 def same(one, other, rows=slice(None)) -> bool:
     parts = [(one.frame, other.frame), (one.latent, other.latent), *zip(hands_of(one), hands_of(other), strict=True)]
     return all(torch.equal(a[rows], b[rows]) for a, b in parts)
+
+
+class Finder(torch.nn.Module):
+    """Finds the object half a metre ahead and the target beside it; how sure it is of the object can be set."""
+
+    spread = 0.01
+
+    def forward(self, rgbd, keypoints, present, intrinsics):
+        ahead = rgbd.new_tensor([0.0, 0.0, 0.5]).expand(len(rgbd), 3)
+        spread = rgbd.new_tensor([self.spread, 0.01]).expand(len(rgbd), 2)
+        return Things(ahead, ahead + 0.1, spread, rgbd.new_full((len(rgbd), 3), -5.0))
+
+
+class Mover(torch.nn.Module):
+    """Moves every object by a centimetre to the right, whatever hands do, and says that they are lifted."""
+
+    def forward(self, before, after, present, thing, shift):
+        right = shift.new_tensor([0.01, 0.0, 0.0]).expand_as(shift)
+        return ObjectMotion(right, shift.new_full((len(shift),), 50.0), shift.new_tensor([[-5.0, -5.0, 5.0]]))
+
+
+@pytest.fixture
+def moving_model():
+    model = debug_world()
+    model.heads.things, model.heads.object = Finder(), Mover()  # pyright: ignore[reportAttributeAccessIssue]
+    return model
+
+
+@pytest.mark.parametrize("kind", [WorldEngine, RollingEngine])
+def test_an_object_goes_where_its_head_says(moving_model, kind):
+    """A rolling sampler shows it a step later; what is remembered is as far as what is shown."""
+    engine = kind(moving_model, 2, steps_per_frame=2, hands="right")
+    first = hands_of(engine.open(starts(2), torch.arange(2))).object
+    late = engine.action_latency
+    for step, action in enumerate(actions(2, 5)):
+        frame = hands_of(engine.step(torch.zeros(2, 6), hands=action))
+        moved = max(step + 1 - late, 0)
+        torch.testing.assert_close(frame.object - first, torch.tensor([[0.01 * moved, 0.0, 0.0]] * 2))
+        memory = engine.state.memory
+        parts = memory.store.fields.parts[memory.tables.latest]
+        torch.testing.assert_close(parts[:, -1, :3, 3], frame.object - first)
+        assert (frame.touch[:, 2] > 0.9).all() == (moved > 0)
+
+
+def test_a_clearer_sight_of_the_object_corrects_where_it_is_and_moves_no_pixels(moving_model):
+    engine, still = WorldEngine(moving_model, 1, hands="right"), torch.zeros(1, 6)
+    first = hands_of(engine.open(starts(1), torch.tensor([0]))).object
+    for _ in range(3):
+        engine.step(still)
+    moving_model.heads.things.spread = 0.005
+    seen = hands_of(engine.step(still)).object
+    torch.testing.assert_close(seen, first)
+    assert float(engine.state.object_moved[0, 0]) == pytest.approx(0.04)
+    moving_model.heads.things.spread = 0.02
+    torch.testing.assert_close(hands_of(engine.step(still)).object - first, torch.tensor([[0.01, 0.0, 0.0]]))
+
+
+def test_an_object_that_nobody_has_seen_well_is_not_moved(moving_model):
+    moving_model.heads.things.spread = 0.2
+    engine = WorldEngine(moving_model, 1, hands="right")
+    first = hands_of(engine.open(starts(1), torch.tensor([0])))
+    second = hands_of(engine.step(torch.zeros(1, 6)))
+    torch.testing.assert_close(second.object, first.object)
+    assert not engine.state.object_moved.any() and not (engine.state.memory.store.fields.owner == OBJECT).any()
+
+
+def test_without_an_object_head_every_picture_says_where_the_object_is(moving_model):
+    moving_model.heads.object = None
+    engine = WorldEngine(moving_model, 1, hands="right")
+    engine.open(starts(1), torch.tensor([0]))
+    moving_model.heads.things.spread = 0.3
+    pose = engine.step(torch.tensor([[0.0, 0.0, 0.2, 0.0, 0.0, 0.0]]), is_realised=True).pose
+    expected = (pose[0] @ torch.tensor([0.0, 0.0, 0.5, 1.0]))[None, :3]
+    torch.testing.assert_close(engine.state.places[:, 0], expected)
 
 
 @pytest.mark.parametrize("num_retrieved", [0, 2])

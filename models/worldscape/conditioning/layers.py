@@ -1,8 +1,9 @@
-"""Layers of remembered pictures: the still scene, and hands, which are taken along to where they are now.
+"""Layers of remembered pictures: the still scene, and hands and their object, taken along to where they are now.
 
 A hand is a chain of rigid parts: the palm with the forearm, and the bones of its fingers. Each pixel of a hand belongs
 to one of them and moves with it, so a hand that was seen once can be shown wherever it is and however it is bent now.
-The other pixels are a picture without the hand, behind which older pictures show the scene.
+The object that hands are about is one part more, which belongs to the scene until it was moved.
+The other pixels are a picture without them, behind which older pictures show the scene.
 """
 
 from functools import lru_cache
@@ -19,29 +20,55 @@ from worldscape.conditioning.repose import Reposed, least_with_number, repose
 from worldscape.conditioning.reproject import MIN_DEPTH, believed, decode_depth, pixelwise
 
 NOBODY = 0  # owner of pixels of the still scene; part p of hand k owns those with NUM_PARTS k + p + 1
+NUM_MOVING = 2 * NUM_PARTS + 1  # parts of two hands, and the object
+OBJECT = NUM_MOVING  # owner of the object's pixels: one more than its place among those parts
 RIM = 255  # owner of pixels that show a little of both, or a hand at a depth where it is not: of use to neither
+OBJECT_RIM = 254  # the same around the object: of the scene, as long as the object was not moved
 FOREARM = 0.32  # metres behind the wrist that move with it
 ALONG_BONES = (0.5, 1.0)  # places on each bone whose surroundings are looked at
 ALONG_PALM = (0.25, 0.5, 0.75, 1.0)  # the same on the long first bones of the fingers
 ALONG_FOREARM = 12  # points on the forearm
 FLESH, SLEEVE = 0.028, 0.04  # metres around points of bones and forearm: surfaces there are the hand's
+OBJECT_REACH = 0.05  # metres around an object's centre: what is seen there, above the table, is the object's
+ABOVE_TABLE = 0.006  # metres that it has to be above it
+CARRIED = 0.006  # metres that an object was moved by, at least, to be no longer where a picture shows it
 CORE_OF_FINGER, CORE_OF_PALM, CORE_OF_SLEEVE = 0.009, 0.016, 0.024  # metres around those points: whatever is seen there
+
+
+class Thing(NamedTuple):
+    """The object that hands are about, in world axes (y points down), metres: centre [B, 3], moved [B, 3] since anybody
+    began to count (only differences matter), table [B] (y of what it stands on), present bool [B]: it is known."""
+
+    centre: Tensor
+    moved: Tensor
+    table: Tensor
+    present: Tensor
 
 
 class Limbs(NamedTuple):
     """Hands in world axes: parts [B, 2, 16, 4, 4] part to world (`hand_model.hand_parts`), keypoints [B, 2, 21, 3]
     metres, present bool [B, 2]; left hand, then right. rows: the hands that can be present at all (`hands.HANDS`).
+    thing: what they move, where anybody knows of it.
     """
 
     parts: Tensor
     keypoints: Tensor
     present: Tensor
     rows: tuple[int, ...]
+    thing: Thing | None = None
+
+    def moving(self) -> Tensor:
+        """Poses of all that moves, part to world: those of two hands, then the object's, [B, 33, 4, 4]."""
+        hands = self.parts.flatten(1, 2)
+        thing = torch.eye(4, dtype=hands.dtype, device=hands.device).repeat(len(hands), 1, 1, 1)
+        if self.thing is not None:
+            thing[:, 0, :3, 3] = self.thing.moved
+        return torch.cat([hands, thing], 1)
 
 
 class Pictures(NamedTuple):
     """Stored pictures: rgbd [B, N, 4, h, w], poses [B, N, 4, 4] camera to world, valid bool [B, N], owner uint8
-    [B, N, h, w] (`owned_by`), parts [B, N, 2, 16, 4, 4] of the hands in them."""
+    [B, N, h, w] (`owned_by`), parts [B, N, 33, 4, 4] of what moves in them (`Limbs.moving`)."""
 
     rgbd: Tensor
     poses: Tensor
@@ -60,7 +87,7 @@ class Layers(NamedTuple):
 
 def owned_by(depth: Tensor, pose: Tensor, intrinsics: Tensor, limbs: Limbs) -> Tensor:
     """Depth [B, h, w] in metres seen from poses [B, 4, 4], intrinsics [B, 4] -> who owns each pixel, uint8 [B, h, w]:
-    NOBODY, RIM, or one more than the number of a part: 16 of the left hand, then 16 of the right one.
+    NOBODY, RIM, OBJECT_RIM, or one more than the number of a part: 16 of the left hand, 16 of the right one, OBJECT.
 
     A part owns the surfaces within its reach. RIM is where only its core lies in the pixel, whatever is seen there
     (dreamed depth is not to be relied on), and around all those. Carried along with the hand, such pixels fell off it
@@ -82,7 +109,28 @@ def owned_by(depth: Tensor, pose: Tensor, intrinsics: Tensor, limbs: Limbs) -> T
         code = torch.where(is_around, RIM, owner[:, rows, columns])
         part = (NUM_PARTS * hand + 1 + reached).to(depth)
         owner[:, rows, columns] = torch.where(reached >= 0, part, code)
+    if limbs.thing is not None:
+        owner = _own_object(owner, depth, pose, intrinsics, limbs.thing)
     return owner.to(torch.uint8)
+
+
+def _own_object(owner: Tensor, depth: Tensor, pose: Tensor, intrinsics: Tensor, thing: Thing) -> Tensor:
+    """Owners [B, h, w], where the object has what no hand owns of its surroundings, above the table."""
+    size = depth.shape[-1]
+    centre = (thing.centre - pose[:, :3, 3])[:, None] @ pose[:, :3, :3]
+    reach = torch.full((1,), OBJECT_REACH, device=depth.device, dtype=depth.dtype)
+    body = _Body(thing.centre[:, None], reach, reach, torch.zeros(1, dtype=torch.int32, device=depth.device))
+    rows, columns = _window(centre, body, thing.present, intrinsics, size)
+    points = camera_rays(intrinsics, size)[:, rows, columns] * depth[:, rows, columns, None]
+    height = (
+        thing.table[:, None, None] - (points @ pose[:, 1, :3, None].unsqueeze(1))[..., 0] - pose[:, 1, 3, None, None]
+    )
+    is_near = (points - centre[:, None]).square().sum(-1) < OBJECT_REACH**2
+    whose = owner[:, rows, columns]
+    is_own = is_near & (height > ABOVE_TABLE) & thing.present[:, None, None] & (whose == NOBODY)
+    is_around = (F.max_pool2d(is_own[:, None].to(depth), 3, 1, 1)[:, 0] > 0) & (whose == NOBODY)
+    owner[:, rows, columns] = torch.where(is_own, OBJECT, torch.where(is_around, OBJECT_RIM, whose))
+    return owner
 
 
 def split_layers(still: Pictures, hands: Pictures, limbs: Limbs, target: Tensor, intrinsics: Tensor) -> Layers:
@@ -93,24 +141,37 @@ def split_layers(still: Pictures, hands: Pictures, limbs: Limbs, target: Tensor,
     Rows without hands keep their pictures as they are.
     """
     moves = limbs.present.any(1)
+    parts = limbs.moving()
     depth = decode_depth(still.rgbd[:, :, 3])
-    valid = pixelwise(still.valid, still.rgbd) & ((still.owner == NOBODY) | ~moves[:, None, None, None])
+    is_free = (still.owner == NOBODY) | ~moves[:, None, None, None]
+    if limbs.thing is not None:
+        stands = ~_is_carried(still, limbs.thing)[..., None, None]
+        is_free = is_free | (((still.owner == OBJECT) | (still.owner == OBJECT_RIM)) & stands)
+    valid = pixelwise(still.valid, still.rgbd) & is_free
     scene = Layers(still.rgbd, still.poses, believed(depth, still.poses, valid, intrinsics, moves))
-    moved = limbs.parts[:, None] @ invert_pose(hands.parts)
-    to_view = invert_pose(target)[:, None, None, None] @ moved @ hands.poses[:, :, None, None]
-    to_view = rearrange(to_view, "b n hands parts r c -> b n (hands parts) r c")
-    part = (hands.owner.long() - 1).clamp(0, 2 * NUM_PARTS - 1)
+    moved = parts[:, None] @ invert_pose(hands.parts)
+    to_view = invert_pose(target)[:, None, None] @ moved @ hands.poses[:, :, None]
+    part = (hands.owner.long() - 1).clamp(0, NUM_MOVING - 1)
     shown = repose(hands.rgbd, part, _shows(hands, limbs), to_view, _joined(part.device), intrinsics)
     hand = Layers(_first_of(shown), target[:, None], shown.mask.any(1, keepdim=True))
     return Layers(*(torch.cat(pair, 1) for pair in zip(hand, scene, strict=True)))
 
 
+def _is_carried(pictures: Pictures, thing: Thing) -> Tensor:
+    """Whether the object has been moved since pictures were taken, bool [B, N]."""
+    since = thing.moved[:, None] - pictures.parts[:, :, -1, :3, 3]
+    return (since.norm(dim=-1) > CARRIED) & thing.present[:, None]
+
+
 def _shows(hands: Pictures, limbs: Limbs) -> Tensor:
-    """Which pixels of pictures belong to a hand that is present now, bool [B, N, h, w]."""
+    """Which pixels of pictures belong to a hand that is present now, or to an object that was moved: bool
+    [B, N, h, w]."""
     shows = torch.zeros_like(hands.owner, dtype=torch.bool)
     for hand in limbs.rows:
         own = (hands.owner > NUM_PARTS * hand) & (hands.owner <= NUM_PARTS * (hand + 1))
         shows = shows | (own & limbs.present[:, hand, None, None, None])
+    if limbs.thing is not None:
+        shows = shows | ((hands.owner == OBJECT) & _is_carried(hands, limbs.thing)[..., None, None])
     return shows & hands.valid[..., None, None]
 
 
@@ -125,14 +186,14 @@ def _first_of(shown: Reposed) -> Tensor:
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
 def _joined(device: torch.device) -> Tensor:
-    """Which of the parts of two hands go on into each other, bool [32, 32]: each into itself, bones into the next one,
-    the palm into the roots of the fingers."""
+    """Which of the parts that move go on into each other, bool [33, 33]: each into itself, bones into the next one, the
+    palm into the roots of the fingers."""
     joined = torch.eye(NUM_PARTS, dtype=torch.bool)
     for finger in range(NUM_FINGERS):
         root = 3 * finger + 1
         for one, other in ((0, root), (root, root + 1), (root + 1, root + 2)):
             joined[one, other] = joined[other, one] = True
-    return torch.block_diag(joined, joined).bool().to(device)
+    return torch.block_diag(joined, joined, torch.ones(1, 1)).bool().to(device)
 
 
 class _Body(NamedTuple):

@@ -15,7 +15,7 @@ from worldscape.conditioning.reproject import FAR, MIN_DEPTH, NEARER, decode_dep
 
 AGREEMENT = 0.025  # metres between what a picture holds and what was supposed: less than a finger is thick, twice
 NOTHING = 0.9 * FAR  # metres, and more: no surface
-PART_BITS = 5  # low bits of a depth that hold the number of a part while depths are compared
+PART_BITS = 6  # low bits of a depth that hold the number of a part while depths are compared
 
 
 class Reposed(NamedTuple):
@@ -28,7 +28,7 @@ class Reposed(NamedTuple):
 def repose(rgbd: Tensor, part: Tensor, own: Tensor, to_view: Tensor, joined: Tensor, intrinsics: Tensor) -> Reposed:
     """Show the `own` pixels of N pictures in a view, part by part.
 
-    rgbd [B, N, 4, h, h] (RGB and inverse depth in [-1, 1]), part long [B, N, h, h] below Q <= 32, own bool
+    rgbd [B, N, 4, h, h] (RGB and inverse depth in [-1, 1]), part long [B, N, h, h] below Q <= 64, own bool
     [B, N, h, h], to_view [B, N, Q, 4, 4] from the camera of each picture to that of the view, by way of what each part
     did in between; joined bool [Q, Q]: parts that go on into each other; intrinsics [B, 4] normalised, shared by
     pictures and view.
@@ -53,9 +53,9 @@ def repose(rgbd: Tensor, part: Tensor, own: Tensor, to_view: Tensor, joined: Ten
 
 
 def least_with_number(values: Tensor, number: Tensor, axis: int) -> tuple[Tensor, Tensor]:
-    """The least of float32 `values` along an axis, and the number (int32 below 32, broadcastable to values) beside it.
+    """The least of float32 `values` along an axis, and the number (int32 below 64, broadcastable to values) beside it.
 
-    The numbers travel in the last bits of the values, which lose 2^-18 of their size: an `argmin` takes twenty times as
+    The numbers travel in the last bits of the values, which lose 2^-17 of their size: an `argmin` takes twenty times as
     long on a CPU.
     """
     least = pack(values, number).amin(axis)
@@ -63,7 +63,7 @@ def least_with_number(values: Tensor, number: Tensor, axis: int) -> tuple[Tensor
 
 
 def pack(values: Tensor, number: Tensor) -> Tensor:
-    """float32 values with a number (int32 below 32) each in their last bits."""
+    """float32 values with a number (int32 below 64) each in their last bits."""
     kept = values.view(torch.int32).bitwise_and(-(1 << PART_BITS))
     return kept.bitwise_or(number).view(torch.float32)
 

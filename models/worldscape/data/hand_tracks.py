@@ -7,7 +7,7 @@ import torch
 from einops import rearrange
 
 from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HAND_STATE_WIDTH, HANDS
-from worldscape.conditioning.layers import Limbs
+from worldscape.conditioning.layers import Limbs, Thing
 from worldscape.data.episode import Episode
 from worldscape.slot_hands import SlotHands
 from worldscape.slots import RecordedHands
@@ -43,9 +43,19 @@ class HandTracks:
         return torch.from_numpy(self.present[index].any(-1))
 
     def limbs(self, index: np.ndarray, pose: torch.Tensor) -> Limbs:
-        """The kinematic hands of the frames at these positions [B], seen from poses [B, 4, 4], on their device."""
+        """The kinematic hands of the frames at these positions [B], seen from poses [B, 4, 4], and the object that was
+        recorded, on their device."""
         state, command, present = (part.to(pose.device) for part in self.at(index))
-        return SlotHands.absent(len(index), pose).placed(state, command, present, pose).limbs(pose, self.rows)
+        hands = SlotHands.absent(len(index), pose).placed(state, command, present, pose)
+        return hands.limbs(pose, self.rows)._replace(thing=self.thing(index, pose))
+
+    def thing(self, index: np.ndarray, like: torch.Tensor) -> Thing:
+        """The object in the frames at these positions [B], where it was recorded and there is a hand; the table is the
+        workspace's."""
+        place = torch.from_numpy(self.places[index, 0]).to(like)
+        is_known = place.isfinite().all(-1) & self.moves(index).to(like.device)
+        place = torch.where(is_known[:, None], place, 0.0)
+        return Thing(centre=place, moved=place, table=place.new_zeros(len(place)), present=is_known)
 
     @property
     def rows(self) -> tuple[int, ...]:

@@ -43,9 +43,12 @@ class Engine(Protocol):
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DreamedHands:
     """Hands in N dreams of S steps: keypoints float32 [N, S, 2, 21, 3] metres, world axes; reward and success float32
-    [N, S, 3] of each of `hand_tasks.HAND_TASKS`.
+    [N, S, 3] of each of `hand_tasks.HAND_TASKS`; object and moved float32 [N, S, 3]: where the dream takes the object
+    to be, and what it takes hands to have moved it by, metres, world axes.
     """
 
+    object: np.ndarray
+    moved: np.ndarray
     keypoints: np.ndarray
     reward: np.ndarray
     success: np.ndarray

@@ -27,6 +27,7 @@ from worldscape.evaluate.hand_reader import (
     project,
     read_hands,
 )
+from worldscape.evaluate.hand_truth import MOVED
 from worldscape.evaluate.pictures import save_film, save_grid
 from worldscape.evaluate.report import Table
 
@@ -70,6 +71,7 @@ def judge_hands(engine: Engine, episodes: EpisodeBatch, reader: HandReader, conf
     found: dict[str, float] = {}
     for horizon in config.horizons:
         scores = score_hand(readings, dream, episodes, horizon) | score_object(readings, episodes, horizon)
+        scores |= score_belief(dream.hands, episodes, horizon)
         found |= {f"{name}_h{horizon}": value for name, value in scores.items()}
     found |= score_rewards(dream.hands, episodes, config.num_steps)
     return JudgedHands(found, tabulate_hands(found, config.horizons), dream)
@@ -116,6 +118,15 @@ def score_object(readings: dict[str, HandReading], episodes: EpisodeBatch, horiz
             for name, value in agreement(seen[event], true[event]).items():
                 found[f"object_{event}_{name}{ending}"] = value
     return found
+
+
+def score_belief(hands: DreamedHands, episodes: EpisodeBatch, horizon: int) -> dict[str, float]:
+    """Where the dream itself takes the object to be after `horizon` steps, which is what its rewards are made of, and
+    whether hands have moved it. No picture is read."""
+    truth = hands_of(episodes)
+    error = np.linalg.norm(hands.object[:, horizon - 1] - truth.object[:, horizon], axis=-1)
+    moved = agreement(np.linalg.norm(hands.moved[:, horizon - 1], axis=-1) > MOVED, truth.moved()[:, horizon])
+    return {"object_place_error": float(np.median(error)), **{f"object_told_{k}": v for k, v in moved.items()}}
 
 
 def find_events(moved: np.ndarray, lifted: np.ndarray) -> dict[str, np.ndarray]:
@@ -215,7 +226,8 @@ def tabulate_hands(found: dict[str, float], horizons: tuple[int, ...]) -> list[T
         "keypoint_error_simulator",
         "keypoint_error_commanded",
     )
-    thing = tuple(f"object_{event}_f1{ending}" for event in EVENTS for ending in ("", "_simulator"))
+    read = tuple(f"object_{event}_f1{ending}" for event in EVENTS for ending in ("", "_simulator"))
+    thing = ("object_place_error", "object_told_f1", *read)
     tables = []
     for title, names in (("hand", hand), ("object", thing)):
         rows = [[horizon, *[found[f"{name}_h{horizon}"] for name in names]] for horizon in horizons]

@@ -11,8 +11,7 @@ from einops import rearrange
 from torch import Tensor
 
 from worldscape.conditioning.camera import METRES_PER_RADIAN, invert_pose
-from worldscape.conditioning.hand_model import NUM_PARTS
-from worldscape.conditioning.layers import Limbs, Pictures, owned_by, split_layers
+from worldscape.conditioning.layers import NUM_MOVING, Limbs, Pictures, owned_by, split_layers
 from worldscape.conditioning.reproject import MIN_DEPTH, Anchor, decode_depth, reproject
 from worldscape.config import MemoryConfig
 from worldscape.memory.lineage import REAL_CELLS
@@ -111,12 +110,12 @@ class NaiveMemory:
     def _pictures(self, chosen: list[int], intrinsics: Tensor) -> Pictures:
         size = self.frames[0].rgbd.shape[-1]
         owner = torch.zeros(1, size, size, dtype=torch.uint8)
-        parts = torch.eye(4).expand(1, 2, NUM_PARTS, 4, 4)
+        parts = torch.eye(4).expand(1, NUM_MOVING, 4, 4)
         pictures = []
         for frame in (self.frames[number] for number in chosen):
             if frame.limbs is not None:
                 owner = owned_by(decode_depth(frame.rgbd[None, 3]), frame.pose[None], intrinsics, frame.limbs)
-                parts = frame.limbs.parts
+                parts = frame.limbs.moving()
             pictures.append((frame.rgbd, frame.pose, torch.tensor(True), owner[0], parts[0]))
         return Pictures(*(torch.stack(part)[None] for part in zip(*pictures, strict=True)))
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldscape.conditioning.hand_model import NUM_PARTS
+from worldscape.conditioning.layers import NUM_MOVING
 from worldscape.config import MemoryConfig
 from worldscape.memory.surroundings import every
 
@@ -33,8 +33,8 @@ class Page(NamedTuple):
     """N frames to write: keys_values [2 L, N, P, H, K] (all layers' keys, before temporal rotation, then all values),
     rgbd [N, 4, h, w], pose [N, 4, 4] camera to world, probes [N, M, 3] (world points, metres), real [N, M] (share of
     what the probes stand for that goes back to real frames; 1 in a real one), owner uint8 [N, h, w] (which hand a pixel
-    belongs to, `layers.owned_by`), parts [N, 2, 16, 4, 4] (of the hands in it, to world), frame long [N] (number of
-    the frame in its dream).
+    belongs to, `layers.owned_by`), parts [N, 33, 4, 4] (of what moves in it, `layers.Limbs.moving`), frame long [N]
+    (number of the frame in its dream).
     """
 
     keys_values: Tensor
@@ -179,7 +179,7 @@ def _sizes(pages: int, shape: PageShape, like: Tensor) -> list[tuple[torch.Size,
     probes = (pages, _num_probes(shape.size))
     picture = (shape.size, shape.size)
     sizes = (keys_values, (pages, 4, *picture), (pages, 4, 4), (*probes, 3), probes, (pages, *picture))
-    sizes = (*sizes, (pages, 2, NUM_PARTS, 4, 4), (pages,))
+    sizes = (*sizes, (pages, NUM_MOVING, 4, 4), (pages,))
     dtypes = [like.dtype] * len(sizes)
     dtypes[Page._fields.index("owner")], dtypes[Page._fields.index("frame")] = torch.uint8, torch.long
     return [(torch.Size(size), dtype) for size, dtype in zip(sizes, dtypes, strict=True)]

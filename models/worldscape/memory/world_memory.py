@@ -15,8 +15,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from worldscape.codec import empty_anchor
-from worldscape.conditioning.hand_model import NUM_PARTS
-from worldscape.conditioning.layers import Layers, Limbs, Pictures, owned_by, split_layers
+from worldscape.conditioning.layers import NUM_MOVING, Layers, Limbs, Pictures, owned_by, split_layers
 from worldscape.conditioning.reproject import Anchor, decode_depth, reproject
 from worldscape.config import MemoryConfig
 from worldscape.memory import lineage, policy
@@ -265,12 +264,12 @@ class WorldMemory:
         return Page(keys_values, frame.rgbd, frame.pose, probes, real, *self._of_hands(frame), self.count)
 
     def _of_hands(self, frame: Frame) -> tuple[Tensor, Tensor]:
-        """Whose the frame's pixels are, and the parts of the hands in it (Page)."""
+        """Whose the frame's pixels are, and the parts of what moves in it (Page)."""
         size, limbs = self.store.shape.size, frame.limbs
         if limbs is None:
             nobody = torch.zeros(len(frame.pose), size, size, dtype=torch.uint8, device=frame.pose.device)
-            return nobody, torch.eye(4).to(frame.pose).expand(len(frame.pose), 2, NUM_PARTS, 4, 4)
-        return owned_by(decode_depth(frame.rgbd[:, 3]), frame.pose, frame.intrinsics, limbs), limbs.parts
+            return nobody, torch.eye(4).to(frame.pose).expand(len(frame.pose), NUM_MOVING, 4, 4)
+        return owned_by(decode_depth(frame.rgbd[:, 3]), frame.pose, frame.intrinsics, limbs), limbs.moving()
 
     def _note(self, page: Tensor, explained: Tensor, anchors: Tensor, retrieved: Tensor, active: Tensor) -> None:
         """What is known of the last frame, and that there is one more. anchors, retrieved: numbers of frames."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from worldscape.codec import RGBD_CHANNELS, empty_anchor, normalise_tokens, rgbd_to_frame
 from worldscape.conditioning.hands import HANDS
-from worldscape.conditioning.layers import Layers, Limbs, Pictures, owned_by, split_layers
+from worldscape.conditioning.layers import Layers, Limbs, Pictures, Thing, owned_by, split_layers
 from worldscape.conditioning.reproject import Anchor, decode_depth, reproject
 from worldscape.config import WorldConfig
 from worldscape.data.clips import (
@@ -182,24 +182,34 @@ def _gather_hands(tracks: HandTracks, store: FrameStore, targets: np.ndarray, so
     now = tracks.limbs(targets, torch.from_numpy(store.pose[targets]))
     flat = sources.reshape(-1)
     before = tracks.limbs(flat, torch.from_numpy(store.pose[flat]))
-    found = {name: getattr(now, name) for name in LIMBS}
-    return found | {f"source_{name}": getattr(before, name).unflatten(0, sources.shape) for name in LIMBS}
+    sources_of = {f"source_{name}": part.unflatten(0, sources.shape) for name, part in _fields_of(before).items()}
+    return _fields_of(now) | sources_of
+
+
+def _fields_of(limbs: Limbs) -> dict[str, Tensor]:
+    """Limbs as fields of a batch."""
+    assert limbs.thing is not None
+    thing = {f"thing_{name}": part for name, part in limbs.thing._asdict().items()}
+    return {name: getattr(limbs, name) for name in LIMBS} | thing
 
 
 def limbs_in(batch: dict[str, Tensor], prefix: str = "") -> Limbs:
     """The Limbs of a batch's rows, whose left hands count where there are any."""
     parts, keypoints, present = (batch[prefix + name] for name in LIMBS)
-    return Limbs(parts, keypoints, present, HANDS["both"] if present[:, 0].any() else HANDS["right"])
+    thing = Thing(*(batch[f"{prefix}thing_{name}"] for name in Thing._fields))
+    return Limbs(parts, keypoints, present, HANDS["both"] if present[:, 0].any() else HANDS["right"], thing)
 
 
 def _own_hands(sources: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Whose pixels are whose in source pictures [B, N, 4, h, w], and the parts of hands in them (Pictures)."""
+    """Whose pixels are whose in source pictures [B, N, 4, h, w], and the parts of what moves in them (Pictures)."""
     num = sources.shape[1]
-    flat = {f"source_{name}": batch[f"source_{name}"].flatten(0, 1) for name in LIMBS}
+    names = (*LIMBS, *(f"thing_{name}" for name in Thing._fields))
+    flat = {f"source_{name}": batch[f"source_{name}"].flatten(0, 1) for name in names}
     poses, intrinsics = batch["source_poses"].flatten(0, 1), batch["intrinsics"].repeat_interleave(num, 0)
     depth = decode_depth(sources[:, :, 3]).flatten(0, 1)
-    owner = owned_by(depth, poses, intrinsics, limbs_in(flat, "source_"))
-    return owner.unflatten(0, (-1, num)), batch["source_parts"]
+    limbs = limbs_in(flat, "source_")
+    owner = owned_by(depth, poses, intrinsics, limbs)
+    return owner.unflatten(0, (-1, num)), limbs.moving().unflatten(0, (-1, num))
 
 
 def disturb_latent(latent: Tensor, generator: torch.Generator) -> Tensor:

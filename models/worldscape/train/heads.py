@@ -32,14 +32,15 @@ from worldscape.train.motion_heads import (
     share,
     walk_moments,
 )
+from worldscape.train.object_heads import object_labels, object_losses, object_stretches
 from worldscape.train.rollouts import Moment, RolloutPlan, take_rollouts
 from worldscape.train.runtime import choose_device
 from worldscape.train.world import NUM_SAMPLES
 from worldscape.world import WorldModel
 
-COUNTS = ("walks", "pictures", "things", "events", "goals")
+COUNTS = ("walks", "pictures", "things", "objects", "events", "goals")
 """What the heads of pictures learn from a step: fields of HeadsTrainConfig."""
-LOSSES = {"events": 1.0, "depth": 4.0, "motion": 1.0, "wrist": 1.0, "things": 1.0, "goal": 1.0}
+LOSSES = {"events": 1.0, "depth": 4.0, "motion": 1.0, "wrist": 1.0, "things": 1.0, "object": 1.0, "goal": 1.0}
 """What each head's loss counts."""
 PAID_SHARE = 8  # one of so many frames that the events head learns from shows the goal
 ARRIVING = 3  # frames from the first at the goal on that still show it
@@ -51,8 +52,9 @@ class HeadsTrainConfig(TrainConfig):
 
     dreams: stretches of episodes that are dreamed again (half as many are read as recorded); dream_frames: frames of
     each. walks: recorded walks a step that the motion head learns from beside dreamed ones; pictures: frames that the
-    depth head learns from; things, events and goals: those that the things, the events and the goal head learn from; 0
-    leaves a head as it is. pictures_only: train those five on recordings, without dreams, and leave wrists as they are.
+    depth head learns from; things, events and goals: those that the things, the events and the goal head learn from;
+    objects: stretches that the object head learns from; 0 leaves a head as it is. pictures_only: train those six on
+    recordings, without dreams, and leave wrists as they are.
     """
 
     dreams: int = 640
@@ -61,6 +63,7 @@ class HeadsTrainConfig(TrainConfig):
     walks: int = 64
     pictures: int = 16
     things: int = 64
+    objects: int = 128
     events: int = 64
     goals: int = 64
 
@@ -75,7 +78,7 @@ class HeadsTrainConfig(TrainConfig):
 
 DEFAULTS: dict[str, TrainConfig] = {
     "debug": HeadsTrainConfig(
-        **DEBUG, batch_size=16, dreams=4, dream_frames=8, walks=4, pictures=4, things=4, events=4, goals=4
+        **DEBUG, batch_size=16, dreams=4, dream_frames=8, walks=4, pictures=4, things=4, objects=4, events=4, goals=4
     ),
     "nano": HeadsTrainConfig(
         steps=2500, batch_size=128, lr=1e-3, warmup=100, ema=0.998, precision="bf16", threads=2, sample_every=1000
@@ -90,7 +93,8 @@ DEFAULTS: dict[str, TrainConfig] = {
 class HeadsStage:
     """Trains the heads on rollouts, and those that read pictures on frames of training episodes, long [N] each: that of
     things on `tables`, that of events on `arrivals` at the goal and on `walks` elsewhere (picture_frames), that of
-    goals on `sightings`. The last NUM_SAMPLES episodes are kept for the sample pictures."""
+    goals on `sightings`; and that of objects on `stretches`. The last NUM_SAMPLES episodes are kept for the sample
+    pictures."""
 
     store: FrameStore
     rollouts: dict[str, Tensor]
@@ -100,6 +104,7 @@ class HeadsStage:
     max_pitch: float
     recorded_walks: np.ndarray
     tables: np.ndarray
+    stretches: np.ndarray
     walks: np.ndarray
     arrivals: np.ndarray
     sightings: Sightings
@@ -111,7 +116,8 @@ class HeadsStage:
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """What the heads see, [B, ...] (seen_by_heads), with what followed: motion_labels, and of hands hand_labels;
-        recorded walks behind the dreamed ones; pictures [N, 4, h, w]; events; goals; and of hands thing_labels."""
+        recorded walks behind the dreamed ones; pictures [N, 4, h, w]; events; goals; of hands thing_labels and
+        object_labels."""
         rng = np.random.default_rng([self.config.seed, step, rank, 8])
         moved = self._dreamed(rng) if self.rollouts else {}
         if self.config.walks and len(self.recorded_walks):
@@ -124,7 +130,8 @@ class HeadsStage:
         pictured = {"picture": self.store.rgbd(pictures)} if len(pictures) else {}
         events = self._events(rng) if self.config.events else {}
         goals = goal_labels(self.store, self.sightings, self.config.goals, rng)
-        return {**moved, **pictured, **events, **things, **goals}
+        objects = object_labels(self.store, self.stretches, self.config.objects, rng)
+        return {**moved, **pictured, **events, **things, **goals, **objects}
 
     def _dreamed(self, rng: np.random.Generator) -> dict[str, Tensor]:
         stretches, length = self.rollouts["frames"].shape
@@ -158,8 +165,8 @@ class HeadsStage:
         }
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """The sum of what each head misses: event_losses, depth_loss, motion_losses, hand_losses, thing_losses and
-        goal_losses, of those that the batch has labels for."""
+        """The sum of what each head misses: event_losses, depth_loss, motion_losses, hand_losses, thing_losses,
+        object_losses and goal_losses, of those that the batch has labels for."""
         heads = model.heads
         losses: dict[str, Tensor] = {}
         noted: dict[str, Tensor] = {}
@@ -169,6 +176,7 @@ class HeadsStage:
             motion_losses(heads, batch) if "near" in batch else {},
             hand_losses(heads, batch) if "is_told" in batch else {},
             thing_losses(heads, batch) if "thing_rgbd" in batch else {},
+            object_losses(heads, batch) if "object_points" in batch else {},
             goal_losses(heads, batch) if "goal_rgbd" in batch else {},
         ):
             losses |= {name: found[name] for name in LOSSES if name in found}
@@ -253,6 +261,7 @@ def build_stage(
         max_pitch=model_config.controls.max_pitch,
         recorded_walks=walk_moments(store, num_training(store)),
         tables=tables,
+        stretches=object_stretches(store, num_training(store) if model_config.heads.object else 0),
         walks=walks,
         arrivals=arrivals,
         # No episode is searched for goals that nothing is to learn from.
