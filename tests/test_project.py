@@ -28,6 +28,7 @@ LAYERS = (
     {"checkpoint", "fast", "fast_codec"},
     {"rewrites"},
     {"slots", "slot_hands", "checks", "opening", "snapshot"},
+    {"handling"},
     {"engine"},
     {"rolling", "clip_engine"},
     {"engines"},

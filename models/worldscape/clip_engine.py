@@ -18,6 +18,7 @@ from worldscape.conditioning.camera import invert_pose, level_pose, pose_from_st
 from worldscape.conditioning.hands import HANDS
 from worldscape.config import MemoryConfig
 from worldscape.engine import WorldEngine
+from worldscape.handling import recognise
 from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import Frame, WorldMemory
 from worldscape.noise import slot_noise
@@ -164,7 +165,7 @@ class ClipEngine(WorldEngine):
         self, state: SlotState, new: NewFrame, view: View, history: PlacedHistory | None, active: Tensor
     ) -> None:
         """Remember the finished frame, and keep it as later clips see it."""
-        view = self._recognise(state, new.rgbd, view)
+        view = recognise(self.model.heads, state, new.rgbd, view)
         limbs = None if view.hands is None else view.hands.limbs
         state.memory.append(Frame([], new.rgbd, view.pose, state.intrinsics, new.is_real, limbs), view.recall, active)
         self._frames.append(view.inputs(new.latent, self.config.context_level))

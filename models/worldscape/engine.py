@@ -27,6 +27,7 @@ from worldscape.conditioning.reproject import encode_depth, reproject, settle
 from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.config import MemoryConfig
 from worldscape.flow import euler_step, sampling_levels
+from worldscape.handling import recognise, show_hands
 from worldscape.memory.pages import PageShape
 from worldscape.memory.surroundings import surroundings_along
 from worldscape.memory.world_memory import Frame, Recall, WorldMemory
@@ -34,9 +35,8 @@ from worldscape.noise import slot_noise
 from worldscape.opening import complete_start
 from worldscape.precision import choose_dtype
 from worldscape.rewrites import fast_codec, fast_generator
-from worldscape.slot_hands import SlotHands, draw_hands, resting_hands
+from worldscape.slot_hands import SlotHands, resting_hands
 from worldscape.slots import (
-    KNOWN,
     Dreamed,
     EngineFrame,
     Handled,
@@ -306,25 +306,12 @@ class WorldEngine:
         pose = pose_from_state(camera)
         shown = limbs = None
         if self.hands is not None:
-            shown = self._show_hands(state, state.hands if hands is None else hands, pose, before)
+            hands = state.hands if hands is None else hands
+            shown = show_hands(self.model.heads, self.hands, state, hands, pose, before)
             limbs = shown.limbs
         use_anchor = self.config.transformer.anchor
         recall = state.memory.recall(pose, state.intrinsics, use_anchor=use_anchor, rebuild=self.rebuild, limbs=limbs)
         return self._view(pose, previous, recall, state.intrinsics, shown)
-
-    def _show_hands(self, state: SlotState, hands: SlotHands, pose: Tensor, before: Handled | None) -> ShownHands:
-        """Hands as a view from `pose` shows them, and their object where they move it."""
-        assert self.hands is not None
-        limbs = hands.limbs(pose, HANDS[self.hands])
-        picture = draw_hands(limbs, pose, state.intrinsics, self.config.codec.size)
-        if self.model.heads.object is None:
-            return ShownHands(hands, limbs, picture)
-        before = state.handled(hands.table(pose)) if before is None else before
-        thing = before.thing._replace(present=before.thing.present & limbs.present.any(1))
-        motion = self.model.heads.object(before.keypoints, limbs.keypoints, limbs.present, thing, before.shift)
-        shift = motion.likely() * thing.present[:, None]
-        thing = thing._replace(centre=thing.centre + shift, moved=thing.moved + shift)
-        return ShownHands(hands, limbs._replace(thing=thing), picture, motion)
 
     def read(self, state: SlotState, view: View) -> PlacedHistory:
         """History as this step's model calls read it."""
@@ -347,7 +334,7 @@ class WorldEngine:
 
     def commit(self, state: SlotState, new: NewFrame, view: View, history: PlacedHistory, active: Tensor) -> None:
         """Run the finished frame once, append it to the active slots' memory and make it their current frame."""
-        view = self._recognise(state, new.rgbd, view)
+        view = recognise(self.model.heads, state, new.rgbd, view)
         level, positions = self.config.context_level, state.memory.next_positions()
         prediction = self.generator.refine(new.latent[:, None], level, view.told, positions, history)
         limbs = None if view.hands is None else view.hands.limbs
@@ -403,20 +390,6 @@ class WorldEngine:
 
     def _present(self, model_calls: int) -> EngineFrame:
         return self.state.present(model_calls, self.model.heads, self.hands is not None)
-
-    def _recognise(self, state: SlotState, rgbd: Tensor, view: View) -> View:
-        """A view with what its finished picture [B, 4, h, w] shows: where things are, and what that is worth."""
-        if view.hands is None:
-            return view
-        assert self.model.heads.things is not None
-        limbs, pose = view.hands.limbs, view.pose
-        keypoints = (limbs.keypoints - pose[:, None, None, :3, 3]) @ pose[:, None, :3, :3]
-        things = self.model.heads.things(rgbd, keypoints, limbs.present, state.intrinsics)
-        news = state.judged(things, view.hands, pose)
-        if limbs.thing is not None:
-            known = (news["spread"][:, 0] < KNOWN) & limbs.present.any(1)
-            limbs = limbs._replace(thing=limbs.thing._replace(centre=news["places"][:, 0], present=known))
-        return view._replace(hands=view.hands._replace(limbs=limbs, news=news))
 
     def _view(
         self, pose: Tensor, previous: Tensor, recall: Recall, intrinsics: Tensor, hands: ShownHands | None

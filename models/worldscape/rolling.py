@@ -22,6 +22,7 @@ from worldscape.conditioning.camera import pose_from_state
 from worldscape.conditioning.layers import Thing
 from worldscape.engine import SAMPLER_SHIFT, WorldEngine
 from worldscape.flow import euler_step, sampling_levels
+from worldscape.handling import recognise
 from worldscape.memory.world_memory import Frame, WorldMemory
 from worldscape.noise import slot_noise
 from worldscape.slot_hands import SlotHands
@@ -114,7 +115,7 @@ class RollingEngine(WorldEngine):
             latent = finished.detach()
             motion = (flight.camera[:, 0], flight.realised[:, 0])
             new = NewFrame(*motion, self.decode(latent, oldest), latent, flight.commanded[:, 0])
-            oldest = self._recognise(state, new.rgbd, oldest)
+            oldest = recognise(self.model.heads, state, new.rgbd, oldest)
             limbs = None if oldest.hands is None else oldest.hands.limbs
             read = oldest.recall._replace(retrieved=views[-1].recall.retrieved)
             state.memory.append(Frame([], new.rgbd, oldest.pose, state.intrinsics, limbs=limbs), read, is_done)

@@ -328,22 +328,23 @@ class Handled(NamedTuple):
 class ShownHands(NamedTuple):
     """Hands in a view, as the slots have them and in world axes, and the pose video's picture [B, 4, h, w].
 
-    motion: what becomes of their object on the way, where a head says so. news: of the slots, once the view's picture
-    is finished.
+    motion and shift [B, 3]: what becomes of their object on the way, where a head says so. news: of the slots, once the
+    view's picture is finished.
     """
 
     hands: SlotHands
     limbs: Limbs
     picture: Tensor
     motion: ObjectMotion | None = None
+    shift: Tensor | None = None
     news: dict[str, Tensor] | None = None
 
     @property
     def handled(self) -> Handled | None:
         """Hands and object in this view, for the next one; None where nobody says how objects move."""
-        if self.limbs.thing is None or self.motion is None:
+        if self.limbs.thing is None or self.shift is None:
             return None
-        return Handled(self.limbs.keypoints, self.limbs.thing, self.motion.likely())
+        return Handled(self.limbs.keypoints, self.limbs.thing, self.shift)
 
     def fields(self) -> dict[str, Tensor]:
         """What is new of the slots, by the names of SlotState's fields."""

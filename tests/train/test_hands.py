@@ -204,7 +204,7 @@ def test_heads_of_pictures_learn_alone(runs, datasets):
     assert "features" not in batch and bool(torch.isfinite(batch["thing_places"]).all())
     stage.loss(model, batch, torch.Generator())["loss"].backward()
     learns = {name.split(".")[1] for name, value in model.named_parameters() if value.grad is not None}
-    assert learns == {"motion", "events", "things", "depth"}
+    assert learns == {"motion", "events", "things", "object", "depth"}
 
 
 def test_a_teacher_dreams_hands_where_they_were(store):
