@@ -11,7 +11,6 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
 from torch import Tensor
 
 from worldscape.conditioning.camera import camera_rays, invert_pose
@@ -94,43 +93,36 @@ def owned_by(depth: Tensor, pose: Tensor, intrinsics: Tensor, limbs: Limbs) -> T
     at the depth of the table and lay about as debris; left in the scene, they are the outlines of hands that are gone.
     """
     size = depth.shape[-1]
-    owner = torch.zeros_like(depth)
+    owner, points = torch.zeros_like(depth), camera_rays(intrinsics, size) * depth[..., None]
     for hand in limbs.rows:
         body = _body(limbs, hand)
         centres = (body.centres - pose[:, None, :3, 3]) @ pose[:, :3, :3]
         rows, columns = _window(centres, body, limbs.present[:, hand], intrinsics, size)
-        seen = depth[:, rows, columns]
-        rays = camera_rays(intrinsics, size)[:, rows, columns] * seen[..., None]
-        reached = _reaches(rearrange(rays, "b h w c -> b (h w) c"), centres, body)
+        seen = points[:, rows, columns]
+        reached = _reaches(seen.flatten(1, 2), centres, body)
         covered = _covers(centres, body, intrinsics, size, rows, columns)
-        reached = torch.where(limbs.present[:, hand, None], reached, -1).view_as(seen)
-        is_own = (reached >= 0) | (covered & limbs.present[:, hand, None]).view_as(seen)
+        reached = torch.where(limbs.present[:, hand, None], reached, -1).view(seen.shape[:3])
+        is_own = (reached >= 0) | (covered & limbs.present[:, hand, None]).view_as(reached)
         is_around = F.max_pool2d(is_own[:, None].to(depth), 3, 1, 1)[:, 0] > 0
         code = torch.where(is_around, RIM, owner[:, rows, columns])
         part = (NUM_PARTS * hand + 1 + reached).to(depth)
         owner[:, rows, columns] = torch.where(reached >= 0, part, code)
     if limbs.thing is not None:
-        owner = _own_object(owner, depth, pose, intrinsics, limbs.thing)
+        owner = _own_object(owner, points, pose, limbs.thing)
     return owner.to(torch.uint8)
 
 
-def _own_object(owner: Tensor, depth: Tensor, pose: Tensor, intrinsics: Tensor, thing: Thing) -> Tensor:
-    """Owners [B, h, w], where the object has what no hand owns of its surroundings, above the table."""
-    size = depth.shape[-1]
+def _own_object(owner: Tensor, points: Tensor, pose: Tensor, thing: Thing) -> Tensor:
+    """Owners [B, h, w] of surface points [B, h, w, 3] in camera axes, where the object has what no hand owns of its
+    surroundings, above the table."""
     centre = (thing.centre - pose[:, :3, 3])[:, None] @ pose[:, :3, :3]
-    reach = torch.full((1,), OBJECT_REACH, device=depth.device, dtype=depth.dtype)
-    body = _Body(thing.centre[:, None], reach, reach, torch.zeros(1, dtype=torch.int32, device=depth.device))
-    rows, columns = _window(centre, body, thing.present, intrinsics, size)
-    points = camera_rays(intrinsics, size)[:, rows, columns] * depth[:, rows, columns, None]
-    height = (
-        thing.table[:, None, None] - (points @ pose[:, 1, :3, None].unsqueeze(1))[..., 0] - pose[:, 1, 3, None, None]
-    )
-    is_near = (points - centre[:, None]).square().sum(-1) < OBJECT_REACH**2
-    whose = owner[:, rows, columns]
-    is_own = is_near & (height > ABOVE_TABLE) & thing.present[:, None, None] & (whose == NOBODY)
-    is_around = (F.max_pool2d(is_own[:, None].to(depth), 3, 1, 1)[:, 0] > 0) & (whose == NOBODY)
-    owner[:, rows, columns] = torch.where(is_own, OBJECT, torch.where(is_around, OBJECT_RIM, whose))
-    return owner
+    away = points - centre[:, None]
+    below = (away @ pose[:, None, 1, :3, None])[..., 0]
+    is_above = below < (thing.table - thing.centre[:, 1] - ABOVE_TABLE)[:, None, None]
+    is_free = (owner == NOBODY) & thing.present[:, None, None]
+    is_own = (away.square().sum(-1) < OBJECT_REACH**2) & is_above & is_free
+    is_around = (F.max_pool2d(is_own[:, None].to(owner), 3, 1, 1)[:, 0] > 0) & is_free
+    return torch.where(is_own, OBJECT, torch.where(is_around, OBJECT_RIM, owner))
 
 
 def split_layers(still: Pictures, hands: Pictures, limbs: Limbs, target: Tensor, intrinsics: Tensor) -> Layers:
