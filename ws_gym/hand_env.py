@@ -50,8 +50,8 @@ class WorldScapeHandEnv(WorldScapeEnv):
     As in `WorldScapeEnv`.
 
     ## Rewards
-    Dense, in [0, 1] each step, by the simulator's rules of that task, from where a head finds object and target in the
-    picture:
+    Dense, in [0, 1] each step, by the simulator's rules of that task. One head finds object and target in the picture,
+    another says how the hand moves the object, and whether it touches, holds and lifts it:
 
     | Task | Success |
     |---|---|

@@ -141,8 +141,8 @@ def gather_targets(store: FrameStore, targets: np.ndarray, sources: np.ndarray, 
     """Frames [B] to rebuild and frames [B, N] to remember them by, of which the first `count` [B] do count:
     target and sources as they were recorded (uint8 [..., h, w, 3], and float16 target_depth and sources_depth
     [..., h, w]: as_pictures makes RGB-D of them), pose, source_poses, valid bool [B, N], intrinsics [B, 4]; and where
-    the recordings have hands, those of the targets and of the sources: parts, keypoints, present and source_parts,
-    source_keypoints, source_present (Limbs)."""
+    the recordings have hands, those of the targets and of the sources: parts, keypoints, present (Limbs), thing_centre
+    and so on (Thing), and all of these again as source_parts and so on."""
     target, target_depth = store.recorded(targets)
     source, source_depth = store.recorded(sources)
     return {
