@@ -186,6 +186,30 @@ def test_episodes_finished_out_of_order_wait_for_their_predecessors(tmp_path):
     writer.close()
 
 
+def test_each_episode_is_counted_before_the_next_is_moved(tmp_path, monkeypatch):
+    """Three wait for one another, and whoever moves them dies before the third."""
+    config = tiny_config(tmp_path / "d")
+    env = make_env(config.env, {})
+    policy = load_policy(config.policy, env)
+    spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
+    dataset = DatasetWriter(config.out, **spaces, spec=env.spec, settings=config.settings)
+    writer = EpisodeWriter(config.out)
+    for index in (2, 1, 0):
+        writer.write(index, roll_episode(env, policy, seed=index, num_steps=STEPS, index=index))
+    rename = os.rename
+
+    def dies(source, target):
+        if Path(target).name == "2":
+            raise KeyboardInterrupt
+        rename(source, target)
+
+    monkeypatch.setattr(os, "rename", dies)
+    with pytest.raises(KeyboardInterrupt):
+        dataset.adopt_pending()
+    assert len(EpisodeReader(config.out)) == minari.MinariDataset(config.out).total_episodes == 2
+    writer.close()
+
+
 def test_a_deleted_episode_is_recorded_again(dataset, tmp_path):
     shutil.copytree(dataset, tmp_path / "hole")
     shutil.rmtree(tmp_path / "hole" / "1")

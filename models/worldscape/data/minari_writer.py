@@ -65,18 +65,30 @@ class DatasetWriter:
         return (self.path / str(index)).exists() or (self.path / _PENDING / str(index)).exists()
 
     def adopt_pending(self) -> None:
-        """Move the finished episodes whose predecessors are all there into place and count them in the metadata."""
+        """Move the finished episodes whose predecessors are all there into place and count them in the metadata, each
+        before the next is moved: who is killed leaves one uncounted at most."""
         while self.is_done(self.num_episodes):
             folder = self.path / str(self.num_episodes)
-            if not folder.exists():
+            is_new = not folder.exists()
+            if is_new:
                 os.rename(self.path / _PENDING / folder.name, folder)
             self.num_steps += json.loads((folder / METADATA).read_text())["total_steps"]
             self.num_bytes += _size(folder)
             self.num_episodes += 1
-        self.metadata["total_episodes"] = self.num_episodes
-        self.metadata["total_steps"] = self.num_steps
-        self.metadata["dataset_size"] = round(self.num_bytes / 1e6, 1)
-        _write_json(self.path / METADATA, self.metadata)
+            if is_new:
+                self._count()
+        self._count()
+
+    def _count(self) -> None:
+        """Write how many episodes are in place, unless the metadata says so already."""
+        counted = {
+            "total_episodes": self.num_episodes,
+            "total_steps": self.num_steps,
+            "dataset_size": round(self.num_bytes / 1e6, 1),
+        }
+        if any(self.metadata.get(name) != value for name, value in counted.items()):
+            self.metadata.update(counted)
+            _write_json(self.path / METADATA, self.metadata)
 
 
 class EpisodeWriter:
