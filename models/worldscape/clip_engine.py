@@ -166,8 +166,8 @@ class ClipEngine(WorldEngine):
     ) -> None:
         """Remember the finished frame, and keep it as later clips see it."""
         view = recognise(self.model.heads, state, new.rgbd, view)
-        limbs = None if view.hands is None else view.hands.limbs
-        state.memory.append(Frame([], new.rgbd, view.pose, state.intrinsics, new.is_real, limbs), view.recall, active)
+        frame = Frame([], new.rgbd, view.pose, state.intrinsics, new.is_real, view.limbs)
+        state.memory.append(frame, view.recall, active)
         self._frames.append(view.inputs(new.latent, self.config.context_level))
         self._finish(state, new, Prediction(new.latent[:, None], self._features[:, None], []), view, active)
 

@@ -337,8 +337,7 @@ class WorldEngine:
         view = recognise(self.model.heads, state, new.rgbd, view)
         level, positions = self.config.context_level, state.memory.next_positions()
         prediction = self.generator.refine(new.latent[:, None], level, view.told, positions, history)
-        limbs = None if view.hands is None else view.hands.limbs
-        frame = Frame(prediction.layers, new.rgbd, view.pose, state.intrinsics, new.is_real, limbs)
+        frame = Frame(prediction.layers, new.rgbd, view.pose, state.intrinsics, new.is_real, view.limbs)
         state.memory.append(frame, view.recall, active)
         self._finish(state, new, prediction, view, active)
 

@@ -379,6 +379,11 @@ class View(NamedTuple):
         """The view as far as memory shows it."""
         return self.recall.anchor
 
+    @property
+    def limbs(self) -> Limbs | None:
+        """The hands in the view, and their object; None where there can be none."""
+        return None if self.hands is None else self.hands.limbs
+
     def inputs(self, latent: Tensor, level: float) -> FrameInputs:
         """A frame of this view with latent [B, P, C] at one level, as the generator is told of it in a clip."""
         levels = torch.full((len(latent), 1), level, device=latent.device)

@@ -171,15 +171,25 @@ def test_killed_recording_leaves_a_dataset_and_resumes_to_the_same_bytes(tmp_pat
     assert minari.MinariDataset(out).total_steps == 8 * STEPS
 
 
-def test_episodes_finished_out_of_order_wait_for_their_predecessors(tmp_path):
-    config = tiny_config(tmp_path / "d")
+def open_writers(out: Path):
+    """A new dataset's config, its two writers, and what rolls and writes the episode of an index."""
+    config = tiny_config(out)
     env = make_env(config.env, {})
     policy = load_policy(config.policy, env)
     spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
     dataset = DatasetWriter(config.out, **spaces, spec=env.spec, settings=config.settings)
     writer = EpisodeWriter(config.out)
-    for index, num_in_place in ((1, 0), (0, 2)):
+
+    def write(index: int) -> None:
         writer.write(index, roll_episode(env, policy, seed=index, num_steps=STEPS, index=index))
+
+    return config, dataset, writer, write
+
+
+def test_episodes_finished_out_of_order_wait_for_their_predecessors(tmp_path):
+    config, dataset, writer, write = open_writers(tmp_path / "d")
+    for index, num_in_place in ((1, 0), (0, 2)):
+        write(index)
         dataset.adopt_pending()
         assert dataset.is_done(index)
         assert minari.MinariDataset(config.out).total_episodes == num_in_place
@@ -188,14 +198,9 @@ def test_episodes_finished_out_of_order_wait_for_their_predecessors(tmp_path):
 
 def test_each_episode_is_counted_before_the_next_is_moved(tmp_path, monkeypatch):
     """Three wait for one another, and whoever moves them dies before the third."""
-    config = tiny_config(tmp_path / "d")
-    env = make_env(config.env, {})
-    policy = load_policy(config.policy, env)
-    spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
-    dataset = DatasetWriter(config.out, **spaces, spec=env.spec, settings=config.settings)
-    writer = EpisodeWriter(config.out)
+    config, dataset, writer, write = open_writers(tmp_path / "d")
     for index in (2, 1, 0):
-        writer.write(index, roll_episode(env, policy, seed=index, num_steps=STEPS, index=index))
+        write(index)
     rename = os.rename
 
     def dies(source, target):

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldscape.conditioning.hand_model import rotation_about
 from worldscape.conditioning.layers import Thing
 from worldscape.data.clips import FrameStore
 from worldscape.heads import Heads
@@ -56,7 +57,8 @@ def object_labels(store: FrameStore, stretches: np.ndarray, num: int, rng: np.ra
     limbs = tracks.limbs(flat, torch.from_numpy(store.pose[flat]))
     places = torch.from_numpy(tracks.places[index, 0])
     below = places[:, 1:2] * torch.tensor([1.0, 0.0, 1.0])
-    turn = _turns(rng.uniform(-np.pi, np.pi, num))
+    angles = torch.from_numpy(rng.uniform(-np.pi, np.pi, num).astype(np.float32))
+    turn = rotation_about(torch.tensor([0.0, 1.0, 0.0]).expand(num, 3), angles)
     points = limbs.keypoints.unflatten(0, index[:, 1:].shape) - below[:, :, None, None]
     places = (places - below) @ turn.mT
     wrong = MISPLACED * torch.from_numpy(rng.standard_normal((num, 3), np.float32))
@@ -68,14 +70,6 @@ def object_labels(store: FrameStore, stretches: np.ndarray, num: int, rng: np.ra
         "object_shift": places[:, 1] - places[:, 0],
         "object_touch": torch.from_numpy(tracks.touch[index[:, 1:]]),
     }
-
-
-def _turns(angles: np.ndarray) -> Tensor:
-    """Angles [N] in radians about the vertical -> rotations float32 [N, 3, 3]."""
-    turn = torch.zeros(len(angles), 3, 3)
-    cosine, sine = (torch.from_numpy(part.astype(np.float32)) for part in (np.cos(angles), np.sin(angles)))
-    turn[:, 0, 0], turn[:, 0, 2], turn[:, 1, 1], turn[:, 2, 0], turn[:, 2, 2] = cosine, sine, 1.0, -sine, cosine
-    return turn
 
 
 def object_losses(heads: Heads, batch: dict[str, Tensor]) -> dict[str, Tensor]:
