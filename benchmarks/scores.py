@@ -135,7 +135,8 @@ def describe_hands(reports: Mapping[str, Report]) -> str:
     return "\n".join(
         [
             f"`{TABLETOP}` and `{HANDS}`: 64 held-out tables,",
-            "commanded actions; PSNR in dB; hand and object as a network trained on the simulator reads them.",
+            "commanded actions, object and target told at the start; PSNR in dB; hand and object as a network trained",
+            "on the simulator reads them.",
             "Told: whether hands have moved the object as the dream itself has it, which its rewards are made of.",
             "",
             Table(title="hands", columns=columns, rows=rows).to_markdown(),

@@ -194,6 +194,7 @@ def to_start(starts: Starts, size: tuple[int, int]) -> Start:
         pose=None if starts.pose is None else torch.from_numpy(starts.pose.astype(np.float32)),
         intrinsics=None if intrinsics is None else torch.from_numpy(intrinsics.astype(np.float32)),
         hands=_recorded_hands(starts),
+        places=_recorded_places(starts),
     )
 
 
@@ -213,6 +214,16 @@ def _recorded_hands(starts: Starts) -> RecordedHands | None:
     command = starts.hand_state if starts.hand_command is None else starts.hand_command
     state, command = (torch.from_numpy(part.astype(np.float32)) for part in (starts.hand_state, command))
     return RecordedHands(state, command, torch.from_numpy(starts.hand_present.astype(bool)))
+
+
+def _recorded_places(starts: Starts) -> torch.Tensor | None:
+    """Where object and target are, float32 [R, F, 2, 3]; None where the recording does not say."""
+    if starts.pose is None or (starts.object_pose is None and starts.target is None):
+        return None
+    unknown = np.full((*starts.frames.shape[:2], 3), np.nan, np.float32)
+    thing = unknown if starts.object_pose is None else starts.object_pose[..., :3, 3]
+    target = unknown if starts.target is None else starts.target
+    return torch.from_numpy(np.stack([thing, target], 2).astype(np.float32))
 
 
 def _last_frames(starts: Starts) -> Starts:

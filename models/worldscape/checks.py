@@ -39,6 +39,11 @@ def check_start(start: Start, size: int, num_seeds: int, num_rows: int, hands: s
     ):
         if tensor is not None and (tensor.shape != shape or not torch.isfinite(tensor).all()):
             raise ValueError(f"start {name} has shape {tuple(tensor.shape)}; give finite numbers {tuple(shape)}.")
+    if start.places is not None and (start.places.shape != (*frames.shape[:2], 2, 3) or start.places.isinf().any()):
+        raise ValueError(
+            f"start places have shape {tuple(start.places.shape)}; give {(*frames.shape[:2], 2, 3)}: object and target "
+            "in metres, NaN where it is not known."
+        )
     if start.hands is not None:
         _check_recorded(start.hands, frames.shape[:2], hands)
 

@@ -165,7 +165,7 @@ class ClipEngine(WorldEngine):
         self, state: SlotState, new: NewFrame, view: View, history: PlacedHistory | None, active: Tensor
     ) -> None:
         """Remember the finished frame, and keep it as later clips see it."""
-        view = recognise(self.model.heads, state, new.rgbd, view)
+        view = recognise(self.model.heads, state, new, view)
         frame = Frame([], new.rgbd, view.pose, state.intrinsics, new.is_real, view.limbs)
         state.memory.append(frame, view.recall, active)
         self._frames.append(view.inputs(new.latent, self.config.context_level))

@@ -142,7 +142,9 @@ class WorldEngine:
         fresh.intrinsics = start.intrinsics
         for index in range(start.frames.shape[1]):
             rgbd = frame_to_rgbd(start.frames[:, index], encode_depth(start.depth[:, index]))
-            self.commit_real(fresh, rgbd, start.pose[:, index], None if start.hands is None else start.hands.at(index))
+            hands = None if start.hands is None else start.hands.at(index)
+            places = None if start.places is None else start.places[:, index]
+            self.commit_real(fresh, rgbd, start.pose[:, index], hands, places)
         self.state.memory.adopt(fresh.memory, rows)
         self.state.write_rows(rows, fresh.tensors())
         return self._present(start.frames.shape[1])
@@ -334,17 +336,25 @@ class WorldEngine:
 
     def commit(self, state: SlotState, new: NewFrame, view: View, history: PlacedHistory, active: Tensor) -> None:
         """Run the finished frame once, append it to the active slots' memory and make it their current frame."""
-        view = recognise(self.model.heads, state, new.rgbd, view)
+        view = recognise(self.model.heads, state, new, view)
         level, positions = self.config.context_level, state.memory.next_positions()
         prediction = self.generator.refine(new.latent[:, None], level, view.told, positions, history)
         frame = Frame(prediction.layers, new.rgbd, view.pose, state.intrinsics, new.is_real, view.limbs)
         state.memory.append(frame, view.recall, active)
         self._finish(state, new, prediction, view, active)
 
-    def commit_real(self, state: SlotState, rgbd: Tensor, pose: Tensor, hands: RecordedHands | None = None) -> View:
+    def commit_real(
+        self,
+        state: SlotState,
+        rgbd: Tensor,
+        pose: Tensor,
+        hands: RecordedHands | None = None,
+        places: Tensor | None = None,
+    ) -> View:
         """Take real frames, RGB-D [B, 4, h, w] seen from poses [B, 4, 4], into history; returns what memory showed.
 
-        hands: those in the frames, [B, 2, ...]; None in an engine with hands: they rest in front of the eyes.
+        hands: those in the frames, [B, 2, ...]; None in an engine with hands: they rest in front of the eyes. places
+        [B, 2, 3]: as in `Start`.
         """
         camera, active = state_from_pose(pose), torch.ones_like(state.is_open)
         is_first = state.memory.count == 0
@@ -356,7 +366,7 @@ class WorldEngine:
         view = self.look(state, camera, previous, seen)
         latent = self.codec.encode(rgbd).float()
         nothing = torch.zeros_like(camera)
-        new = NewFrame(camera, nothing, rgbd, latent, nothing, is_real=True)
+        new = NewFrame(camera, nothing, rgbd, latent, nothing, is_real=True, places=places)
         self.commit(state, new, view, self.read(state, view), active)
         state.steps.zero_()
         return view

@@ -7,7 +7,7 @@ from torch import Tensor
 from worldscape.conditioning.hands import HANDS
 from worldscape.heads import Heads
 from worldscape.slot_hands import SlotHands, draw_hands
-from worldscape.slots import KNOWN, Handled, ShownHands, SlotState, View
+from worldscape.slots import KNOWN, Handled, NewFrame, ShownHands, SlotState, View
 
 
 def show_hands(
@@ -27,14 +27,15 @@ def show_hands(
     return ShownHands(hands, limbs._replace(thing=thing), picture, motion, shift)
 
 
-def recognise(heads: Heads, state: SlotState, rgbd: Tensor, view: View) -> View:
-    """A view with what its finished picture [B, 4, h, w] shows: where things are, and what that is worth."""
+def recognise(heads: Heads, state: SlotState, new: NewFrame, view: View) -> View:
+    """A view with what its finished picture shows: where things are, and what that is worth."""
     if view.hands is None:
         return view
     assert heads.things is not None
     limbs, pose = view.hands.limbs, view.pose
     keypoints = (limbs.keypoints - pose[:, None, None, :3, 3]) @ pose[:, None, :3, :3]
-    news = state.judged(heads.things(rgbd, keypoints, limbs.present, state.intrinsics), view.hands, pose)
+    things = heads.things(new.rgbd, keypoints, limbs.present, state.intrinsics)
+    news = state.judged(things, view.hands, pose, new.places)
     if limbs.thing is not None:
         known = (news["spread"][:, 0] < KNOWN) & limbs.present.any(1)
         limbs = limbs._replace(thing=limbs.thing._replace(centre=news["places"][:, 0], present=known))

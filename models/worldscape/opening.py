@@ -11,7 +11,7 @@ from worldscape.world import WorldModel
 
 
 def complete_start(start: Start, model: WorldModel, device: torch.device) -> Start:
-    """The start with every field but hands filled in, on the device."""
+    """The start with every field but hands and places filled in, on the device."""
     frames = start.frames.to(device)
     num_rows, num_frames = frames.shape[:2]
     pose = torch.eye(4).repeat(num_rows, num_frames, 1, 1) if start.pose is None else start.pose
@@ -21,7 +21,8 @@ def complete_start(start: Start, model: WorldModel, device: torch.device) -> Sta
         intrinsics = torch.from_numpy(square_intrinsics(model.config.field_of_view)).repeat(num_rows, 1)
     depth, pose, intrinsics = (part.to(device, torch.float32) for part in (depth, pose, intrinsics))
     hands = None if start.hands is None else RecordedHands(*(part.to(device) for part in start.hands))
-    return Start(frames, depth, pose, intrinsics, hands)
+    places = None if start.places is None else start.places.to(device, torch.float32)
+    return Start(frames, depth, pose, intrinsics, hands, places)
 
 
 def guess_depth(frames: Tensor, model: WorldModel) -> Tensor:

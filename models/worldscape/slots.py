@@ -44,7 +44,8 @@ class Start:
     frames uint8 [R, F, h, w, 3]; depth float32 [R, F, h, w] metres, or None to let the depth head guess; pose float32
     [R, F, 4, 4] camera to world, or None (only with F = 1) for a level camera at the origin; intrinsics float32 [R, 4]
     normalised, or None for the config's field of view; hands, for an engine with hands (None: they rest in front of the
-    eyes), [R, F, 2, ...].
+    eyes), [R, F, 2, ...]. places float32 [R, F, 2, 3]: where object and target of a hand's task are, world axes and
+    metres, NaN where that is not known; None: they are looked for in the pictures.
     """
 
     frames: Tensor
@@ -52,6 +53,7 @@ class Start:
     pose: Tensor | None = None
     intrinsics: Tensor | None = None
     hands: RecordedHands | None = None
+    places: Tensor | None = None
 
 
 class HandFrame(NamedTuple):
@@ -286,14 +288,21 @@ class SlotState:
             moved=self.object_moved.clone(),
         )
 
-    def judged(self, things: Things, hands: "ShownHands", pose: Tensor) -> dict[str, Tensor]:
+    def judged(
+        self, things: Things, hands: "ShownHands", pose: Tensor, told: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """What is new of the slots, by name, when a frame seen from `pose` [B, 4, 4] shows these hands and things.
 
         A target stays where it is, and of an object it is known how it moves, so the frame that showed them best
         decides: often the first, before the hand hides them. Without an object head every frame decides anew.
+        told: places [B, 2, 3] that a recording knows, NaN where it does not; they count before all that is seen.
         """
         found = torch.stack([things.object, things.target], 1) @ pose[:, :3, :3].mT + pose[:, None, :3, 3]
-        expected, is_better, touch = self.places, things.spread < self.spread, things.touch
+        spread = things.spread
+        if told is not None:
+            is_told = told.isfinite().all(-1)
+            found, spread = torch.where(is_told[..., None], told, found), torch.where(is_told, -1.0, spread)
+        expected, is_better, touch = self.places, spread < self.spread, things.touch
         thing = hands.limbs.thing
         if thing is None or hands.motion is None:
             is_better = is_better | torch.tensor([True, False], device=pose.device)
@@ -310,7 +319,7 @@ class SlotState:
         return {
             "tasks": torch.stack(judge(facts), 1),
             "places": places,
-            "spread": torch.minimum(things.spread, self.spread),
+            "spread": torch.minimum(spread, self.spread).clamp_min(0.0),
             "touch": torch.stack(probable, 1),
             "was_lifted": was_lifted,
         }
@@ -394,7 +403,8 @@ class View(NamedTuple):
 
 class NewFrame(NamedTuple):
     """A finished frame of all slots: camera [B, 6], realised [B, 6], rgbd [B, 4, h, w], latent [B, P, C], and the
-    control [B, 6] that was commanded. is_real: a recorded frame, not a dreamed one.
+    control [B, 6] that was commanded. is_real: a recorded frame, not a dreamed one; places [B, 2, 3]: as in `Start`, of
+    such a frame.
     """
 
     camera: Tensor
@@ -403,6 +413,7 @@ class NewFrame(NamedTuple):
     latent: Tensor
     commanded: Tensor
     is_real: bool = False
+    places: Tensor | None = None
 
 
 class Dreamed(NamedTuple):

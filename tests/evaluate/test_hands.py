@@ -53,7 +53,7 @@ class ReplayEngine:
 
     def open(self, start: Start, seeds: torch.Tensor, rows: torch.Tensor | None = None) -> EngineFrame:
         assert start.hands is not None and start.hands.present[:, 0].tolist() == [[False, True]] * NUM
-        self.number = 0
+        self.number, self.places = 0, start.places
         return self._frame(0)
 
     def step(self, controls, active=None, *, hands=None, is_realised=False) -> EngineFrame:
@@ -115,6 +115,19 @@ def test_a_replay_is_judged_perfect(played, reader):
     assert found["reward_correlation"] == pytest.approx(1.0) and found["reward_error"] < 1e-6
     assert not undocumented(found)
     assert torch.equal(engine.told[3], torch.from_numpy(hands_of(played).actions[:, 3]))
+
+
+@pytest.mark.parametrize("is_told", [True, False])
+def test_starts_say_where_things_are_unless_asked_not_to(played, reader, is_told):
+    engine = ReplayEngine(played)
+    hands.judge_hands(engine, played, reader, hands.HandsConfig(horizons=(STEPS,), tells_places=is_told))
+    truth = hands_of(played)
+    if is_told:
+        assert engine.places is not None
+        assert torch.equal(engine.places[:, 0, 0], torch.from_numpy(truth.object[:, 0]))
+        assert torch.equal(engine.places[:, 0, 1], torch.from_numpy(truth.target[:, 0]))
+    else:
+        assert engine.places is None
 
 
 def test_a_frozen_dream_is_judged_worse(played, reader):

@@ -17,7 +17,7 @@ from worldscape.data.starts import Starts, save_starts
 from worldscape.hand_tasks import HAND_TASKS
 from ws_gym import starts as starts_module
 from ws_gym.drawn_rooms import draw_room
-from ws_gym.starts import open_starts, override_starts, to_start
+from ws_gym.starts import CollectedStarts, open_starts, override_starts, to_start
 
 SQUARE = (64, 64)
 RNG = np.random.default_rng(0)
@@ -163,6 +163,19 @@ def test_without_poses_only_the_last_frame_is_used():
     np.testing.assert_array_equal(start.frames, starts.frames[:, -1:])
     np.testing.assert_array_equal(start.depth, starts.depth[:, -1:].astype(np.float32))
     assert start.pose is None
+
+
+def test_a_recording_says_where_object_and_target_are(tmp_path):
+    starts = make_starts(2, 1)
+    assert draw(CollectedStarts(starts, SQUARE)).places is None
+    pose = np.tile(np.eye(4, dtype=np.float32), (2, 1, 1, 1))
+    pose[..., :3, 3] = [0.1, -0.02, 0.3]
+    target = np.full((2, 1, 3), 0.25, np.float32)
+    save_starts(replace(starts, object_pose=pose, target=target), tmp_path / "both.safetensors")
+    both = draw(open_starts(tmp_path / "both.safetensors", SQUARE, "nano"), number=1).places
+    torch.testing.assert_close(both, torch.tensor([[[[0.1, -0.02, 0.3], [0.25, 0.25, 0.25]]]]))
+    one = draw(CollectedStarts(replace(starts, target=target), SQUARE), number=0).places
+    assert one[:, :, 0].isnan().all() and (one[:, :, 1] == 0.25).all()
 
 
 def test_a_wide_picture_is_cropped_and_its_rays_stay():

@@ -131,6 +131,30 @@ def test_an_object_that_nobody_has_seen_well_is_not_moved(moving_model):
     assert not engine.state.object_moved.any() and not (engine.state.memory.store.fields.owner == OBJECT).any()
 
 
+@pytest.mark.parametrize("kind", [WorldEngine, RollingEngine])
+def test_a_start_that_says_where_things_are_is_believed(moving_model, kind):
+    """In the second world it knows the target only, and the object is looked for as ever."""
+    moving_model.heads.things.spread = 0.001
+    told = torch.tensor([[[0.2, -0.03, 0.1], [0.0, 0.0, 0.3]], [[math.nan] * 3, [0.1, 0.0, 0.2]]])
+    engine, start, still = kind(moving_model, 2, steps_per_frame=2, hands="right"), starts(2), torch.zeros(2, 6)
+    read = hands_of(engine.open(start, torch.arange(2)))
+    first = hands_of(engine.open(replace(start, places=told[:, None]), torch.arange(2)))
+    torch.testing.assert_close(first.target, told[:, 1])
+    torch.testing.assert_close(first.object, torch.stack([told[0, 0], read.object[1]]))
+    for _ in range(4):
+        later = hands_of(engine.step(still))
+    moved = torch.tensor([0.01 * (4 - engine.action_latency), 0.0, 0.0])
+    torch.testing.assert_close(later.object[0], told[0, 0] + moved)
+    torch.testing.assert_close(later.target, told[:, 1])
+
+
+def test_places_of_the_wrong_kind_are_refused(model):
+    engine = WorldEngine(model, 1, hands="right")
+    for places in (torch.zeros(1, 2, 3), torch.full((1, 1, 2, 3), math.inf)):
+        with pytest.raises(ValueError, match="start places have shape .*; give .*: object and target in metres"):
+            engine.open(replace(starts(1), places=places), torch.tensor([0]))
+
+
 def test_without_an_object_head_every_picture_says_where_the_object_is(moving_model):
     moving_model.heads.object = None
     engine = WorldEngine(moving_model, 1, hands="right")

@@ -30,7 +30,17 @@ WALL_DISTANCE = 0.7
 MAX_WALL_SHARE = 0.1
 MIN_GOAL_DISTANCE = 1.5
 """Metres; a start beside the goal is no task."""
-WINDOWED = ("depth", "pose", "camera", "hand_state", "hand_command", "hand_present", "task_id")
+WINDOWED = (
+    "depth",
+    "pose",
+    "camera",
+    "hand_state",
+    "hand_command",
+    "hand_present",
+    "object_pose",
+    "target",
+    "task_id",
+)
 """What a start has of each of its frames, where the dataset offers it."""
 LEVEL = 1e-3
 """Radians of pitch."""
@@ -42,8 +52,8 @@ class Starts:
 
     None where the dataset had none: depth float16 [R, F, h, w] metres; pose float32 [R, F, 4, 4] camera to world;
     intrinsics float32 [R, 4] over the picture size; camera float32 [R, F, 6] (x, y, z, yaw, pitch, roll); hands as in
-    `Episode`: hand_state and hand_command float32 [R, F, 2, 16], hand_present bool [R, F, 2]; task_id int64 [R, F] of
-    the task that was recorded.
+    `Episode`: hand_state and hand_command float32 [R, F, 2, 16], hand_present bool [R, F, 2]; object_pose float32
+    [R, F, 4, 4] and target [R, F, 3]; task_id int64 [R, F] of the task that was recorded.
     """
 
     frames: np.ndarray
@@ -55,6 +65,8 @@ class Starts:
     hand_state: np.ndarray | None = None
     hand_command: np.ndarray | None = None
     hand_present: np.ndarray | None = None
+    object_pose: np.ndarray | None = None
+    target: np.ndarray | None = None
     task_id: np.ndarray | None = None
 
     def __len__(self) -> int:

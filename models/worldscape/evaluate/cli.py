@@ -59,6 +59,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     geometry.add_argument("--gaps", type=read_counts, default=(1, 4, 16), help="steps between frames that are compared")
     hands = add_evaluation(evaluations, "hands", run_hands, episodes=64, policy="mixed", sources=("tabletop",))
     hands.add_argument("--horizons", type=read_counts, default=(4, 16, 32), help="comma-separated steps")
+    hands.add_argument("--untold", action="store_true", help="look for object and target in the first picture")
     hands.add_argument("--updates", type=int, help="training updates of the hand reader; default: its own")
     hands.add_argument("--training-episodes", type=int, help="episodes that it learns from; default: its own")
     memory = add_evaluation(evaluations, "memory", run_memory, episodes=16, policy=None, sources=WALKED)
@@ -177,7 +178,7 @@ def run_hands(args: argparse.Namespace) -> None:
     from worldscape.evaluate import hands
 
     begin = time.perf_counter()
-    config = hands.HandsConfig(horizons=args.horizons)
+    config = hands.HandsConfig(horizons=args.horizons, tells_places=not args.untold)
     engine, episodes = _prepare(args, config.num_steps)
     judged = hands.judge_hands(engine, episodes, _load_hand_reader(args, episodes), config)
     if args.out:

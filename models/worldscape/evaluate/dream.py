@@ -1,7 +1,8 @@
 """Runs an engine over judged episodes: same start frames, same controls, closed loop, in batches of its slots."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -69,14 +70,19 @@ class Dream:
     hands: DreamedHands | None = None
 
 
-def make_start(episodes: EpisodeBatch, context: int) -> Start:
-    """The first `context` real frames of each episode, with depth and poses -> Start of N rows."""
+def make_start(episodes: EpisodeBatch, context: int, *, tells_places: bool = True) -> Start:
+    """The first `context` real frames of each episode, with depth, poses and hands -> Start of N rows.
+
+    tells_places: it says where object and target of a hand's task are, as the recordings that dreams start from do.
+    """
+    hands = episodes.hands
     return Start(
         frames=torch.from_numpy(episodes.frames[:, :context]),
         depth=torch.from_numpy(episodes.depth[:, :context]),
         pose=torch.from_numpy(episodes.pose[:, :context]),
         intrinsics=torch.from_numpy(episodes.intrinsics),
-        hands=None if episodes.hands is None else episodes.hands.recorded(context),
+        hands=None if hands is None else hands.recorded(context),
+        places=None if hands is None or not tells_places else hands.places(context),
     )
 
 
@@ -89,12 +95,13 @@ def dream_episodes(
     controls: np.ndarray | None = None,
     hands: np.ndarray | None = None,
     is_realised: bool = False,
+    tells_places: bool = True,
 ) -> Dream:
     """Open each episode with its first `context` frames and step `num_steps` controls from there.
 
     Step s of the dream shows what step context - 1 + s of the episode does, also where the engine shows it later.
     `controls` [N, S, 6] replaces the episode's own, `hands` [N, S, 2, 13] its hands'. is_realised: dream along the
-    motion that took place in the simulator, so that both stand in the same place.
+    motion that took place in the simulator, so that both stand in the same place. tells_places: as in `make_start`.
     The noise seed of a dream is its layout seed, so a dream does not depend on the batch it runs in.
     """
     own = episodes.realised if is_realised else episodes.controls
@@ -105,9 +112,10 @@ def dream_episodes(
     groups = [
         np.arange(len(episodes))[first:][: engine.num_slots] for first in range(0, len(episodes), engine.num_slots)
     ]
+    start_of = partial(make_start, context=context, tells_places=tells_places)
     with Progress("dream steps", total=len(groups) * num_steps) as progress:
         parts = [
-            _dream_rows(engine, episodes, rows, commanded[:, :num_steps], moved, context, is_realised, progress)
+            _dream_rows(engine, episodes, rows, commanded[:, :num_steps], moved, start_of, is_realised, progress)
             for rows in groups
         ]
     known = [part.hands for part in parts if part.hands is not None]
@@ -134,13 +142,13 @@ def _dream_rows(
     rows: np.ndarray,
     commanded: np.ndarray,
     moved: np.ndarray | None,
-    context: int,
+    start_of: Callable[[EpisodeBatch], Start],
     is_realised: bool,
     progress: Progress,
 ) -> Dream:
     padded = np.resize(rows, engine.num_slots)  # a last, smaller group is repeated to fill the slots
     batch = episodes.rows(padded.tolist())
-    engine.open(make_start(batch, context), torch.from_numpy(batch.seeds))
+    engine.open(start_of(batch), torch.from_numpy(batch.seeds))
     steps = torch.from_numpy(np.ascontiguousarray(commanded[padded]))
     told = None if moved is None else torch.from_numpy(np.ascontiguousarray(moved[padded][:, : steps.shape[1]]))
     if isinstance(engine, ClipEngine):

@@ -14,7 +14,16 @@ from worldscape.slots import RecordedHands
 MOVED = 0.02
 """Metres from where it stood at the start at which an object counts as moved."""
 
-FRAME_INFOS = ("hand_state", "hand_command", "hand_present", "hand_keypoints", "hand_pixels", "object_pose", "lifted")
+FRAME_INFOS = (
+    "hand_state",
+    "hand_command",
+    "hand_present",
+    "hand_keypoints",
+    "hand_pixels",
+    "object_pose",
+    "target",
+    "lifted",
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -22,7 +31,8 @@ class HandTruth:
     """Hands and object of N episodes of T steps; left hand, then right.
 
     Frame rows [N, T+1, ...]: state and command [2, 16] in world axes, present bool [2], keypoints [2, 21, 3] metres,
-    pixels [2, 21, 2], object [3] metres, lifted bool. Step rows [N, T, ...]: actions [2, 13], reward. task int64 [N].
+    pixels [2, 21, 2], object and target [3] metres, world axes, lifted bool. Step rows [N, T, ...]: actions [2, 13],
+    reward. task int64 [N].
     """
 
     state: np.ndarray
@@ -31,6 +41,7 @@ class HandTruth:
     keypoints: np.ndarray
     pixels: np.ndarray
     object: np.ndarray
+    target: np.ndarray
     lifted: np.ndarray
     actions: np.ndarray
     reward: np.ndarray
@@ -55,6 +66,10 @@ class HandTruth:
         parts = (self.state, self.command, self.present)
         return RecordedHands(*(torch.from_numpy(part[:, :num_frames]) for part in parts))
 
+    def places(self, num_frames: int) -> torch.Tensor:
+        """Object and target in the first frames, as a start has them: float32 [N, F, 2, 3]."""
+        return torch.from_numpy(np.stack([self.object, self.target], 2)[:, :num_frames])
+
     def moved(self) -> np.ndarray:
         """Whether the object is away from where it stood in the first frame, bool [N, T+1]."""
         return np.linalg.norm(self.object - self.object[:, :1], axis=-1) > MOVED
@@ -74,6 +89,7 @@ def stack_truth(infos: list[dict[str, Any]], actions: list[np.ndarray], rewards:
         keypoints=rows["hand_keypoints"].astype(np.float32),
         pixels=rows["hand_pixels"].astype(np.float32),
         object=rows["object_pose"][..., :3, 3].astype(np.float32),
+        target=rows["target"].astype(np.float32),
         lifted=rows["lifted"].astype(bool),
         actions=told[None],
         reward=np.asarray(rewards, np.float32)[None],

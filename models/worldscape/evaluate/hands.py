@@ -36,9 +36,12 @@ EVENTS = ("moved", "lifted", "dropped")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HandsConfig:
-    """Horizons in steps after the start."""
+    """horizons in steps after the start. tells_places: starts say where object and target are, as recordings do; if
+    not, they are looked for in the first picture, as in a user's own.
+    """
 
     horizons: tuple[int, ...] = (4, 16, 32)
+    tells_places: bool = True
 
     def __post_init__(self) -> None:
         if not self.horizons or min(self.horizons) < 1 or list(self.horizons) != sorted(set(self.horizons)):
@@ -60,7 +63,7 @@ class JudgedHands(NamedTuple):
 
 def judge_hands(engine: Engine, episodes: EpisodeBatch, reader: HandReader, config: HandsConfig) -> JudgedHands:
     """Dream every episode with its own hand actions and score hands, object and rewards against the simulator."""
-    dream = dream_episodes(engine, episodes, num_steps=config.num_steps)
+    dream = dream_episodes(engine, episodes, num_steps=config.num_steps, tells_places=config.tells_places)
     if dream.hands is None:
         raise ValueError("this engine dreams no hands; make it with hands='right'.")
     first = episodes.frames[:, 0]
