@@ -87,6 +87,18 @@ def test_a_hand_owns_its_pixels_and_a_rim_of_one():
     assert (owner[0][~rim] == NOBODY).all()
 
 
+def test_the_rim_is_wider_in_a_dreamed_picture():
+    rgbd = picture(16)
+    real, dreamed = (
+        owned_by(decode_depth(rgbd[:, 3]), torch.eye(4)[None], INTRINSICS, limbs_at(16), is_real)
+        for is_real in (True, False)
+    )
+    assert torch.equal(is_right(real), is_right(dreamed))
+    rim = torch.zeros(SIZE, SIZE, dtype=torch.bool)
+    rim[10:22, 10:22] = True
+    assert torch.equal(dreamed[0] == RIM, rim & ~is_right(real[0]))
+
+
 def test_who_is_absent_owns_nothing_and_who_is_far_neither():
     depth, eye = decode_depth(picture(10)[:, 3]), torch.eye(4)[None]
     assert not owned_by(depth, eye, INTRINSICS, limbs_at(10, present=False)).any()

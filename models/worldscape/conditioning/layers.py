@@ -27,6 +27,7 @@ FOREARM = 0.32  # metres behind the wrist that move with it
 ALONG_BONES = (0.5, 1.0)  # places on each bone whose surroundings are looked at
 ALONG_PALM = (0.25, 0.5, 0.75, 1.0)  # the same on the long first bones of the fingers
 ALONG_FOREARM = 12  # points on the forearm
+RIM_OF_REAL, RIM_OF_DREAMED = 1, 3  # pixels around a hand that are of no use: a dream draws its outline less exactly
 FLESH, SLEEVE = 0.028, 0.04  # metres around points of bones and forearm: surfaces there are the hand's
 OBJECT_REACH = 0.05  # metres around an object's centre: what is seen there, above the table, is the object's
 ABOVE_TABLE = 0.006  # metres that it has to be above it
@@ -84,26 +85,27 @@ class Layers(NamedTuple):
     valid: Tensor
 
 
-def owned_by(depth: Tensor, pose: Tensor, intrinsics: Tensor, limbs: Limbs) -> Tensor:
+def owned_by(depth: Tensor, pose: Tensor, intrinsics: Tensor, limbs: Limbs, is_real: bool = True) -> Tensor:
     """Depth [B, h, w] in metres seen from poses [B, 4, 4], intrinsics [B, 4] -> who owns each pixel, uint8 [B, h, w]:
     NOBODY, RIM, OBJECT_RIM, or one more than the number of a part: 16 of the left hand, 16 of the right one, OBJECT.
 
     A part owns the surfaces within its reach. RIM is where only its core lies in the pixel, whatever is seen there
-    (dreamed depth is not to be relied on), and around all those. Carried along with the hand, such pixels fell off it
-    at the depth of the table and lay about as debris; left in the scene, they are the outlines of hands that are gone.
+    (dreamed depth is not to be relied on), and around all those, wider where the picture is no recorded one. Carried
+    along with the hand, such pixels fell off it at the depth of the table and lay about as debris; left in the scene,
+    they are the outlines of hands that are gone.
     """
-    size = depth.shape[-1]
+    size, rim = depth.shape[-1], RIM_OF_REAL if is_real else RIM_OF_DREAMED
     owner, points = torch.zeros_like(depth), camera_rays(intrinsics, size) * depth[..., None]
     for hand in limbs.rows:
         body = _body(limbs, hand)
         centres = (body.centres - pose[:, None, :3, 3]) @ pose[:, :3, :3]
-        rows, columns = _window(centres, body, limbs.present[:, hand], intrinsics, size)
+        rows, columns = _window(centres, body, limbs.present[:, hand], intrinsics, size, rim)
         seen = points[:, rows, columns]
         reached = _reaches(seen.flatten(1, 2), centres, body)
         covered = _covers(centres, body, intrinsics, size, rows, columns)
         reached = torch.where(limbs.present[:, hand, None], reached, -1).view(seen.shape[:3])
         is_own = (reached >= 0) | (covered & limbs.present[:, hand, None]).view_as(reached)
-        is_around = F.max_pool2d(is_own[:, None].to(depth), 3, 1, 1)[:, 0] > 0
+        is_around = F.max_pool2d(is_own[:, None].to(depth), 2 * rim + 1, 1, rim)[:, 0] > 0
         code = torch.where(is_around, RIM, owner[:, rows, columns])
         part = (NUM_PARTS * hand + 1 + reached).to(depth)
         owner[:, rows, columns] = torch.where(reached >= 0, part, code)
@@ -268,17 +270,19 @@ def _project(centres: Tensor, radius: Tensor, intrinsics: Tensor, size: int) -> 
     return places, torch.where(z > MIN_DEPTH, radius * focal[..., 0] / ahead, 0.0)
 
 
-def _window(centres: Tensor, body: _Body, present: Tensor, intrinsics: Tensor, size: int) -> tuple[slice, slice]:
-    """Rows and columns, at least one, outside of which no row's hand owns a pixel; all of them where shapes are to be
-    static."""
+def _window(
+    centres: Tensor, body: _Body, present: Tensor, intrinsics: Tensor, size: int, rim: int
+) -> tuple[slice, slice]:
+    """Rows and columns, at least one, outside of which no pixel is of a row's hand or its rim; all of them where shapes
+    are to be static."""
     if centres.device.type != "cpu" or torch.compiler.is_compiling():
         return slice(0, size), slice(0, size)
     places, radius = _project(centres, body.reach, intrinsics, size)
     counts = present[:, None] & (centres[..., 2] > MIN_DEPTH)
     if not counts.any():
         return slice(0, 1), slice(0, 1)
-    # What lies nearer than the centre is larger in the picture, hence the half more; and two pixels for the rim.
-    reach = (1.5 * radius[counts] + 2.0)[:, None]
+    # What lies nearer than the centre is larger in the picture, hence the half more; and a pixel beyond the rim.
+    reach = (1.5 * radius[counts] + 1.0 + rim)[:, None]
     low = (places[counts] - reach).amin(0).clamp(0, size - 1).int().tolist()
     high = (places[counts] + reach).amax(0).ceil().clamp(1, size).int().tolist()
     (left, top), (right, bottom) = low, high

@@ -114,7 +114,8 @@ class NaiveMemory:
         pictures = []
         for frame in (self.frames[number] for number in chosen):
             if frame.limbs is not None:
-                owner = owned_by(decode_depth(frame.rgbd[None, 3]), frame.pose[None], intrinsics, frame.limbs)
+                depth = decode_depth(frame.rgbd[None, 3])
+                owner = owned_by(depth, frame.pose[None], intrinsics, frame.limbs, frame.is_real)
                 parts = frame.limbs.moving()
             pictures.append((frame.rgbd, frame.pose, torch.tensor(True), owner[0], parts[0]))
         return Pictures(*(torch.stack(part)[None] for part in zip(*pictures, strict=True)))

@@ -269,7 +269,8 @@ class WorldMemory:
         if limbs is None:
             nobody = torch.zeros(len(frame.pose), size, size, dtype=torch.uint8, device=frame.pose.device)
             return nobody, torch.eye(4).to(frame.pose).expand(len(frame.pose), NUM_MOVING, 4, 4)
-        return owned_by(decode_depth(frame.rgbd[:, 3]), frame.pose, frame.intrinsics, limbs), limbs.moving()
+        depth = decode_depth(frame.rgbd[:, 3])
+        return owned_by(depth, frame.pose, frame.intrinsics, limbs, frame.is_real), limbs.moving()
 
     def _note(self, page: Tensor, explained: Tensor, anchors: Tensor, retrieved: Tensor, active: Tensor) -> None:
         """What is known of the last frame, and that there is one more. anchors, retrieved: numbers of frames."""
