@@ -32,9 +32,10 @@ def recognise(heads: Heads, state: SlotState, new: NewFrame, view: View) -> View
     if view.hands is None:
         return view
     assert heads.things is not None
-    limbs, pose = view.hands.limbs, view.pose
-    keypoints = (limbs.keypoints - pose[:, None, None, :3, 3]) @ pose[:, None, :3, :3]
-    things = heads.things(new.rgbd, keypoints, limbs.present, state.intrinsics)
+    limbs, pose, things = view.hands.limbs, view.pose, None
+    if new.is_real or not state.knows_places(view.hands):
+        keypoints = (limbs.keypoints - pose[:, None, None, :3, 3]) @ pose[:, None, :3, :3]
+        things = heads.things(new.rgbd, keypoints, limbs.present, state.intrinsics)
     news = state.judged(things, view.hands, pose, new.places)
     if limbs.thing is not None:
         known = (news["spread"][:, 0] < KNOWN) & limbs.present.any(1)

@@ -288,41 +288,62 @@ class SlotState:
             moved=self.object_moved.clone(),
         )
 
+    def knows_places(self, hands: "ShownHands") -> bool:
+        """Whether no picture could say better where object and target are, in any slot, or what hands touch: a start
+        told of them, and a head says what became of them. False where that would have to be read back from a GPU."""
+        if hands.limbs.thing is None or hands.motion is None or self.spread.device.type != "cpu":
+            return False
+        return bool((self.spread == 0.0).all() & hands.limbs.present.any(1).all())
+
     def judged(
-        self, things: Things, hands: "ShownHands", pose: Tensor, told: Tensor | None = None
+        self, things: Things | None, hands: "ShownHands", pose: Tensor, told: Tensor | None = None
     ) -> dict[str, Tensor]:
         """What is new of the slots, by name, when a frame seen from `pose` [B, 4, 4] shows these hands and things.
 
-        A target stays where it is, and of an object it is known how it moves, so the frame that showed them best
-        decides: often the first, before the hand hides them. Without an object head every frame decides anew.
-        told: places [B, 2, 3] that a recording knows, NaN where it does not; they count before all that is seen.
+        things: None where `knows_places`. told: places [B, 2, 3] that a recording knows, NaN where it does not.
         """
-        found = torch.stack([things.object, things.target], 1) @ pose[:, :3, :3].mT + pose[:, None, :3, 3]
-        spread = things.spread
-        if told is not None:
-            is_told = told.isfinite().all(-1)
-            found, spread = torch.where(is_told[..., None], told, found), torch.where(is_told, -1.0, spread)
-        expected, is_better, touch = self.places, spread < self.spread, things.touch
-        thing = hands.limbs.thing
-        if thing is None or hands.motion is None:
-            is_better = is_better | torch.tensor([True, False], device=pose.device)
+        limbs, expected, spread = hands.limbs, self.places, self.spread
+        if limbs.thing is not None:
+            expected = torch.stack([limbs.thing.centre, expected[:, 1]], 1)
+        if things is None:
+            assert hands.motion is not None
+            places, touch = expected, hands.motion.touch
         else:
-            expected = torch.stack([thing.centre, expected[:, 1]], 1)
-            touch = torch.where(thing.present[:, None], hands.motion.touch, touch)
-        places = torch.where(is_better[..., None], found, expected)
+            places, spread = self._placed(things, pose, expected, told, is_object_known=limbs.thing is not None)
+            touch = things.touch
+            if limbs.thing is not None and hands.motion is not None:
+                touch = torch.where(limbs.thing.present[:, None], hands.motion.touch, touch)
         probable = Touch(*touch.sigmoid().unbind(1))
         was_lifted = torch.maximum(self.was_lifted, held_up(probable).to(self.was_lifted))
-        limbs = hands.limbs
         thing_place, target = places.unbind(1)
         tip, palm = fingertip_and_palm(limbs.keypoints, limbs.present)
         facts = Facts(tip, palm, thing_place, target, probable, was_lifted)
         return {
             "tasks": torch.stack(judge(facts), 1),
             "places": places,
-            "spread": torch.minimum(spread, self.spread).clamp_min(0.0),
+            "spread": spread,
             "touch": torch.stack(probable, 1),
             "was_lifted": was_lifted,
         }
+
+    def _placed(
+        self, things: Things, pose: Tensor, expected: Tensor, told: Tensor | None, *, is_object_known: bool
+    ) -> tuple[Tensor, Tensor]:
+        """Places [B, 2, 3] and spread [B, 2] of what is expected at `expected` [B, 2, 3] and seen as `things`.
+
+        A target stays where it is, and of an object it is known how it moves, so the frame that showed them best
+        decides: often the first, before the hand hides them. Without an object head every frame decides anew. What a
+        recording told of counts before all that is seen.
+        """
+        found = torch.stack([things.object, things.target], 1) @ pose[:, :3, :3].mT + pose[:, None, :3, 3]
+        spread = things.spread
+        if told is not None:
+            is_told = told.isfinite().all(-1)
+            found, spread = torch.where(is_told[..., None], told, found), torch.where(is_told, -1.0, spread)
+        is_better = spread < self.spread
+        if not is_object_known:
+            is_better = is_better | torch.tensor([True, False], device=pose.device)
+        return torch.where(is_better[..., None], found, expected), torch.minimum(spread, self.spread).clamp_min(0.0)
 
 
 class Handled(NamedTuple):

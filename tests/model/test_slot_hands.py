@@ -21,7 +21,7 @@ from worldscape.engine import WorldEngine
 from worldscape.heads import ObjectMotion, Things
 from worldscape.rolling import RollingEngine
 from worldscape.slot_hands import SlotHands, draw_hands, limit_to, mirror_states, resting_hands
-from worldscape.slots import EngineFrame, HandFrame, RecordedHands, Start
+from worldscape.slots import EngineFrame, HandFrame, RecordedHands, SlotState, Start
 from worldscape.snapshot import Snapshot
 from worldscape.world import debug_world
 
@@ -83,7 +83,8 @@ class Mover(torch.nn.Module):
 
     def forward(self, before, after, present, thing, shift):
         right = shift.new_tensor([0.01, 0.0, 0.0]).expand_as(shift)
-        return ObjectMotion(right, shift.new_full((len(shift),), 50.0), shift.new_tensor([[-5.0, -5.0, 5.0]]))
+        touch = shift.new_tensor([-5.0, -5.0, 5.0]).expand_as(shift)
+        return ObjectMotion(right, shift.new_full((len(shift),), 50.0), touch)
 
 
 @pytest.fixture
@@ -146,6 +147,22 @@ def test_a_start_that_says_where_things_are_is_believed(moving_model, kind):
     moved = torch.tensor([0.01 * (4 - engine.action_latency), 0.0, 0.0])
     torch.testing.assert_close(later.object[0], told[0, 0] + moved)
     torch.testing.assert_close(later.target, told[:, 1])
+
+
+def test_what_a_start_told_is_not_looked_for_and_the_dream_is_the_same(moving_model, monkeypatch):
+    looked, finder = [], moving_model.heads.things
+    monkeypatch.setattr(finder, "forward", lambda *seen: looked.append(1) or Finder.forward(finder, *seen))
+    start = replace(starts(2), places=torch.tensor([[[[0.2, -0.03, 0.1], [0.0, 0.0, 0.3]]]] * 2))
+    frames = {}
+    for asks in (False, True):
+        if asks:
+            monkeypatch.setattr(SlotState, "knows_places", lambda state, hands: False)
+        engine = WorldEngine(moving_model, 2, hands="right")
+        engine.open(start, torch.arange(2))
+        looked.clear()
+        frames[asks] = [engine.step(torch.zeros(2, 6), hands=action) for action in actions(2, 4)]
+        assert len(looked) == (4 if asks else 0)
+    assert all(same(*pair) for pair in zip(frames[False], frames[True], strict=True))
 
 
 def test_places_of_the_wrong_kind_are_refused(model):

@@ -128,4 +128,4 @@ def _with_last_row(rotation: Tensor, position: Tensor, pose: Tensor) -> Tensor:
 
 
 def _matrix(*entries: Tensor) -> Tensor:
-    return rearrange(torch.stack(entries, -1), "... (r c) -> ... r c", r=3)
+    return torch.stack(entries, -1).unflatten(-1, (3, 3))

@@ -10,7 +10,6 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from einops import einsum, rearrange
 from torch import Tensor
 
 NUM_KEYPOINTS = 21
@@ -146,20 +145,38 @@ def _tables(skeleton: HandSkeleton, device: torch.device, dtype: torch.dtype) ->
     return _Tables(*(tensor.to(device, dtype) for tensor in tensors))
 
 
+class _Fixed(NamedTuple):
+    """identity [3, 3]; skew [3, 9]: a vector times it is the matrix of its cross product; last [4]: a pose's last row;
+    mirror [4, 4]: what a mirror (x negated, in both axes) multiplies the numbers of a pose by."""
+
+    identity: Tensor
+    skew: Tensor
+    last: Tensor
+    mirror: Tensor
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _fixed(device: torch.device, dtype: torch.dtype) -> _Fixed:
+    skew = torch.zeros(3, 3, 3)
+    for first, second, third in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
+        skew[first, third, second], skew[first, second, third] = 1.0, -1.0
+    sign = torch.tensor([-1.0, 1.0, 1.0, 1.0])
+    tensors = (torch.eye(3), skew.flatten(1), torch.tensor([0.0, 0.0, 0.0, 1.0]), sign[:, None] * sign)
+    return _Fixed(*(tensor.to(device, dtype) for tensor in tensors))
+
+
 def rotation_about(axis: Tensor, angle: Tensor) -> Tensor:
     """Unit axes [..., 3] and angles [...] in radians -> rotations [..., 3, 3]."""
-    x, y, z = axis.unbind(-1)
-    zero = torch.zeros_like(x)
-    cross = rearrange(torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1), "... (r c) -> ... r c", r=3)
-    angle = angle[..., None, None]
-    identity = torch.eye(3, dtype=axis.dtype, device=axis.device)
-    return identity + angle.sin() * cross + (1 - angle.cos()) * (cross @ cross)
+    fixed = _fixed(axis.device, axis.dtype)
+    cross, angle = (axis @ fixed.skew).unflatten(-1, (3, 3)), angle[..., None, None]
+    return fixed.identity + angle.sin() * cross + (1 - angle.cos()) * (cross @ cross)
 
 
 def joint_angles(fingers: Tensor, skeleton: HandSkeleton = ADROIT) -> Tensor:
     """Finger numbers [..., 7] -> joint angles [..., 5, 4] in radians, within the joints' limits."""
     tables = _tables(skeleton, fingers.device, fingers.dtype)
-    moved = einsum(tables.coupling, fingers.clamp(0.0, 1.0), "f j n, ... n -> ... f j")
+    moved = (fingers.clamp(0.0, 1.0) @ tables.coupling.flatten(0, 1).mT).unflatten(-1, tables.coupling.shape[:2])
     return torch.minimum(torch.maximum(tables.neutral + moved, tables.low), tables.high)
 
 
@@ -185,19 +202,24 @@ def parts_in_hand(fingers: Tensor, skeleton: HandSkeleton = ADROIT) -> Tensor:
             rotation = rotation @ turns[..., bone + 1, :, :]
         bones.append(torch.cat([rotation, point[..., None]], -1))
         point = point + rotation[..., 2] * tables.lengths[:, bone, None]
-    parts = rearrange(torch.stack(bones, -3), "... f j r c -> ... (f j) r c")
-    palm = torch.eye(3, 4).to(parts).expand(*parts.shape[:-3], 1, 3, 4)
-    last = torch.tensor([0.0, 0.0, 0.0, 1.0]).to(parts).expand(*parts.shape[:-3], NUM_PARTS, 1, 4)
-    return torch.cat([torch.cat([palm, parts], -3), last], -2)
+    parts = _as_poses(torch.stack(bones, -3).flatten(-4, -3))
+    palm = torch.eye(4, dtype=parts.dtype, device=parts.device).expand(*parts.shape[:-3], 1, 4, 4)
+    return torch.cat([palm, parts], -3)
+
+
+def _as_poses(upper: Tensor) -> Tensor:
+    """Rotations and positions [..., 3, 4] -> poses [..., 4, 4]."""
+    last = _fixed(upper.device, upper.dtype).last
+    return torch.cat([upper, last.expand(*upper.shape[:-2], 1, 4)], -2)
 
 
 def keypoints_of(parts: Tensor, skeleton: HandSkeleton = ADROIT) -> Tensor:
     """Poses of a hand's rigid parts [..., 16, 4, 4] (parts_in_hand) in any axes -> its keypoints [..., 21, 3] there."""
     lengths = _tables(skeleton, parts.device, parts.dtype).lengths[:, -1:]
-    bones = rearrange(parts[..., 1:, :3, :], "... (f j) r c -> ... f j r c", f=NUM_FINGERS)
+    bones = parts[..., 1:, :3, :].unflatten(-3, (NUM_FINGERS, -1))
     tips = bones[..., -1, :, 3] + bones[..., -1, :, 2] * lengths
     joints = torch.cat([bones[..., 3], tips[..., None, :]], -2)
-    return torch.cat([parts[..., :1, :3, 3], rearrange(joints, "... f j c -> ... (f j) c")], -2)
+    return torch.cat([parts[..., :1, :3, 3], joints.flatten(-3, -2)], -2)
 
 
 def keypoints_in_hand(fingers: Tensor, skeleton: HandSkeleton = ADROIT) -> Tensor:
@@ -213,12 +235,8 @@ def hand_parts(state: HandState, is_left: Tensor | None = None, skeleton: HandSk
     """
     parts = parts_in_hand(state.fingers, skeleton)
     if is_left is not None:
-        sign = torch.where(is_left.expand(parts.shape[:-3]), -1.0, 1.0).to(parts.dtype)
-        one = torch.ones_like(sign)
-        mirror = torch.stack([sign, one, one, one], -1)[..., None, :, None]
-        parts = mirror * parts * mirror.mT
-    wrist = torch.cat([state.rotation, state.position[..., None]], -1)
-    wrist = torch.cat([wrist, torch.tensor([0.0, 0.0, 0.0, 1.0]).to(wrist).expand(*wrist.shape[:-2], 1, 4)], -2)
+        parts = torch.where(is_left[..., None, None, None], parts * _fixed(parts.device, parts.dtype).mirror, parts)
+    wrist = _as_poses(torch.cat([state.rotation, state.position[..., None]], -1))
     return wrist[..., None, :, :] @ parts
 
 

@@ -7,6 +7,7 @@ hands are (left, right), in actions as in every array with a dimension of hands.
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -105,15 +106,31 @@ def apply_hand_action(state: HandState, action: Tensor, scale: HandScale) -> Han
 
 def limit_hand(state: HandState, scale: HandScale) -> HandState:
     """The nearest state [...] inside the box, the tilt limit and the fingers' range."""
-    low, high = (torch.tensor(corner).to(state.position) for corner in (scale.low, scale.high))
-    tilt = vector_from_rotation(state.rotation)
-    angle = tilt.norm(dim=-1, keepdim=True)
-    inside = rotation_from_vector(tilt * (scale.max_tilt / angle.clamp_min(1e-6)))
+    low, high = _box(scale.low, scale.high, state.position.device, state.position.dtype)
     return HandState(
         position=torch.minimum(torch.maximum(state.position, low), high),
-        rotation=torch.where(angle[..., None] > scale.max_tilt, inside, state.rotation),
+        rotation=_limit_tilt(state.rotation, scale.max_tilt),
         fingers=state.fingers.clamp(0.0, 1.0),
     )
+
+
+@lru_cache(maxsize=16)
+@torch.inference_mode(False)
+def _box(
+    low: tuple[float, ...], high: tuple[float, ...], device: torch.device, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    return torch.tensor(low, device=device, dtype=dtype), torch.tensor(high, device=device, dtype=dtype)
+
+
+def _limit_tilt(rotation: Tensor, max_tilt: float) -> Tensor:
+    """Rotations [..., 3, 3], turned back to `max_tilt` radians where they are beyond."""
+    tilt = vector_from_rotation(rotation)
+    angle = tilt.norm(dim=-1, keepdim=True)
+    is_beyond = angle > max_tilt
+    if rotation.device.type == "cpu" and not torch.compiler.is_compiling() and not is_beyond.any():
+        return rotation
+    inside = rotation_from_vector(tilt * (max_tilt / angle.clamp_min(1e-6)))
+    return torch.where(is_beyond[..., None], inside, rotation)
 
 
 def leash(commanded: Tensor, wrist: Tensor) -> Tensor:
@@ -156,7 +173,7 @@ def vector_from_rotation(rotation: Tensor) -> Tensor:
 
 def rotation_to_six(rotation: Tensor) -> Tensor:
     """Rotations [..., 3, 3] -> their first two columns [..., 6]."""
-    return rearrange(rotation[..., :2], "... r c -> ... (c r)")
+    return rotation[..., :2].mT.flatten(-2)
 
 
 def rotation_from_six(six: Tensor) -> Tensor:

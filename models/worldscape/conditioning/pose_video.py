@@ -5,10 +5,10 @@ There is no loop over slots, and on a GPU or compiled, shapes are static, so a s
 window that the hands reach is drawn.
 """
 
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
-from einops import rearrange
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -79,12 +79,11 @@ def draw_pose_video(
     _check(keypoints, visible, present)
     keypoints = torch.where(present[..., None, None], keypoints, torch.zeros_like(keypoints))
     capsules = _project(keypoints, visible.to(keypoints.dtype), present, pose, intrinsics, size)
-    colours = bone_colours(keypoints.shape[1]).to(keypoints)
     is_static = keypoints.device.type != "cpu" or torch.compiler.is_compiling()
     window = _Window(0, size[0], 0, size[1]) if is_static else _window(capsules, size)
     weight, depth = _composite(capsules, window)
-    image = torch.einsum("bnhw,nc->bchw", weight, colours)
-    nearness = (weight * (CLOSE / depth.clamp_min(CLOSE))).sum(1, keepdim=True)
+    image = (weight @ _skeleton(keypoints.shape[1], keypoints).colours).permute(0, 3, 1, 2)
+    nearness = (weight * (CLOSE / depth.clamp_min(CLOSE))).sum(-1)[:, None]
     around = (window.left, size[1] - window.right, window.top, size[0] - window.bottom)
     return PoseVideo(pad(image, around), pad(nearness, around), present)
 
@@ -93,6 +92,25 @@ def bone_colours(num_hands: int) -> Tensor:
     """Colour of each bone [20 * num_hands, 3], hands in the order (left, right), or the right one alone."""
     right = torch.tensor(_RIGHT_COLOURS).repeat_interleave(4, 0)
     return torch.cat([_LEFT_TINT * right, right]) if num_hands == 2 else right
+
+
+class _Skeleton(NamedTuple):
+    """ends: keypoints that each of 20 bones joins, long [20, 2]; colours [20 * hands, 3]."""
+
+    ends: Tensor
+    colours: Tensor
+
+
+def _skeleton(num_hands: int, like: Tensor) -> _Skeleton:
+    make = _make_skeleton if torch.compiler.is_compiling() else _kept_skeleton  # the compiler looks through no cache
+    return make(num_hands, like.device, like.dtype)
+
+
+def _make_skeleton(num_hands: int, device: torch.device, dtype: torch.dtype) -> _Skeleton:
+    return _Skeleton(torch.tensor(BONES, device=device), bone_colours(num_hands).to(device, dtype))
+
+
+_kept_skeleton = lru_cache(maxsize=8)(torch.inference_mode(False)(_make_skeleton))
 
 
 def _project(
@@ -105,13 +123,11 @@ def _project(
     pixels = torch.stack([size[1] * (fx * x / depth + cx), size[0] * (fy * y / depth + cy)], -1)
     radius = (RADIUS * fx * size[1] / depth).clamp_min(SMALLEST_RADIUS)
     opacity = HIDDEN + (1 - HIDDEN) * visible.clamp(0.0, 1.0)
-    ends = torch.tensor(BONES, device=keypoints.device)
+    ends = _skeleton(keypoints.shape[1], keypoints).ends
     drawn = ((z > NEAR)[..., ends].all(-1)) & present[..., None]
-    start, end = (rearrange(pixels[..., ends[:, side], :], "b h n c -> b (h n) c") for side in (0, 1))
-    depths, radii, opacities = (
-        rearrange(value[..., ends], "b h n e -> b (h n) e") for value in (depth, radius, opacity)
-    )
-    return _Capsules(start, end, depths, radii, opacities, rearrange(drawn, "b h n -> b (h n)"))
+    start, end = pixels[..., ends, :].flatten(1, 2).unbind(2)
+    depths, radii, opacities = torch.stack([depth, radius, opacity])[..., ends].flatten(2, 3)
+    return _Capsules(start, end, depths, radii, opacities, drawn.flatten(1))
 
 
 def _window(capsules: _Capsules, size: tuple[int, int]) -> _Window:
@@ -127,16 +143,15 @@ def _window(capsules: _Capsules, size: tuple[int, int]) -> _Window:
 
 
 def _composite(capsules: _Capsules, window: _Window) -> tuple[Tensor, Tensor]:
-    """-> share of each pixel that shows each of N bones, the nearest in front, and the bones' depths, [B, N, h, w] of
+    """-> share of each pixel that shows each of N bones, the nearest in front, and the bones' depths, [B, h, w, N] of
     the window."""
-    alpha, depth = _cover(capsules, window)
     # Bones last and in one piece: sorting them is most of the drawing's time, and a third faster like this.
-    alpha, far = (rearrange(value, "b n h w -> b h w n").contiguous() for value in (alpha, depth))
-    order = far.argsort(dim=-1, stable=True)  # fingers meet at the wrist at equal depth
+    alpha, depth = (value.permute(0, 2, 3, 1).contiguous() for value in _cover(capsules, window))
+    order = depth.argsort(dim=-1, stable=True)  # fingers meet at the wrist at equal depth
     alpha = alpha.gather(-1, order)
     behind = torch.cumprod(1.0 - alpha, dim=-1)
     weight = alpha * torch.cat([torch.ones_like(behind[..., :1]), behind[..., :-1]], -1)
-    return rearrange(torch.zeros_like(weight).scatter(-1, order, weight), "b h w n -> b n h w"), depth
+    return torch.zeros_like(weight).scatter(-1, order, weight), depth
 
 
 def _cover(capsules: _Capsules, window: _Window) -> tuple[Tensor, Tensor]:
