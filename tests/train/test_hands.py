@@ -14,13 +14,14 @@ from worldscape.checkpoint import load_world, read_provenance
 from worldscape.cli import main
 from worldscape.clip_engine import ClipEngine
 from worldscape.conditioning.hands import HandScale, state_from_vector
+from worldscape.conditioning.layers import NOBODY, owned_by
 from worldscape.config import preset
 from worldscape.data.clips import load_frames
 from worldscape.data.tabletop_tasks import TASKS
 from worldscape.dream import dream_walk
 from worldscape.engine import WorldEngine
 from worldscape.hand_tasks import HAND_TASKS
-from worldscape.train import heads, world
+from worldscape.train import decoder, heads, world
 from worldscape.train.cli import copy_parts
 from worldscape.train.config import override
 from worldscape.train.hand_heads import hand_labels
@@ -205,6 +206,66 @@ def test_heads_of_pictures_learn_alone(runs, datasets):
     stage.loss(model, batch, torch.Generator())["loss"].backward()
     learns = {name.split(".")[1] for name, value in model.named_parameters() if value.grad is not None}
     assert learns == {"motion", "events", "things", "object", "depth"}
+
+
+@pytest.fixture(scope="module")
+def holes(runs, datasets):
+    """The stage that learns what hands uncover."""
+    config = override(decoder.DEFAULTS["debug"], {"holes_only": True, "device": "cpu"})
+    return decoder.build_stage(preset("debug"), config, datasets, runs / "decoder")
+
+
+def test_holes_are_where_memory_shows_no_table_and_no_hand_is(holes, store):
+    frames, hole, mask = (holes.rollouts[name] for name in ("frames", "hole", "mask"))
+    index = frames.flatten().numpy()
+    is_table = torch.from_numpy(store.hands.present[index].any(1))
+    hole, mask = hole.flatten(0, 1)[:, 0], mask.flatten(0, 1)[:, 0]
+    assert not (hole & mask).any() and not hole[~is_table].any() and hole[is_table].any()
+    limbs = store.hands.limbs(index, torch.from_numpy(store.pose[index]))
+    depth, pose, intrinsics = (torch.from_numpy(part[index]) for part in (store.depth, store.pose, store.intrinsics))
+    is_hand = owned_by(depth.float(), pose, intrinsics, limbs) != NOBODY
+    assert not (hole & is_hand).any() and (~mask & is_hand)[is_table].any()
+    assert torch.equal(hole[is_table], (~mask & ~is_hand)[is_table])
+    assert torch.equal(holes.with_holes, torch.nonzero(hole.flatten(1).any(1))[:, 0])
+
+
+def test_a_decoder_learns_holes_and_keeps_the_rest(holes, runs):
+    model = copy.deepcopy(load_world(runs / "decoder")).requires_grad_(False)
+    decoder_alone = holes.trainable(model).requires_grad_(True)
+    optimizer = torch.optim.Adam(decoder_alone.parameters(), lr=3e-3)
+    batch, generator = holes.batch(0, 0, 1), torch.Generator().manual_seed(0)
+    assert batch["hole"].flatten(1).any(1).float().mean() >= 0.7
+    untouched = batch | {"hole": torch.zeros_like(batch["hole"])}
+    assert holes.loss(model, untouched, generator)["loss"].item() < 1e-6
+    found = []
+    for _ in range(40):
+        found.append(holes.loss(model, batch, generator))
+        optimizer.zero_grad()
+        found[-1]["loss"].backward()
+        optimizer.step()
+    first, last = found[0], found[-1]
+    assert first["hole_psnr"] == pytest.approx(float(first["hole_psnr_before"]), abs=1e-3)
+    assert last["hole_psnr"] > first["hole_psnr"] + 1.0 and last["kept_psnr"] > last["hole_psnr"] + 3.0
+
+
+def test_a_decoder_of_holes_is_named_apart_and_wants_hands(runs, datasets, tmp_path, capsys):
+    given = [f"--data={data}" for data in datasets]
+    run = ["train", "decoder", "--preset", "debug", "--init", str(runs / "heads"), "--steps", "2", *QUIET]
+    run += ["--set", "holes_only=true"]
+    assert main([*run, *given, "--out", str(tmp_path / "run")]) == 0
+    before, after = read_provenance(runs / "heads"), read_provenance(tmp_path / "run")
+    assert after["decoder"] == before["decoder"] and after["decoder of holes"]["data"] == "rooms+tabletop"
+    one, other = (load_world(path).state_dict() for path in (runs / "heads", tmp_path / "run"))
+    changed = {name for name, value in one.items() if not torch.equal(value, other[name])}
+    assert changed and all(name.startswith("codec.decoder.") for name in changed)
+    config = override(decoder.DEFAULTS["debug"], {"holes_only": True, "device": "cpu"})
+    with pytest.raises(ValueError, match="holes_only is about what hands uncover"):
+        decoder.build_stage(replace(preset("debug"), transformer=handless()), config, datasets[:1], runs / "decoder")
+
+
+def handless():
+    """The debug generator's config, for one that knows no hands."""
+    return replace(preset("debug").transformer, hands=False)
 
 
 def test_a_teacher_dreams_hands_where_they_were(store):

@@ -37,6 +37,7 @@ from worldscape.train.codec import (
 )
 from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.critic import Critic, critic_losses
+from worldscape.train.decoder_holes import HolesStage, build_holes_stage
 from worldscape.train.heads import num_training
 from worldscape.train.rollouts import Moment, RolloutPlan, take_rollouts
 from worldscape.train.runtime import choose_device
@@ -51,7 +52,8 @@ class DecoderTrainConfig(TrainConfig):
 
     dreams: stretches of episodes that are dreamed again; dream_frames: frames of each. adversarial: weight of the
     critic's opinion beside the pixel losses. blind_share: share of the recorded rows without memory. critic_width:
-    channels of the critic's first layer.
+    channels of the critic's first layer. holes_only: learn what hands uncover and keep all else, without a critic
+    (decoder_holes.py).
     """
 
     dreams: int = 256
@@ -60,6 +62,7 @@ class DecoderTrainConfig(TrainConfig):
     blind_share: float = 0.4
     critic_width: int = 64
     maker_every: int = 2
+    holes_only: bool = False
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
@@ -188,12 +191,9 @@ def what_decoder_sees(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
 
 def build_stage(
     model_config: WorldConfig, train_config: TrainConfig, dataset: Datasets, init: str | None
-) -> DecoderStage:
+) -> DecoderStage | HolesStage:
     """The stage for a dataset, over the codec and generator of `init`."""
     assert init is not None and isinstance(train_config, DecoderTrainConfig)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(train_config.seed)
-        critic = Critic(train_config.critic_width)
     store = load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands)
     plan = RolloutPlan(
         episodes=num_training(store),
@@ -203,6 +203,11 @@ def build_stage(
         seed=train_config.seed,
     )
     dreamer = load_world(init, choose_device(train_config.device))
+    if train_config.holes_only:
+        return build_holes_stage(dreamer, store, dataset, plan, train_config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(train_config.seed)
+        critic = Critic(train_config.critic_width)
     return DecoderStage(
         store=store,
         rollouts=take_rollouts(dreamer, store, dataset, plan, what_decoder_sees),
