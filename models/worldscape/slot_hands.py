@@ -4,14 +4,13 @@ Their numbers stand in the axes of a workspace that goes with the eyes: it moves
 hands come along when one walks. Where the camera stands still, its axes are those of the world.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from worldscape.conditioning.camera import invert_pose, level_pose
-from worldscape.conditioning.hand_model import HandState, hand_parts, keypoints_of
+from worldscape.conditioning.hand_model import HandState, hand_parts, is_left_of_both, keypoints_of
 from worldscape.conditioning.hands import (
     HANDS,
     HandScale,
@@ -76,15 +75,9 @@ class SlotHands(NamedTuple):
 
     def limbs(self, pose: Tensor, rows: tuple[int, ...]) -> Limbs:
         """The hands in world axes, with the camera at `pose` [B, 4, 4]; rows: those that can be present at all."""
-        parts = hand_parts(state_from_vector(self.state), _is_left(self.state.device))
+        parts = hand_parts(state_from_vector(self.state), is_left_of_both(self.state))
         parts = (level_pose(pose) @ self.base)[:, None, None] @ parts
         return Limbs(parts, keypoints_of(parts), self.present, rows)
-
-
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)
-def _is_left(device: torch.device) -> Tensor:
-    return torch.tensor([True, False], device=device)
 
 
 def draw_hands(limbs: Limbs, pose: Tensor, intrinsics: Tensor, size: int) -> Tensor:

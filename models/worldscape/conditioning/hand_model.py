@@ -146,13 +146,13 @@ def _tables(skeleton: HandSkeleton, device: torch.device, dtype: torch.dtype) ->
 
 
 class _Fixed(NamedTuple):
-    """identity [3, 3]; skew [3, 9]: a vector times it is the matrix of its cross product; last [4]: a pose's last row;
-    mirror [4, 4]: what a mirror (x negated, in both axes) multiplies the numbers of a pose by."""
+    """identity [4, 4]; skew [3, 9]: a vector times it is the matrix of its cross product; mirror [4, 4]: what a mirror
+    (x negated, in both axes) multiplies the numbers of a pose by; is_left bool [2] of a left and a right hand."""
 
     identity: Tensor
     skew: Tensor
-    last: Tensor
     mirror: Tensor
+    is_left: Tensor
 
 
 @lru_cache(maxsize=16)
@@ -162,15 +162,24 @@ def _fixed(device: torch.device, dtype: torch.dtype) -> _Fixed:
     for first, second, third in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
         skew[first, third, second], skew[first, second, third] = 1.0, -1.0
     sign = torch.tensor([-1.0, 1.0, 1.0, 1.0])
-    tensors = (torch.eye(3), skew.flatten(1), torch.tensor([0.0, 0.0, 0.0, 1.0]), sign[:, None] * sign)
-    return _Fixed(*(tensor.to(device, dtype) for tensor in tensors))
+    return _Fixed(
+        identity=torch.eye(4).to(device, dtype),
+        skew=skew.flatten(1).to(device, dtype),
+        mirror=(sign[:, None] * sign).to(device, dtype),
+        is_left=torch.tensor([True, False], device=device),
+    )
 
 
 def rotation_about(axis: Tensor, angle: Tensor) -> Tensor:
     """Unit axes [..., 3] and angles [...] in radians -> rotations [..., 3, 3]."""
     fixed = _fixed(axis.device, axis.dtype)
     cross, angle = (axis @ fixed.skew).unflatten(-1, (3, 3)), angle[..., None, None]
-    return fixed.identity + angle.sin() * cross + (1 - angle.cos()) * (cross @ cross)
+    return fixed.identity[:3, :3] + angle.sin() * cross + (1 - angle.cos()) * (cross @ cross)
+
+
+def is_left_of_both(like: Tensor) -> Tensor:
+    """Of a left and a right hand, on the device of `like`: bool [2]."""
+    return _fixed(like.device, like.dtype).is_left
 
 
 def joint_angles(fingers: Tensor, skeleton: HandSkeleton = ADROIT) -> Tensor:
@@ -203,13 +212,13 @@ def parts_in_hand(fingers: Tensor, skeleton: HandSkeleton = ADROIT) -> Tensor:
         bones.append(torch.cat([rotation, point[..., None]], -1))
         point = point + rotation[..., 2] * tables.lengths[:, bone, None]
     parts = _as_poses(torch.stack(bones, -3).flatten(-4, -3))
-    palm = torch.eye(4, dtype=parts.dtype, device=parts.device).expand(*parts.shape[:-3], 1, 4, 4)
+    palm = _fixed(parts.device, parts.dtype).identity.expand(*parts.shape[:-3], 1, 4, 4)
     return torch.cat([palm, parts], -3)
 
 
 def _as_poses(upper: Tensor) -> Tensor:
     """Rotations and positions [..., 3, 4] -> poses [..., 4, 4]."""
-    last = _fixed(upper.device, upper.dtype).last
+    last = _fixed(upper.device, upper.dtype).identity[3]
     return torch.cat([upper, last.expand(*upper.shape[:-2], 1, 4)], -2)
 
 

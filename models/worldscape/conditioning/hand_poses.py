@@ -16,6 +16,7 @@ from worldscape.conditioning.hand_model import (
     HandSkeleton,
     HandState,
     hand_keypoints,
+    is_left_of_both,
     keypoints_in_hand,
     mirror_x,
 )
@@ -125,7 +126,7 @@ def _into_hand(points: Tensor, position: Tensor, rotation: Tensor, is_left: Tens
 
 def _is_left(positions: Tensor) -> Tensor:
     """[..., 2, 3] of a left and a right hand -> bool [..., 2]."""
-    return torch.tensor([True, False], device=positions.device).expand(positions.shape[:-1])
+    return is_left_of_both(positions).expand(positions.shape[:-1])
 
 
 def _right(positions: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor
 
 from worldscape.conditioning.hand_model import FINGER_STATE, HandState, rotation_about
+from worldscape.conditioning.shapes import is_static
 
 HAND_ACTION = (
     ("wrist right", "m"),
@@ -127,7 +128,7 @@ def _limit_tilt(rotation: Tensor, max_tilt: float) -> Tensor:
     tilt = vector_from_rotation(rotation)
     angle = tilt.norm(dim=-1, keepdim=True)
     is_beyond = angle > max_tilt
-    if rotation.device.type == "cpu" and not torch.compiler.is_compiling() and not is_beyond.any():
+    if not is_static(rotation) and not is_beyond.any():
         return rotation
     inside = rotation_from_vector(tilt * (max_tilt / angle.clamp_min(1e-6)))
     return torch.where(is_beyond[..., None], inside, rotation)

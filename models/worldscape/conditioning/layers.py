@@ -17,6 +17,7 @@ from worldscape.conditioning.camera import camera_rays, invert_pose
 from worldscape.conditioning.hand_model import BONES, NUM_FINGERS, NUM_PARTS
 from worldscape.conditioning.repose import Reposed, least_with_number, repose
 from worldscape.conditioning.reproject import MIN_DEPTH, believed, decode_depth, pixelwise
+from worldscape.conditioning.shapes import is_static
 
 NOBODY = 0  # owner of pixels of the still scene; part p of hand k owns those with NUM_PARTS k + p + 1
 NUM_MOVING = 2 * NUM_PARTS + 1  # parts of two hands, and the object
@@ -275,7 +276,7 @@ def _window(
 ) -> tuple[slice, slice]:
     """Rows and columns, at least one, outside of which no pixel is of a row's hand or its rim; all of them where shapes
     are to be static."""
-    if centres.device.type != "cpu" or torch.compiler.is_compiling():
+    if is_static(centres):
         return slice(0, size), slice(0, size)
     places, radius = _project(centres, body.reach, intrinsics, size)
     counts = present[:, None] & (centres[..., 2] > MIN_DEPTH)

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from worldscape.conditioning.hand_model import BONES, NUM_KEYPOINTS
+from worldscape.conditioning.shapes import is_static
 
 RADIUS = 0.007  # metres, half the thickness of a drawn bone
 SMALLEST_RADIUS = 0.55  # pixels, so that far hands stay visible
@@ -79,8 +80,7 @@ def draw_pose_video(
     _check(keypoints, visible, present)
     keypoints = torch.where(present[..., None, None], keypoints, torch.zeros_like(keypoints))
     capsules = _project(keypoints, visible.to(keypoints.dtype), present, pose, intrinsics, size)
-    is_static = keypoints.device.type != "cpu" or torch.compiler.is_compiling()
-    window = _Window(0, size[0], 0, size[1]) if is_static else _window(capsules, size)
+    window = _Window(0, size[0], 0, size[1]) if is_static(keypoints) else _window(capsules, size)
     weight, depth = _composite(capsules, window)
     image = (weight @ _skeleton(keypoints.shape[1], keypoints).colours).permute(0, 3, 1, 2)
     nearness = (weight * (CLOSE / depth.clamp_min(CLOSE))).sum(-1)[:, None]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from worldscape.conditioning.camera import camera_rays, invert_pose
 from worldscape.conditioning.reproject import FAR, MIN_DEPTH, NEARER, decode_depth, encode_depth, spread
+from worldscape.conditioning.shapes import is_static
 
 AGREEMENT = 0.025  # metres between what a picture holds and what was supposed: less than a finger is thick, twice
 NOTHING = 0.9 * FAR  # metres, and more: no surface
@@ -97,7 +98,7 @@ class _Views(NamedTuple):
 
 def _chosen(mask: Tensor) -> Tensor:
     """Positions long [N] of what a mask [M P] holds; of everything, where shapes are to be static."""
-    if mask.device.type != "cpu" or torch.compiler.is_compiling():
+    if is_static(mask):
         return torch.arange(len(mask), device=mask.device)
     return mask.nonzero()[:, 0]
 

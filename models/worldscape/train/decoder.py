@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from worldscape.checkpoint import load_world
-from worldscape.conditioning.layers import NOBODY, owned_by
+from worldscape.conditioning.layers import NOBODY
 from worldscape.conditioning.reproject import Anchor, visible_from
 from worldscape.config import WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, corrupt_sources, load_frames
@@ -39,7 +39,7 @@ from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.critic import Critic, critic_losses
 from worldscape.train.decoder_holes import HolesStage, build_holes_stage
 from worldscape.train.heads import num_training
-from worldscape.train.rollouts import Moment, RolloutPlan, take_rollouts
+from worldscape.train.rollouts import Moment, RolloutPlan, owners_at, take_rollouts
 from worldscape.train.runtime import choose_device
 from worldscape.world import WorldModel
 
@@ -185,7 +185,7 @@ def what_decoder_sees(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
     valid, intrinsics = torch.ones(len(depth), 1, dtype=torch.bool), torch.from_numpy(store.intrinsics[moment.index])
     real = visible_from(first, poses, valid, depth, target, intrinsics)
     if store.hands is not None:
-        real |= (owned_by(depth, target, intrinsics, store.hands.limbs(moment.index, target)) > NOBODY)[:, None]
+        real |= (owners_at(store, moment.index) > NOBODY)[:, None]
     return {"latent": state.latent, "anchor": rgbd, "mask": mask > 0, "shown": state.rgbd, "real": real}
 
 

@@ -18,12 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from worldscape.codec import Codec
-from worldscape.conditioning.layers import NOBODY, owned_by
+from worldscape.conditioning.layers import NOBODY
 from worldscape.conditioning.reproject import Anchor
 from worldscape.data.clips import Datasets, FrameStore
+from worldscape.evaluate.metrics import error_to_psnr
 from worldscape.train.codec import picture_grid, picture_loss
 from worldscape.train.config import TrainConfig
-from worldscape.train.rollouts import Moment, RolloutPlan, take_rollouts
+from worldscape.train.rollouts import Moment, RolloutPlan, owners_at, take_rollouts
 from worldscape.world import WorldModel
 
 HOLE_WEIGHT = 4.0  # of a pixel that is to be learned against one that is to stay
@@ -95,11 +96,8 @@ def what_holes_show(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
     rgbd, mask = moment.view.recall.anchor
     hole = torch.zeros_like(mask, dtype=torch.bool)
     if store.hands is not None:
-        pose, intrinsics = (torch.from_numpy(part[moment.index]) for part in (store.pose, store.intrinsics))
-        limbs = store.hands.limbs(moment.index, pose)
-        depth = torch.from_numpy(store.depth[moment.index]).float()
-        is_table = limbs.present.any(1)[:, None, None]
-        hole = (is_table & (owned_by(depth, pose, intrinsics, limbs) == NOBODY))[:, None].to(mask.device) & (mask <= 0)
+        is_table = torch.from_numpy(store.hands.present[moment.index].any(1))[:, None, None]
+        hole = (is_table & (owners_at(store, moment.index) == NOBODY))[:, None].to(mask.device) & (mask <= 0)
     return {"latent": moment.engine.state.latent, "anchor": rgbd, "mask": mask > 0, "hole": hole}
 
 
@@ -121,4 +119,4 @@ def _decibels(difference: Tensor, where: Tensor) -> Tensor:
     if not bool(num > 0):
         return difference.new_zeros(())
     squared = (difference[:, :3].square().mean(1, keepdim=True) * where).sum() / num
-    return -10.0 * torch.log10(squared.detach() / 4.0)
+    return error_to_psnr(squared.detach() / 4.0)  # of numbers in [-1, 1]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from worldscape.conditioning.hands import HANDS
+from worldscape.conditioning.layers import owned_by
 from worldscape.data.clips import Datasets, FrameStore
 from worldscape.engine import Start, WorldEngine
 from worldscape.progress import Progress
@@ -149,6 +150,15 @@ def hands_in(store: FrameStore) -> str | None:
     if store.hands is None:
         return None
     return next(name for name, rows in HANDS.items() if rows == store.hands.rows)
+
+
+def owners_at(store: FrameStore, index: np.ndarray) -> Tensor:
+    """Who owns the pixels of recorded frames [E] with hands (`layers.owned_by`): uint8 [E, h, w]."""
+    assert store.hands is not None
+    depth, pose, intrinsics = (
+        torch.from_numpy(part[index]).float() for part in (store.depth, store.pose, store.intrinsics)
+    )
+    return owned_by(depth, pose, intrinsics, store.hands.limbs(index, pose))
 
 
 def hands_at(engine: WorldEngine, store: FrameStore, index: np.ndarray) -> SlotHands | None:
