@@ -6,9 +6,10 @@ worldscape eval transfer --task reach --dream-run runs/reach_dream \\
     --simulator-run runs/reach_tabletop
 
 Needs pip install "worldscape[sim,train]"; weights of your own (--preset) must know hands, and have --starts of theirs.
-As examples/ppo_nav.py in all but two things: an action is thirteen numbers in [-1, 1], drawn from Gaussians whose means
-depend on the picture and whose widths do not (worldscape.policy.Gaussian); and the reward is dense, so the agent learns
-from what is missing to the best reward (ws_gym.ppo.Worlds).
+As examples/ppo_nav.py in all but three things: an action is thirteen numbers in [-1, 1], drawn from Gaussians whose
+means depend on the picture and whose widths do not (worldscape.policy.Gaussian); the reward is dense, so the agent
+learns from what is missing to the best reward (ws_gym.ppo.Worlds); and while it learns it is told where target and
+object are, so that it learns to see them. When it acts it has the picture alone (worldscape.policy.PixelPolicy).
 """
 
 from pathlib import Path
@@ -18,8 +19,9 @@ from ws_gym.ppo_run import Lesson, teach
 LESSON = Lesson(
     tasks=("reach", "push", "pick_place"),
     # A reach takes some twenty steps: no need to look far ahead. The Gaussians have a least width, which keeps the hand
-    # exploring without a reward for it.
-    recipe={"num_steps": 128, "epochs": 4, "gamma": 0.97, "entropy": 0.0},
+    # exploring without a reward for it. What is missing adds up to some thirty.
+    # Small minibatches, since seeing takes many steps to learn.
+    recipe={"epochs": 4, "minibatches": 32, "gamma": 0.97, "entropy": 0.0, "reward_scale": 0.1},
     widths={"frames": 4, "channels": (32, 64), "hidden": 256},
     options={"steps": 300_000, "num_envs": 16, "limit": 100, "out": Path("runs/ppo_hand")},
 )

@@ -7,7 +7,7 @@ value is credited to an episode that the time limit cut; the step after it only 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -16,18 +16,23 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn.functional import smooth_l1_loss
 
 import ws_gym  # noqa: F401  (registers the ids)
 from worldscape.checkpoint import load_world
 from worldscape.data.episode import HELD_OUT_SEED
-from worldscape.evaluate.arenas import COUNTERPARTS, describe_actions
+from worldscape.evaluate.arenas import COUNTERPARTS, Facts, describe_actions
 from worldscape.policy import PixelPolicy, PolicyConfig, open_stack, push_frames
 from worldscape.train.optim import set_lr
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The usual settings of PPO for small pictures; `num_steps` of each world make one update."""
+    """The usual settings of PPO for small pictures; `num_steps` of each world make one update.
+
+    `reward_scale` multiplies rewards where the critic learns from them: returns far from 1 make its errors drown all
+    else that the shared layers could learn (Andrychowicz et al. 2021).
+    """
 
     num_steps: int = 128
     epochs: int = 3
@@ -38,13 +43,17 @@ class Recipe:
     clip: float = 0.2
     entropy: float = 0.01
     value: float = 0.5
+    facts: float = 1.0
+    reward_scale: float = 1.0
     max_grad_norm: float = 0.5
 
 
 class Shown(NamedTuple):
-    """One step of B worlds: frames uint8 [B, h, w, 3], rewards float [B]; terminated, ended, success bool [B]."""
+    """One step of B worlds: frames uint8 [B, h, w, 3] and the facts [B, K] of what they show, rewards float [B];
+    terminated, ended, success bool [B]."""
 
     frames: Tensor
+    facts: Tensor
     rewards: Tensor
     terminated: Tensor
     ended: Tensor
@@ -53,10 +62,12 @@ class Shown(NamedTuple):
 
 @dataclass
 class Present:
-    """What the agent sees now: stacks uint8 [B, F, h, w, 3]; `ended` bool [B]: the next step only opens an episode."""
+    """What the agent sees now: stacks uint8 [B, F, h, w, 3]; `ended` bool [B]: the next step only opens an episode.
+    facts [B, K] of the last frames: what it learns to see, NaN where nobody knows."""
 
     stacks: Tensor
     ended: Tensor
+    facts: Tensor
 
 
 class Worlds:
@@ -64,16 +75,21 @@ class Worlds:
 
     `held_reward` is subtracted from every reward. A dense reward of at most 1 a step becomes what is missing to the
     best, so that reaching the goal at once is worth more than staying near it; for a reward that comes once it is 0.
+    `facts` are what a policy shall learn to see, if anything.
     """
 
-    def __init__(self, envs: Any, device: str | torch.device, held_reward: float = 0.0) -> None:
-        self.envs, self.device, self.held_reward = envs, torch.device(device), held_reward
+    def __init__(
+        self, envs: Any, device: str | torch.device, held_reward: float = 0.0, facts: Facts | None = None
+    ) -> None:
+        self.envs, self.device, self.held_reward, self.facts = envs, torch.device(device), held_reward, facts
         self._takes_tensors = getattr(envs.unwrapped, "output", "numpy") == "torch"
 
     def open(self, seed: int, num_frames: int) -> Present:
         """New episodes in all worlds, seen as stacks of `num_frames`."""
-        frames = torch.as_tensor(self.envs.reset(seed=seed)[0], device=self.device)
-        return Present(open_stack(frames, num_frames), torch.zeros(len(frames), dtype=torch.bool, device=self.device))
+        frames, infos = self.envs.reset(seed=seed)
+        frames = torch.as_tensor(frames, device=self.device)
+        has_ended = torch.zeros(len(frames), dtype=torch.bool, device=self.device)
+        return Present(open_stack(frames, num_frames), has_ended, self._facts(infos, len(frames)))
 
     def step(self, actions: Tensor) -> Shown:
         """Actions long [B] or float [B, A] -> what follows. A Box clips what lies outside."""
@@ -82,7 +98,12 @@ class Worlds:
         )
         shown = (frames, rewards, terminated, terminated | truncated, infos["success"])
         frames, rewards, terminated, ended, success = (torch.as_tensor(value, device=self.device) for value in shown)
-        return Shown(frames, rewards.float() - self.held_reward, terminated, ended, success)
+        facts = self._facts(infos, len(frames))
+        return Shown(frames, facts, rewards.float() - self.held_reward, terminated, ended, success)
+
+    def _facts(self, infos: Mapping[str, Any], rows: int) -> Tensor:
+        facts = torch.zeros(rows, 0) if self.facts is None else self.facts.tell(infos)
+        return facts.to(self.device)
 
     def close(self) -> None:
         """Free the worlds."""
@@ -116,21 +137,23 @@ def make_worlds(
         size = load_world(weights).config.codec.size
         options |= {"vectorization_mode": "sync", "size": size, **pair.options}
         options |= {"dense": True} if dense else {}
-    return Worlds(gym.make_vec(env, **options), device, pair.held_reward)
+    return Worlds(gym.make_vec(env, **options), device, pair.held_reward, pair.facts)
 
 
 def fit_policy(worlds: Worlds, **widths: Any) -> PolicyConfig:
     """The policy that sees the pictures of these worlds and acts in them; `widths` are settings of PolicyConfig."""
     envs = worlds.envs
     is_continuous, num_actions = describe_actions(envs.single_action_space)
-    size = envs.single_observation_space.shape[0]
-    return PolicyConfig(num_actions=num_actions, is_continuous=is_continuous, size=size, **widths)
+    num_facts = 0 if worlds.facts is None else worlds.facts.num
+    acts = {"num_actions": num_actions, "is_continuous": is_continuous}
+    return PolicyConfig(**acts, num_facts=num_facts, size=envs.single_observation_space.shape[0], **widths)
 
 
 class Rollout(NamedTuple):
     """T steps of B worlds, [T, B, ...] each; `counts` is False for steps that only opened an episode."""
 
     stacks: Tensor
+    facts: Tensor
     actions: Tensor
     log_probs: Tensor
     values: Tensor
@@ -148,14 +171,14 @@ def collect(
     """Act for `num_steps`, moving `present` along -> the rollout, and the values [B] of what is seen after it."""
     steps = []
     for _ in range(num_steps):
-        stacks, counts = present.stacks, ~present.ended
-        odds, values = policy(stacks)
+        stacks, facts, counts = present.stacks, present.facts, ~present.ended
+        odds, values, _ = policy(stacks)
         shape = (len(stacks), policy.config.num_actions)
         actions = odds.draw(torch.rand(shape, generator=generator, device=stacks.device))
         shown = worlds.step(actions)
         present.stacks = push_frames(stacks, shown.frames, present.ended)
-        present.ended = shown.ended
-        steps.append((stacks, actions, odds.log_prob(actions), values, *shown[1:], counts))
+        present.ended, present.facts = shown.ended, shown.facts
+        steps.append((stacks, facts, actions, odds.log_prob(actions), values, *shown[2:], counts))
     return Rollout(*(torch.stack(column) for column in zip(*steps, strict=True))), policy(present.stacks).value
 
 
@@ -183,11 +206,13 @@ class Losses(NamedTuple):
     value: Tensor
     entropy: Tensor
     kl: Tensor
+    facts: Tensor
 
 
 def ppo_loss(policy: PixelPolicy, batch: dict[str, Tensor], recipe: Recipe) -> Losses:
-    """The clipped objective on M steps: stacks, actions, log_probs, advantages and returns, each [M, ...]."""
-    odds, values = policy(batch["stacks"])
+    """The clipped objective on M steps: stacks, facts, actions, log_probs, advantages and returns, each [M, ...]; and
+    how far the facts are off that the policy sees, where they are known."""
+    odds, values, facts = policy(batch["stacks"])
     log_ratio = odds.log_prob(batch["actions"]) - batch["log_probs"]
     ratio, advantages = log_ratio.exp(), batch["advantages"]
     advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
@@ -195,8 +220,11 @@ def ppo_loss(policy: PixelPolicy, batch: dict[str, Tensor], recipe: Recipe) -> L
     policy_loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
     value_loss = 0.5 * (values - batch["returns"]).square().mean()
     entropy = odds.entropy().mean()
-    total = policy_loss + recipe.value * value_loss - recipe.entropy * entropy
-    return Losses(total, policy_loss, value_loss, entropy, ((ratio - 1) - log_ratio).mean())
+    is_known = batch["facts"].isfinite()
+    error = smooth_l1_loss(facts, torch.where(is_known, batch["facts"], facts.detach()), reduction="sum")
+    facts_loss = error / is_known.sum().clamp_min(1)
+    total = policy_loss + recipe.value * value_loss - recipe.entropy * entropy + recipe.facts * facts_loss
+    return Losses(total, policy_loss, value_loss, entropy, ((ratio - 1) - log_ratio).mean(), facts_loss)
 
 
 def improve(
@@ -208,9 +236,11 @@ def improve(
     generator: torch.Generator,
 ) -> dict[str, float]:
     """Some epochs of minibatches over the steps that count -> the mean of each loss."""
-    advantages = estimate_advantages(rollout, last_values, recipe.gamma, recipe.gae_lambda)
+    scaled = rollout._replace(rewards=recipe.reward_scale * rollout.rewards)
+    advantages = estimate_advantages(scaled, last_values, recipe.gamma, recipe.gae_lambda)
     parts = {
         "stacks": rollout.stacks,
+        "facts": rollout.facts,
         "actions": rollout.actions,
         "log_probs": rollout.log_probs,
         "advantages": advantages,

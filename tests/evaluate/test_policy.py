@@ -39,7 +39,7 @@ def test_frames_are_stacked_oldest_first_and_a_new_episode_forgets():
 def test_rows_do_not_depend_on_each_other_and_frames_matter():
     policy = PixelPolicy(CONFIG)
     stacks = torch.randint(0, 256, (4, 3, 8, 8, 3), dtype=torch.uint8)
-    odds, values = policy(stacks)
+    odds, values, _ = policy(stacks)
     assert isinstance(odds, Choice) and odds.logits.shape == (4, 3) and values.shape == (4,)
     torch.testing.assert_close(policy(stacks[2:3]).value, values[2:3])
     assert not torch.allclose(policy(stacks.flip(1)).value, values)
@@ -85,7 +85,7 @@ def test_a_continuous_policy_keeps_its_bounds(push):
     policy.actor.bias.data += push
     policy.spread.data += push
     stacks = torch.randint(0, 256, (4, 3, 8, 8, 3), dtype=torch.uint8)
-    odds, _ = policy(stacks)
+    odds, *_ = policy(stacks)
     assert isinstance(odds, Gaussian) and odds.mean.shape == (4, 3) and odds.std.shape == (3,)
     assert (odds.mean.abs() <= 1).all()
     torch.testing.assert_close(odds.std, torch.full((3,), STD_RANGE[push > 0]))
@@ -95,15 +95,34 @@ def test_a_continuous_policy_keeps_its_bounds(push):
 
 def test_widths_do_not_depend_on_the_picture_and_learn():
     policy = PixelPolicy(replace(CONFIG, is_continuous=True))
-    odds, _ = policy(torch.randint(0, 256, (4, 3, 8, 8, 3), dtype=torch.uint8))
+    odds, *_ = policy(torch.randint(0, 256, (4, 3, 8, 8, 3), dtype=torch.uint8))
     odds.log_prob(odds.mean.detach()).sum().backward()
     assert policy.spread is not None and policy.spread.grad is not None
     assert (policy.spread.grad < 0).all()  # the density of the mean grows as the widths shrink
 
 
+def test_a_policy_with_facts_goes_by_them_and_does_not_bend_them():
+    """Actor and critic want nothing of the eye, and the eye is taught by facts alone."""
+    policy = PixelPolicy(replace(CONFIG, is_continuous=True, num_facts=5))
+    eye = {name for name, _ in policy.named_parameters() if name.startswith(("trunk.", "hidden.", "facts."))}
+    stacks = torch.randint(0, 256, (4, 3, 8, 8, 3), dtype=torch.uint8)
+
+    def taught_by(part: torch.Tensor) -> set[str]:
+        policy.zero_grad()
+        part.sum().backward()
+        return {name for name, weight in policy.named_parameters() if weight.grad is not None}
+
+    odds, values, facts = policy(stacks)
+    assert facts.shape == (4, 5) and isinstance(odds, Gaussian)
+    assert taught_by(facts.square()) == eye
+    odds, values, _ = policy(stacks)
+    assert not eye & taught_by(odds.mean + values[:, None])
+    assert {name.partition(".")[0] for name in taught_by(policy(stacks).value)} == {"worth", "critic"}
+
+
 @pytest.mark.parametrize("is_continuous", [False, True])
 def test_a_file_gives_the_same_policy_back(is_continuous, tmp_path):
-    config = replace(CONFIG, is_continuous=is_continuous)
+    config = replace(CONFIG, is_continuous=is_continuous, num_facts=4 * is_continuous)
     policy = PixelPolicy(config)
     save_policy(policy, tmp_path / "policy.safetensors", {"steps": 5})
     state = torch.get_rng_state()
@@ -134,6 +153,7 @@ def test_other_files_are_refused(tmp_path):
         ({"frames": 0}, "frames 0: it must be at least 1"),
         ({"size": 10}, "divide pictures of 10 pixels"),
         ({"channels": ()}, "divide"),
+        ({"num_facts": -1}, "sees -1 facts"),
     ],
 )
 def test_impossible_policies_are_refused(changes, message):

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from tests.gym.helpers import EndAt, make_vec
+from worldscape.data.starts import save_starts
+from worldscape.evaluate.arenas import COUNTERPARTS, show_starts
 from worldscape.policy import Gaussian, PixelPolicy, PolicyConfig, open_stack
 from ws_gym import ppo
 from ws_gym.ppo_run import Episodes
@@ -95,6 +97,7 @@ def test_steps_that_do_not_count_teach_nothing():
         "rewards": torch.randn(3, 2),
         "ended": torch.tensor([[1, 0], [0, 0], [0, 0]], dtype=torch.bool),
         "counts": counts,
+        "facts": torch.zeros(3, 2, 0),
     }
     other = {name: part.clone() for name, part in columns.items()}
     other["actions"][1, 0], other["rewards"][1, 0] = (columns["actions"][1, 0] + 1) % 3, 50.0
@@ -116,6 +119,7 @@ def test_the_objective_is_clipped_where_the_policy_has_moved_enough():
     actions = torch.tensor([0, 1])
     now = policy(stacks).actions.log_prob(actions).detach()
     batch = {"stacks": stacks, "actions": actions, "advantages": torch.tensor([1.0, -1.0]), "returns": torch.zeros(2)}
+    batch["facts"] = torch.zeros(2, 0)
     recipe = ppo.Recipe(clip=0.2)
 
     def pull(log_probs: torch.Tensor) -> float:
@@ -134,19 +138,24 @@ class Shades:
     """Sixteen worlds of one-step episodes: the shade of the picture, 0 to 2, says which action is rewarded.
 
     A choice is right or wrong; two numbers shall be shade - 1 and its opposite, within 0.5. What lies outside [-1, 1]
-    is clipped.
+    is clipped. The shade is told, too, in a third of the worlds, if it is to be.
     """
 
-    def __init__(self) -> None:
-        self.device, self.opens = torch.device("cpu"), False
+    def __init__(self, is_told: bool = False) -> None:
+        self.device, self.opens, self.is_told = torch.device("cpu"), False, is_told
         self.rng = torch.Generator().manual_seed(0)
 
     def _draw(self) -> torch.Tensor:
         self.answers = torch.randint(0, 3, (16,), generator=self.rng)
         return (self.answers * 100).to(torch.uint8)[:, None, None, None].expand(-1, 8, 8, 3)
 
+    def _facts(self) -> torch.Tensor:
+        told = torch.where(torch.arange(16) % 3 == 0, self.answers - 1.0, torch.nan)
+        return told[:, None] if self.is_told else torch.zeros(16, 0)
+
     def open(self, seed: int, num_frames: int) -> ppo.Present:
-        return ppo.Present(open_stack(self._draw(), num_frames), torch.zeros(16, dtype=torch.bool))
+        nothing = torch.zeros(16, dtype=torch.bool)
+        return ppo.Present(open_stack(self._draw(), num_frames), nothing, self._facts())
 
     def step(self, actions: torch.Tensor) -> ppo.Shown:
         if actions.ndim == 1:
@@ -157,25 +166,32 @@ class Shades:
             right, rewards = away < 0.5, -away
         right, rewards, self.opens = right & (not self.opens), rewards * (not self.opens), not self.opens
         ended = torch.full((16,), self.opens)
-        return ppo.Shown(self._draw(), rewards, ended, ended, right)
+        return ppo.Shown(self._draw(), self._facts(), rewards, ended, ended, right)
 
 
 @pytest.mark.parametrize(
-    ("is_continuous", "num_updates", "settings"),
-    [(False, 40, {"lr": 5e-3, "entropy": 0.01}), (True, 60, {"lr": 1e-2, "entropy": 0.0})],
+    ("is_continuous", "is_told", "num_updates", "settings"),
+    [
+        (False, False, 40, {"lr": 5e-3, "entropy": 0.01}),
+        (True, False, 60, {"lr": 1e-2, "entropy": 0.0}),
+        (True, True, 60, {"lr": 1e-2, "entropy": 0.0, "reward_scale": 0.1}),
+    ],
 )
-def test_it_learns_what_a_picture_asks_for(is_continuous, num_updates, settings):
+def test_it_learns_what_a_picture_asks_for(is_continuous, is_told, num_updates, settings):
     torch.manual_seed(0)
     recipe = ppo.Recipe(num_steps=16, minibatches=2, **settings)
     actions = {"num_actions": 2 if is_continuous else 3, "is_continuous": is_continuous}
-    policy = PixelPolicy(PolicyConfig(**actions, size=8, frames=1, channels=(8,), hidden=16))
+    policy = PixelPolicy(PolicyConfig(**actions, num_facts=int(is_told), size=8, frames=1, channels=(8,), hidden=16))
     optimizer = torch.optim.Adam(policy.parameters())
-    worlds: Any = Shades()
+    worlds: Any = Shades(is_told)
     updates = ppo.learn(worlds, policy, optimizer, recipe, updates=range(num_updates), reopen_at=(), seed=0)
     shares = [update.rollout.success[update.rollout.counts].float().mean().item() for update in updates]
     assert shares[0] < 0.5 and shares[-1] > 0.85
+    seen = policy(open_stack(worlds._draw(), 1))
     if is_continuous:
-        assert policy(open_stack(worlds._draw(), 1)).actions.std.max() < 0.4
+        assert seen.actions.std.max() < 0.4
+    if is_told:
+        assert (seen.facts[:, 0] - (worlds.answers - 1.0)).abs().max() < 0.3
 
 
 def hand_worlds(num_envs: int, **options: Any) -> ppo.Worlds:
@@ -206,6 +222,8 @@ def test_a_hand_in_a_dream_hears_numbers_outside_as_the_nearest_inside():
 def test_a_rollout_of_hands_keeps_the_density_of_what_was_drawn():
     worlds = hand_worlds(2)
     policy = PixelPolicy(ppo.fit_policy(worlds, frames=2, channels=(4, 4), hidden=8))
+    assert policy.spread is not None
+    torch.nn.init.constant_(policy.spread, 3.0)  # wide enough to draw what a Box clips
     assert policy.config.is_continuous and policy.config.num_actions == 13
     rollout, _ = ppo.collect(worlds, policy, worlds.open(0, 2), 5, torch.Generator().manual_seed(0))
     assert rollout.actions.shape == (5, 2, 13) and rollout.actions.abs().max() > 1
@@ -214,6 +232,28 @@ def test_a_rollout_of_hands_keeps_the_density_of_what_was_drawn():
     known = torch.distributions.Normal(odds.mean, odds.std).log_prob(rollout.actions.flatten(0, 1)).sum(-1)
     torch.testing.assert_close(rollout.log_probs.flatten(), known)
     np.testing.assert_array_equal(rollout.ended.T, [[0, 0, 1, 0, 0]] * 2)
+
+
+@pytest.mark.parametrize("task", ["reach", "pick_place"])
+def test_dream_and_simulator_tell_the_same_facts(task, tmp_path):
+    """Of one start: the ways in metres that the simulator's own info gives, in the axes of its camera."""
+    pair = COUNTERPARTS[task]
+    simulator = gym.make_vec(pair.simulator, num_envs=2, vectorization_mode="sync", **pair.options)
+    path = tmp_path / "starts.safetensors"
+    save_starts(show_starts(gym.make(pair.simulator, **pair.options), [5]), path)
+    dream = gym.make_vec(pair.dream, num_envs=1, task=task, weights="debug", starts=str(path))
+    told = simulator.reset(seed=5)[1]
+    both = [ppo.Worlds(envs, "cpu", 1.0, pair.facts) for envs in (simulator, dream)]
+    assert pair.facts is not None
+    known, dreamed = pair.facts.tell(told), pair.facts.tell(dream.reset(seed=5)[1])
+    assert known.shape == (2, pair.facts.num) and [ppo.fit_policy(w).num_facts for w in both] == [pair.facts.num] * 2
+    torch.testing.assert_close(known[:1], dreamed, atol=1e-3, rtol=1e-3)
+    target, points = told["target"][0], told["hand_keypoints"][0, 1]
+    thing = told["object_pose"][0, :3, 3]
+    start, end = (points[8], target) if task == "reach" else (thing, target)
+    place = 3 if task == "pick_place" else 0
+    way = 0.2 * known[0, place : place + 3].numpy()
+    np.testing.assert_allclose(told["pose"][0, :3, :3] @ way, end - start, atol=1e-5)
 
 
 def test_episodes_are_counted_once():
