@@ -1,7 +1,8 @@
 """Codec: RGB-D frames <-> a few latent tokens, with a decoder that also sees what memory shows of the view.
 
 Details that memory already knows never pass the bottleneck: the decoder takes the anchor's features at every scale and
-may copy its pixels. Latent tokens have unit root mean square, so noise of level 1 is as large as the signal.
+may copy its pixels. Neither need the outlines of hands, where it is shown the pose video that the generator is told.
+Latent tokens have unit root mean square, so noise of level 1 is as large as the signal.
 """
 
 from typing import NamedTuple
@@ -11,10 +12,12 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
+from worldscape.conditioning.pose_video import POSE_CHANNELS
 from worldscape.conditioning.reproject import Anchor
 from worldscape.config import CodecConfig
 
 RGBD_CHANNELS = 4
+HAND_WEIGHTS = ("decoder.hands.",)  # what a decoder lacks that was never shown hands; it starts unnoticed
 
 
 class Encoded(NamedTuple):
@@ -60,6 +63,28 @@ class Encoder(nn.Module):
         return Encoded(normalise_tokens(rearrange(self.to_latent(F.silu(x)), "b c h w -> b (h w) c")), skips)
 
 
+class HandPaths(nn.Module):
+    """Pose video [B, 4, h, w] -> what it adds to a decoder's features at its two finest stages, finest first.
+
+    No layer has a bias: where no hand is drawn nearby, that is zero, and so it is everywhere before training.
+    """
+
+    def __init__(self, width: int, widths: tuple[int, ...]):
+        super().__init__()
+        self.stem = nn.Conv2d(4 * POSE_CHANNELS, width, 3, padding=1, bias=False)
+        self.down = nn.Conv2d(width, 2 * width, 4, stride=2, padding=1, bias=False)
+        self.to_features = nn.ModuleList(
+            nn.Conv2d(shown, made, 3, padding=1, bias=False)
+            for shown, made in zip((width, 2 * width), widths, strict=False)
+        )
+        for layer in self.to_features:
+            nn.init.zeros_(layer.weight)  # pyright: ignore[reportArgumentType]
+
+    def forward(self, hands: Tensor) -> list[Tensor]:
+        fine = F.silu(self.stem(F.pixel_unshuffle(hands, 2)))
+        return [layer(x) for layer, x in zip(self.to_features, (fine, F.silu(self.down(fine))), strict=True)]
+
+
 class Decoder(nn.Module):
     """Latent tokens and the anchor's features -> RGB-D; each pixel is a learned blend of new and remembered."""
 
@@ -74,17 +99,20 @@ class Decoder(nn.Module):
             nn.Conv2d(coarse, 4 * fine, 1) for fine, coarse in zip(widths, widths[1:], strict=False)
         )
         self.to_pixels = nn.Conv2d(widths[0], 4 * (RGBD_CHANNELS + 1), 3, padding=1)
+        self.hands = HandPaths(config.hand_width, widths) if config.hand_width else None
 
-    def forward(self, latent: Tensor, skips: list[Tensor], anchor: Anchor) -> Tensor:
-        fresh, keep = self.paint(latent, skips)
+    def forward(self, latent: Tensor, skips: list[Tensor], anchor: Anchor, hands: Tensor | None = None) -> Tensor:
+        fresh, keep = self.paint(latent, skips, hands)
         keep = anchor.mask * keep
         return keep * anchor.rgbd + (1.0 - keep) * fresh
 
-    def paint(self, latent: Tensor, skips: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def paint(self, latent: Tensor, skips: list[Tensor], hands: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """-> new pixels [B, 4, h, w], and how far what memory shows is to be kept instead, [B, 1, h, w] in [0, 1]."""
+        shown = [] if hands is None or self.hands is None else self.hands(hands)
         x = self.from_latent(rearrange(latent, "b (h w) c -> b c h w", h=self.grid))
         for index in reversed(range(len(self.stages))):
-            x = self.stages[index](x + self.merges[index](skips[index]))
+            x = x + self.merges[index](skips[index])
+            x = self.stages[index](x + shown[index] if index < len(shown) else x)
             if index > 0:
                 x = F.pixel_shuffle(self.ups[index - 1](x), 2)
         fresh, blend = F.pixel_shuffle(self.to_pixels(F.silu(x)), 2).split([RGBD_CHANNELS, 1], 1)
@@ -113,9 +141,13 @@ class Codec(nn.Module):
         """A partly covered view -> the latent it suggests, and the features that the decoder takes."""
         return self.encoder(anchor.rgbd * anchor.mask, anchor.mask)
 
-    def decode(self, latent: Tensor, anchor: Anchor, skips: list[Tensor]) -> Tensor:
-        """Latent [B, P, C] with an anchor and its features (from encode_anchor) -> RGB-D [B, 4, h, w], not clamped."""
-        return self.decoder(latent, skips, anchor)
+    def decode(self, latent: Tensor, anchor: Anchor, skips: list[Tensor], hands: Tensor | None = None) -> Tensor:
+        """Latent [B, P, C] with an anchor and its features (from encode_anchor) -> RGB-D [B, 4, h, w], not clamped.
+
+        hands: pose video of the hands in view [B, 4, h, w]; None, where there are none, is as good as black. Only a
+        codec with a `hand_width` looks at it.
+        """
+        return self.decoder(latent, skips, anchor, hands)
 
 
 def normalise_tokens(latent: Tensor) -> Tensor:

@@ -24,17 +24,20 @@ def _require(is_fine: bool, what: str, rule: str) -> None:
 class CodecConfig:
     """Frames RGB + inverse depth (size x size) <-> latents (grid x grid tokens, latent_channels each).
 
-    widths: channels of the stages, from half resolution down to the token grid.
+    widths: channels of the stages, from half resolution down to the token grid. hand_width: channels of the first layer
+    that shows the decoder the pose video; 0 in weights whose decoder is not shown hands.
     """
 
     size: int = 64
     widths: tuple[int, ...] = (64, 96, 160, 256)
     latent_channels: int = 32
+    hand_width: int = 0
 
     def __post_init__(self) -> None:
         _require(len(self.widths) >= 2, f"widths {self.widths}", "a codec has at least two stages")
         _require(min(self.widths) >= 8, f"widths {self.widths}", "a stage has at least 8 channels")
         _require(self.latent_channels >= 1, f"latent_channels {self.latent_channels}", "it must be at least 1")
+        _require(self.hand_width >= 0, f"hand_width {self.hand_width}", "it must be at least 0")
         is_divisible = self.size > 0 and self.size % (1 << len(self.widths)) == 0
         _require(is_divisible, f"size {self.size}", f"it must be a positive multiple of {1 << len(self.widths)}")
 
@@ -199,7 +202,7 @@ def preset(name: str) -> WorldConfig:
 PRESETS: dict[str, WorldConfig] = {
     "debug": WorldConfig(
         preset="debug",
-        codec=CodecConfig(widths=(8, 8, 12, 16), latent_channels=8),
+        codec=CodecConfig(widths=(8, 8, 12, 16), latent_channels=8, hand_width=4),
         transformer=TransformerConfig(width=24, num_layers=2, num_heads=2, mlp_width=48, hands=True),
         memory=MemoryConfig(local_window=3, num_keyframes=6, num_anchors=2),
         heads=HeadsConfig(width=16, goal=True, object=True),
@@ -207,7 +210,7 @@ PRESETS: dict[str, WorldConfig] = {
     ),
     "nano": WorldConfig(
         preset="nano",
-        codec=CodecConfig(latent_channels=64),
+        codec=CodecConfig(latent_channels=64, hand_width=32),
         transformer=TransformerConfig(hands=True),
         memory=MemoryConfig(num_retrieved=2),
         heads=HeadsConfig(goal=True, object=True),
@@ -215,7 +218,7 @@ PRESETS: dict[str, WorldConfig] = {
     ),
     "small": WorldConfig(
         preset="small",
-        codec=CodecConfig(size=128, widths=(64, 96, 160, 256), latent_channels=32),
+        codec=CodecConfig(size=128, widths=(64, 96, 160, 256), latent_channels=32, hand_width=32),
         transformer=TransformerConfig(width=384, num_layers=10, num_heads=12, mlp_width=1536, hands=True),
         memory=MemoryConfig(num_retrieved=2),
         heads=HeadsConfig(width=256, goal=True, object=True),

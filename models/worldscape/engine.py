@@ -289,7 +289,8 @@ class WorldEngine:
 
     def decode(self, latent: Tensor, view: View) -> Tensor:
         """A finished latent [B, P, C] -> RGB-D [B, 4, h, w], with what memory shows of the view."""
-        rgbd = self.codec.decode(latent, view.anchor, view.guess.skips).float().clamp(-1.0, 1.0)
+        drawn = None if view.hands is None else view.hands.picture
+        rgbd = self.codec.decode(latent, view.anchor, view.guess.skips, drawn).float().clamp(-1.0, 1.0)
         return rgbd if view.hands is None else settle(rgbd, view.anchor, view.hands.limbs.present.any(1))
 
     def look(

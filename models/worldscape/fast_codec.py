@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
-from worldscape.codec import Codec, Encoded, Residual, normalise_tokens
+from worldscape.codec import Codec, Encoded, HandPaths, Residual, normalise_tokens
 from worldscape.conditioning.reproject import Anchor
 
 NOTHING_MORE, SILU = "none", "swish"  # oneDNN's names of what follows a convolution
@@ -32,12 +32,13 @@ class Conv(NamedTuple):
     @classmethod
     def of(cls, layer: nn.Module, size: int, dtype: torch.dtype) -> "Conv":
         """The same map as the nn.Conv2d `layer`, laid out for pictures of `size` pixels a side; others are as good."""
-        assert isinstance(layer, nn.Conv2d) and layer.bias is not None
+        assert isinstance(layer, nn.Conv2d)
+        bias = layer.weight.new_zeros(layer.out_channels) if layer.bias is None else layer.bias
         padding, stride = ([int(n) for n in sides] for sides in (layer.padding, layer.stride))
         like = [1, layer.in_channels, size, size]
         weight = layer.weight.detach().to(dtype).contiguous().to_mkldnn()
         packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(weight, padding, stride, [1, 1], 1, like)
-        return cls(packed, layer.bias.detach().to(dtype), padding, stride)
+        return cls(packed, bias.detach().to(dtype), padding, stride)
 
     def __call__(self, x: Tensor, then: str = NOTHING_MORE) -> Tensor:
         rest = (self.padding, self.stride, [1, 1], 1, then, [], "")
@@ -66,6 +67,25 @@ class Stage(NamedTuple):
         return self.second.add_to(x, self.first(F.silu(x), SILU))
 
 
+class Paths(NamedTuple):
+    """A decoder's HandPaths."""
+
+    stem: Conv
+    down: Conv
+    to_features: tuple[Conv, ...]
+
+    @classmethod
+    def of(cls, paths: HandPaths, sizes: list[int], dtype: torch.dtype) -> "Paths":
+        """The same map as `paths`, for stages of `sizes` pixels a side."""
+        made = [Conv.of(layer, size, dtype) for layer, size in zip(paths.to_features, sizes, strict=False)]
+        return cls(Conv.of(paths.stem, sizes[0], dtype), Conv.of(paths.down, sizes[1], dtype), tuple(made))
+
+    def look(self, hands: Tensor) -> list[Tensor]:
+        """What `to_features` takes, finest first."""
+        fine = self.stem(F.pixel_unshuffle(hands, 2).contiguous(memory_format=torch.channels_last), SILU)
+        return [fine, self.down(fine, SILU)]
+
+
 class HalfCodec:
     """The calls that WorldEngine makes of a Codec on a GPU, in half precision; pixels and latents stay float32.
 
@@ -85,9 +105,10 @@ class HalfCodec:
         found = self.plain.encode_anchor(self._half(anchor))
         return Encoded(found.latent.float(), found.skips)
 
-    def decode(self, latent: Tensor, anchor: Anchor, skips: list[Tensor]) -> Tensor:
+    def decode(self, latent: Tensor, anchor: Anchor, skips: list[Tensor], hands: Tensor | None = None) -> Tensor:
         """As Codec.decode; what memory shows is blended in as it is, in float32."""
-        fresh, keep = self.plain.decoder.paint(latent.to(self.dtype), skips)
+        shown = None if hands is None else hands.to(self.dtype)
+        fresh, keep = self.plain.decoder.paint(latent.to(self.dtype), skips, shown)
         return torch.lerp(fresh.float(), anchor.rgbd, anchor.mask * keep.float())
 
     def _half(self, anchor: Anchor) -> Anchor:
@@ -117,6 +138,7 @@ class FastCodec:
         self.decoding = [Stage.of(stage, size, dtype) for stage, size in zip(decoder.stages, sizes, strict=True)]
         self.ups = [Conv.of(layer, size, dtype) for layer, size in zip(decoder.ups, sizes[1:], strict=True)]
         self.to_pixels = Conv.of(decoder.to_pixels, sizes[0], dtype)
+        self.hands = None if decoder.hands is None else Paths.of(decoder.hands, sizes, dtype)
 
     def encode(self, rgbd: Tensor) -> Tensor:
         """As Codec.encode."""
@@ -126,11 +148,15 @@ class FastCodec:
         """As Codec.encode_anchor."""
         return self._encode(anchor.rgbd * anchor.mask, anchor.mask)
 
-    def decode(self, latent: Tensor, anchor: Anchor, skips: list[Tensor]) -> Tensor:
+    def decode(self, latent: Tensor, anchor: Anchor, skips: list[Tensor], hands: Tensor | None = None) -> Tensor:
         """As Codec.decode."""
+        shown = [] if hands is None or self.hands is None else self.hands.look(hands.to(self.dtype))
         x = self.from_latent(rearrange(latent.to(self.dtype), "b (h w) c -> b c h w", h=self.grid))
         for index in reversed(range(len(self.decoding))):
-            x = self.decoding[index](self.merges[index].add_to(x, skips[index]))
+            x = self.merges[index].add_to(x, skips[index])
+            if self.hands is not None and index < len(shown):
+                x = self.hands.to_features[index].add_to(x, shown[index])
+            x = self.decoding[index](x)
             if index > 0:
                 x = F.pixel_shuffle(self.ups[index - 1](x), 2)
         fresh, blend = F.pixel_shuffle(self.to_pixels(F.silu(x)).float(), 2).split([anchor.rgbd.shape[1], 1], 1)

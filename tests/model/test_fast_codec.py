@@ -26,8 +26,9 @@ def test_the_fast_codec_is_the_plain_one_to_rounding(rows):
     torch.testing.assert_close(found.skips, expected.skips, atol=1e-5, rtol=1e-4)
     torch.testing.assert_close(fast.encode(anchor.rgbd), plain.encode(anchor.rgbd), atol=1e-5, rtol=1e-4)
     latent = expected.latent.flip(1)
-    pictures = [codec.decode(latent, anchor, expected.skips) for codec in (fast, plain)]
-    torch.testing.assert_close(*pictures, atol=1e-5, rtol=1e-4)
+    for hands in (None, torch.rand(rows, 4, 64, 64, generator=torch.Generator().manual_seed(1))):
+        pictures = [codec.decode(latent, anchor, expected.skips, hands) for codec in (fast, plain)]
+        torch.testing.assert_close(*pictures, atol=1e-5, rtol=1e-4)
 
 
 @torch.inference_mode()
@@ -35,7 +36,8 @@ def test_decoding_leaves_what_it_is_given():
     """It adds in place, but only to what it made itself."""
     fast, anchor = FastCodec(debug_world().codec), anchors(2)
     guess = fast.encode_anchor(anchor)
-    kept = [part.clone() for part in (guess.latent, *guess.skips, *anchor)]
-    fast.decode(guess.latent, anchor, guess.skips)
-    for before, after in zip(kept, (guess.latent, *guess.skips, *anchor), strict=True):
+    given = (guess.latent, *guess.skips, *anchor, torch.rand(2, 4, 64, 64))
+    kept = [part.clone() for part in given]
+    fast.decode(guess.latent, anchor, guess.skips, given[-1])
+    for before, after in zip(kept, given, strict=True):
         assert torch.equal(before, after)

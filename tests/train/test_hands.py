@@ -13,8 +13,9 @@ import torch
 from worldscape.checkpoint import load_world, read_provenance
 from worldscape.cli import main
 from worldscape.clip_engine import ClipEngine
+from worldscape.codec import empty_anchor
 from worldscape.conditioning.hands import HandScale, state_from_vector
-from worldscape.conditioning.layers import NOBODY, owned_by
+from worldscape.conditioning.layers import NOBODY, OBJECT, owned_by
 from worldscape.config import preset
 from worldscape.data.clips import load_frames
 from worldscape.data.tabletop_tasks import TASKS
@@ -209,57 +210,88 @@ def test_heads_of_pictures_learn_alone(runs, datasets):
 
 
 @pytest.fixture(scope="module")
-def holes(runs, datasets):
-    """The stage that learns what hands uncover."""
-    config = override(decoder.DEFAULTS["debug"], {"holes_only": True, "device": "cpu"})
+def of_hands(runs, datasets):
+    """The stage that learns hands and what they uncover."""
+    config = override(decoder.DEFAULTS["debug"], {"hands_only": True, "device": "cpu"})
     return decoder.build_stage(preset("debug"), config, datasets, runs / "decoder")
 
 
-def test_holes_are_where_memory_shows_no_table_and_no_hand_is(holes, store):
-    frames, hole, mask = (holes.rollouts[name] for name in ("frames", "hole", "mask"))
+def test_holes_are_where_memory_shows_no_table_and_no_hand_is(of_hands, store):
+    frames, hole, hand, mask = (of_hands.rollouts[name] for name in ("frames", "hole", "hand", "mask"))
     index = frames.flatten().numpy()
     is_table = torch.from_numpy(store.hands.present[index].any(1))
-    hole, mask = hole.flatten(0, 1)[:, 0], mask.flatten(0, 1)[:, 0]
+    hole, hand, mask = (part.flatten(0, 1)[:, 0] for part in (hole, hand, mask))
     assert not (hole & mask).any() and not hole[~is_table].any() and hole[is_table].any()
     limbs = store.hands.limbs(index, torch.from_numpy(store.pose[index]))
     depth, pose, intrinsics = (torch.from_numpy(part[index]) for part in (store.depth, store.pose, store.intrinsics))
-    is_hand = owned_by(depth.float(), pose, intrinsics, limbs) != NOBODY
-    assert not (hole & is_hand).any() and (~mask & is_hand)[is_table].any()
-    assert torch.equal(hole[is_table], (~mask & ~is_hand)[is_table])
-    assert torch.equal(holes.with_holes, torch.nonzero(hole.flatten(1).any(1))[:, 0])
+    owner = owned_by(depth.float(), pose, intrinsics, limbs)
+    is_owned, is_hand = owner != NOBODY, (owner != NOBODY) & (owner < OBJECT)
+    assert not (hole & is_owned).any() and (~mask & is_owned)[is_table].any()
+    assert torch.equal(hole[is_table], (~mask & ~is_owned)[is_table])
+    assert (hand | hole)[is_hand].all() and not (hand & hole).any() and not hand[~is_table].any()
+    assert 0.01 < hand[is_table].float().mean() < 0.6
+    assert torch.equal(of_hands.with_truth, torch.nonzero((hand | hole).flatten(1).any(1))[:, 0])
 
 
-def test_a_decoder_learns_holes_and_keeps_the_rest(holes, runs):
+def test_a_decoder_learns_hands_and_holes_and_keeps_the_rest(of_hands, runs):
     model = copy.deepcopy(load_world(runs / "decoder")).requires_grad_(False)
-    decoder_alone = holes.trainable(model).requires_grad_(True)
+    decoder_alone = of_hands.trainable(model).requires_grad_(True)
     optimizer = torch.optim.Adam(decoder_alone.parameters(), lr=3e-3)
-    batch, generator = holes.batch(0, 0, 1), torch.Generator().manual_seed(0)
-    assert batch["hole"].flatten(1).any(1).float().mean() >= 0.7
-    untouched = batch | {"hole": torch.zeros_like(batch["hole"])}
-    assert holes.loss(model, untouched, generator)["loss"].item() < 1e-6
+    batch, generator = of_hands.batch(0, 0, 1), torch.Generator().manual_seed(0)
+    assert (batch["hole"] + batch["hand"]).flatten(1).any(1).float().mean() >= 0.7
+    nothing = {name: torch.zeros_like(batch[name]) for name in ("hole", "hand")}
+    assert of_hands.loss(model, batch | nothing, generator)["loss"].item() < 1e-6
     found = []
     for _ in range(40):
-        found.append(holes.loss(model, batch, generator))
+        found.append(of_hands.loss(model, batch, generator))
         optimizer.zero_grad()
         found[-1]["loss"].backward()
         optimizer.step()
     first, last = found[0], found[-1]
-    assert first["hole_psnr"] == pytest.approx(float(first["hole_psnr_before"]), abs=1e-3)
-    assert last["hole_psnr"] > first["hole_psnr"] + 1.0 and last["kept_psnr"] > last["hole_psnr"] + 3.0
+    for name in ("hole_psnr", "hand_psnr"):
+        assert first[name] == pytest.approx(float(first[f"{name}_before"]), abs=1e-3)
+        assert last[name] > first[name] + 1.0 and last["kept_psnr"] > last[name] + 3.0
 
 
-def test_a_decoder_of_holes_is_named_apart_and_wants_hands(runs, datasets, tmp_path, capsys):
+@torch.no_grad()
+def test_a_decoder_that_is_shown_hands_looks_at_them_alone():
+    """Where nothing is drawn it decodes the same bits as without, and elsewhere only what lies near has changed."""
+    codec, pen = load_world("debug").codec, torch.Generator().manual_seed(0)
+    guess = codec.encode_anchor(anchor := empty_anchor(2, 64, torch.zeros(())))
+    drawn = torch.zeros(2, 4, 64, 64)
+    drawn[1, :, 20:30, 30:36] = torch.rand(4, 10, 6, generator=pen)
+    plain, shown = (codec.decode(guess.latent, anchor, guess.skips, hands) for hands in (None, drawn))
+    assert torch.equal(plain[0], shown[0])
+    changed = (plain[1] != shown[1]).any(0)
+    assert changed[20:30, 30:36].all() and not changed[:, :4].any() and not changed[56:].any()
+
+
+def test_a_decoder_grows_hands_unnoticed(runs, datasets, tmp_path):
+    """Weights whose decoder was never shown hands go on as they are in a model that shows them."""
+    old = copy.deepcopy(load_world(runs / "decoder"))
+    old.codec.decoder.hands = None
+    old.config = replace(old.config, codec=replace(old.config.codec, hand_width=0))
+    grown = WorldModel(preset("debug"))
+    assert copy_parts(old, grown) == {"codec": 1.0, "transformer": 1.0, "heads": 1.0}
+    guess = grown.codec.encode_anchor(anchor := empty_anchor(1, 64, torch.zeros(())))
+    pictures = [
+        model.codec.decode(guess.latent, anchor, guess.skips, torch.rand(1, 4, 64, 64)) for model in (old, grown)
+    ]
+    assert torch.equal(*pictures)
+
+
+def test_a_decoder_of_hands_is_named_apart_and_wants_hands(runs, datasets, tmp_path, capsys):
     given = [f"--data={data}" for data in datasets]
     run = ["train", "decoder", "--preset", "debug", "--init", str(runs / "heads"), "--steps", "2", *QUIET]
-    run += ["--set", "holes_only=true"]
+    run += ["--set", "hands_only=true"]
     assert main([*run, *given, "--out", str(tmp_path / "run")]) == 0
     before, after = read_provenance(runs / "heads"), read_provenance(tmp_path / "run")
-    assert after["decoder"] == before["decoder"] and after["decoder of holes"]["data"] == "rooms+tabletop"
+    assert after["decoder"] == before["decoder"] and after["decoder of hands"]["data"] == "rooms+tabletop"
     one, other = (load_world(path).state_dict() for path in (runs / "heads", tmp_path / "run"))
     changed = {name for name, value in one.items() if not torch.equal(value, other[name])}
     assert changed and all(name.startswith("codec.decoder.") for name in changed)
-    config = override(decoder.DEFAULTS["debug"], {"holes_only": True, "device": "cpu"})
-    with pytest.raises(ValueError, match="holes_only is about what hands uncover"):
+    config = override(decoder.DEFAULTS["debug"], {"hands_only": True, "device": "cpu"})
+    with pytest.raises(ValueError, match="hands_only is about hands"):
         decoder.build_stage(replace(preset("debug"), transformer=handless()), config, datasets[:1], runs / "decoder")
 
 

@@ -217,17 +217,18 @@ def copy_parts(source: WorldModel, target: WorldModel) -> dict[str, float]:
 
     A part of another architecture is copied tensor by tensor where names and shapes agree, so that a model with, say,
     more latent channels starts from what the smaller one learned; where less than half would fit, nothing is. What a
-    generator from before hands lacks does not count: without a hand nobody can tell.
+    generator or a decoder from before hands lacks does not count: it starts unnoticed.
     """
     from worldscape.checkpoint import PARTS
-    from worldscape.transformer import HAND_WEIGHTS
+    from worldscape.codec import HAND_WEIGHTS as HANDS_OF_CODEC
+    from worldscape.transformer import HAND_WEIGHTS as HANDS_OF_GENERATOR
 
-    shares = {}
+    shares, unnoticed = {}, {"codec": HANDS_OF_CODEC, "transformer": HANDS_OF_GENERATOR}
     for part in PARTS:
         tensors, module = getattr(source, part).state_dict(), getattr(target, part)
         wanted = module.state_dict()
         fitting = {k: v for k, v in tensors.items() if k in wanted and v.shape == wanted[k].shape}
-        needed = {k: v for k, v in wanted.items() if k in tensors or not k.startswith(HAND_WEIGHTS)}
+        needed = {k: v for k, v in wanted.items() if k in tensors or not k.startswith(unnoticed.get(part, ()))}
         total = max(sum(v.numel() for v in needed.values()), sum(v.numel() for v in tensors.values()))
         shares[part] = sum(v.numel() for v in fitting.values()) / total
         if shares[part] >= 0.5:

@@ -30,6 +30,7 @@ from worldscape.data.clips import (
 )
 from worldscape.data.hand_tracks import HandTracks
 from worldscape.evaluate import metrics
+from worldscape.slot_hands import draw_hands
 from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.world import WorldModel
 
@@ -93,13 +94,14 @@ class CodecStage:
         batch = as_pictures(batch)
         target, codec = batch["target"], model.codec
         num_blind = round(self.config.blind_share * len(target))
-        noisy = disturb_latent(codec.encode(target), generator)
-        blind, wanted = decode_blind(model, noisy[:num_blind]), target[num_blind:]
+        noisy, hands = disturb_latent(codec.encode(target), generator), draw_targets_hands(batch)
+        told = (None, None) if hands is None else (hands[:num_blind], hands[num_blind:])
+        blind, wanted = decode_blind(model, noisy[:num_blind], told[0]), target[num_blind:]
         if len(wanted):
             seeing = self._recall({name: tensor[num_blind:] for name, tensor in batch.items()}, generator)
             guess = codec.encode_anchor(seeing)
-            shown = codec.decode(noisy[num_blind:], seeing, guess.skips).float()
-            alone = picture_loss(codec.decode(guess.latent, seeing, guess.skips).float(), wanted)
+            shown = codec.decode(noisy[num_blind:], seeing, guess.skips, told[1]).float()
+            alone = picture_loss(codec.decode(guess.latent, seeing, guess.skips, told[1]).float(), wanted)
         else:
             shown, alone = wanted, target.new_zeros(())
         rebuilt = torch.cat([blind, shown])
@@ -123,10 +125,10 @@ class CodecStage:
         batch = as_pictures({name: tensor.to(device) for name, tensor in batch.items()})
         target = batch["target"]
         anchor = recall_targets(batch["sources"], batch)
-        latent, guess = model.codec.encode(target), model.codec.encode_anchor(anchor)
-        blind = decode_blind(model, latent)
-        with_memory = model.codec.decode(latent, anchor, guess.skips)
-        alone = model.codec.decode(guess.latent, anchor, guess.skips)
+        latent, guess, hands = model.codec.encode(target), model.codec.encode_anchor(anchor), draw_targets_hands(batch)
+        blind = decode_blind(model, latent, hands)
+        with_memory = model.codec.decode(latent, anchor, guess.skips, hands)
+        alone = model.codec.decode(guess.latent, anchor, guess.skips, hands)
         return {"codec": picture_grid([target, blind, anchor.rgbd, with_memory, alone])}
 
 
@@ -200,6 +202,15 @@ def limbs_in(batch: dict[str, Tensor], prefix: str = "") -> Limbs:
     return Limbs(parts, keypoints, present, HANDS["both"] if present[:, 0].any() else HANDS["right"], thing)
 
 
+@torch.no_grad()
+def draw_targets_hands(batch: dict[str, Tensor]) -> Tensor | None:
+    """The pose video of a batch's targets [B, 4, h, w], as a dream draws it; None where nobody knows of hands."""
+    if "present" not in batch:
+        return None
+    with torch.autocast(batch["target"].device.type, enabled=False):
+        return draw_hands(limbs_in(batch), batch["pose"], batch["intrinsics"], batch["target"].shape[-1])
+
+
 def _own_hands(sources: Tensor, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Whose pixels are whose in source pictures [B, N, 4, h, w], and the parts of what moves in them (Pictures)."""
     num = sources.shape[1]
@@ -219,12 +230,13 @@ def disturb_latent(latent: Tensor, generator: torch.Generator) -> Tensor:
     return normalise_tokens(latent + strength * noise)
 
 
-def decode_blind(model: WorldModel, latent: Tensor) -> Tensor:
-    """Decode latents [B, P, C] as if memory showed nothing -> RGB-D [B, 4, h, w]."""
+def decode_blind(model: WorldModel, latent: Tensor, hands: Tensor | None = None) -> Tensor:
+    """Decode latents [B, P, C] (and their pose video [B, 4, h, w]) as if memory showed nothing -> RGB-D
+    [B, 4, h, w]."""
     nothing = empty_anchor(1, model.config.codec.size, latent.float())
     skips = [skip.expand(len(latent), -1, -1, -1) for skip in model.codec.encode_anchor(nothing).skips]
     anchor = Anchor(*(part.expand(len(latent), -1, -1, -1) for part in nothing))
-    return model.codec.decode(latent, anchor, skips).float()
+    return model.codec.decode(latent, anchor, skips, hands).float()
 
 
 def picture_loss(rebuilt: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:

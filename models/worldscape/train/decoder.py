@@ -28,6 +28,7 @@ from worldscape.train.codec import (
     as_pictures,
     disturb_latent,
     draw_pairs,
+    draw_targets_hands,
     gather_targets,
     picture_grid,
     picture_loss,
@@ -37,9 +38,9 @@ from worldscape.train.codec import (
 )
 from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.critic import Critic, critic_losses
-from worldscape.train.decoder_holes import HolesStage, build_holes_stage
+from worldscape.train.decoder_hands import HandsStage, build_hands_stage
 from worldscape.train.heads import num_training
-from worldscape.train.rollouts import Moment, RolloutPlan, owners_at, take_rollouts
+from worldscape.train.rollouts import Moment, RolloutPlan, hands_drawn, owners_at, take_rollouts
 from worldscape.train.runtime import choose_device
 from worldscape.world import WorldModel
 
@@ -52,8 +53,8 @@ class DecoderTrainConfig(TrainConfig):
 
     dreams: stretches of episodes that are dreamed again; dream_frames: frames of each. adversarial: weight of the
     critic's opinion beside the pixel losses. blind_share: share of the recorded rows without memory. critic_width:
-    channels of the critic's first layer. holes_only: learn what hands uncover and keep all else, without a critic
-    (decoder_holes.py).
+    channels of the critic's first layer. hands_only: learn hands and what they uncover and keep all else, without a
+    critic (decoder_hands.py).
     """
 
     dreams: int = 256
@@ -62,7 +63,7 @@ class DecoderTrainConfig(TrainConfig):
     blind_share: float = 0.4
     critic_width: int = 64
     maker_every: int = 2
-    holes_only: bool = False
+    hands_only: bool = False
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
@@ -126,7 +127,8 @@ class DecoderStage:
         notes = {name: notes[place] for name, notes in self.rollouts.items()}
         index = notes.pop("frames").numpy()
         notes = {f"dream_{name}": note.float() for name, note in notes.items()}
-        return notes | {"twin": self.store.rgbd(index)}
+        drawn = {} if self.store.hands is None else {"dream_drawn": hands_drawn(self.store, index)}
+        return notes | drawn | {"twin": self.store.rgbd(index)}
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """The critic's own loss; on the decoder's turn also pixels, edges and the critic's opinion."""
@@ -161,7 +163,9 @@ class DecoderStage:
             anchor = Anchor(*(torch.cat(parts) for parts in zip(recorded, dreamed, strict=True)))
             own = disturb_latent(model.codec.encode(batch["target"]).float(), generator)
             latent, guess = torch.cat([own, batch["dream_latent"]]), model.codec.encode_anchor(anchor)
-        return model.codec.decode(latent, anchor, guess.skips).float()
+            hands = draw_targets_hands(batch)
+            hands = None if hands is None else torch.cat([hands, batch["dream_drawn"]])
+        return model.codec.decode(latent, anchor, guess.skips, hands).float()
 
     def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
         """Rows: recorded frames, rebuilt; then a dream's recorded twins, anchors, what was shown before, and now."""
@@ -191,7 +195,7 @@ def what_decoder_sees(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
 
 def build_stage(
     model_config: WorldConfig, train_config: TrainConfig, dataset: Datasets, init: str | None
-) -> DecoderStage | HolesStage:
+) -> DecoderStage | HandsStage:
     """The stage for a dataset, over the codec and generator of `init`."""
     assert init is not None and isinstance(train_config, DecoderTrainConfig)
     store = load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands)
@@ -203,8 +207,8 @@ def build_stage(
         seed=train_config.seed,
     )
     dreamer = load_world(init, choose_device(train_config.device))
-    if train_config.holes_only:
-        return build_holes_stage(dreamer, store, dataset, plan, train_config)
+    if train_config.hands_only:
+        return build_hands_stage(dreamer, store, dataset, plan, train_config)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train_config.seed)
         critic = Critic(train_config.critic_width)

@@ -19,7 +19,7 @@ from worldscape.conditioning.layers import owned_by
 from worldscape.data.clips import Datasets, FrameStore
 from worldscape.engine import Start, WorldEngine
 from worldscape.progress import Progress
-from worldscape.slot_hands import SlotHands
+from worldscape.slot_hands import SlotHands, draw_hands
 from worldscape.slots import EngineFrame, RecordedHands, View
 from worldscape.train.cache import cached
 from worldscape.train.runtime import rows_at_once
@@ -159,6 +159,13 @@ def owners_at(store: FrameStore, index: np.ndarray) -> Tensor:
         torch.from_numpy(part[index]).float() for part in (store.depth, store.pose, store.intrinsics)
     )
     return owned_by(depth, pose, intrinsics, store.hands.limbs(index, pose))
+
+
+def hands_drawn(store: FrameStore, index: np.ndarray) -> Tensor:
+    """The pose video of recorded frames [E] with hands, as a dream draws it: [E, 4, h, w], black where none is."""
+    assert store.hands is not None
+    pose, intrinsics = (torch.from_numpy(part[index]).float() for part in (store.pose, store.intrinsics))
+    return draw_hands(store.hands.limbs(index, pose), pose, intrinsics, store.frames.shape[1])
 
 
 def hands_at(engine: WorldEngine, store: FrameStore, index: np.ndarray) -> SlotHands | None:
