@@ -31,7 +31,7 @@ class Recipe:
     """The usual settings of PPO for small pictures; `num_steps` of each world make one update.
 
     `reward_scale` multiplies rewards where the critic learns from them: returns far from 1 make its errors drown all
-    else that the shared layers could learn (Andrychowicz et al. 2021).
+    else that the shared layers could learn (Andrychowicz et al. 2021). `facts` weighs how far off a policy sees them.
     """
 
     num_steps: int = 128

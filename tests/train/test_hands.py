@@ -266,7 +266,7 @@ def test_a_decoder_that_is_shown_hands_looks_at_them_alone():
     assert changed[20:30, 30:36].all() and not changed[:, :4].any() and not changed[56:].any()
 
 
-def test_a_decoder_grows_hands_unnoticed(runs, datasets, tmp_path):
+def test_a_decoder_grows_hands_unnoticed(runs):
     """Weights whose decoder was never shown hands go on as they are in a model that shows them."""
     old = copy.deepcopy(load_world(runs / "decoder"))
     old.codec.decoder.hands = None

@@ -111,7 +111,7 @@ def what_hands_show(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
     hand = hole = torch.zeros_like(mask, dtype=torch.bool)
     if store.hands is not None:
         owner = owners_at(store, moment.index)[:, None].to(mask.device)
-        is_table = torch.from_numpy(store.hands.present[moment.index].any(1))[:, None, None, None].to(mask.device)
+        is_table = store.hands.moves(moment.index)[:, None, None, None].to(mask.device)
         is_hand = (owner != NOBODY) & (owner != OBJECT) & (owner != OBJECT_RIM)
         hole = is_table & (owner == NOBODY) & (mask <= 0)
         hand = (F.max_pool2d(is_hand.to(mask.dtype), 2 * AROUND + 1, 1, AROUND) > 0) & ~hole

@@ -206,7 +206,9 @@ def _replay(
             if step > 0:
                 noise = torch.randn(latent.shape, generator=generator).to(device)
                 disturbed = normalise_tokens(latent + strength * noise)
-                drawn = None if limbs is None else draw_hands(limbs, pose, intrinsics, rgbd.shape[-1])
+                drawn = None
+                if limbs is not None and model.config.codec.hand_width > 0:
+                    drawn = draw_hands(limbs, pose, intrinsics, rgbd.shape[-1])
                 kept = model.codec.decode(disturbed, anchor, guess.skips, drawn).float().clamp(-1.0, 1.0)
         memory.append(Frame([], kept, pose, intrinsics, limbs=limbs), recall, active)
         coverage = token_coverage(anchor.mask, model.config.codec.grid)
