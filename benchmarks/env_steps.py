@@ -34,7 +34,6 @@ from benchmarks.sweep import (
 )
 
 WARM_UP_STEPS = 20
-SPLIT_STEPS = 100  # at most so many are divided among their parts
 AROUND = 50  # steps on either side of the step whose time is a median
 
 
@@ -69,7 +68,8 @@ def measure(setting: Setting) -> dict[str, float]:
     found |= summarise(timing, setting.num_envs)
     found["memory_mb_loaded"] = bytes_loaded / 2**20
     found["memory_mb_per_env"] = (held_bytes(setting.device) - bytes_loaded) / 2**20 / setting.num_envs
-    found |= explain(setting, env, draw)
+    if setting.split_steps:
+        found |= explain(setting, env, draw)
     env.close()
     if setting.horizon:
         found |= measure_long_dream(setting)
@@ -82,7 +82,7 @@ def explain(setting: Setting, env: Any, draw: "Draw") -> dict[str, float]:
     from benchmarks.roofline import count_work
     from benchmarks.time_split import split_time
 
-    core, num_steps = env.unwrapped._core, min(setting.steps, SPLIT_STEPS)
+    core, num_steps = env.unwrapped._core, min(setting.steps, setting.split_steps)
     work = count_work(core.engine.config, len(core.engine.levels) - 1, core.engine.hands, setting.sampler)
 
     def run(around: Callable[[], AbstractContextManager[None]]) -> None:
@@ -289,7 +289,8 @@ def main(arguments: list[str] | None = None) -> None:
         except ValueError as error:
             sys.exit(f"env_steps: error: {error}")
         print(f"{setting.title} measured", file=sys.stderr, flush=True)
-    add_roofline(results, settings)
+    if settings[0].split_steps:
+        add_roofline(results, settings)
     if out is not None:
         save_sweep(out, settings, results)
     columns, first = ["", *[setting.title for setting in settings]], settings[0]

@@ -12,13 +12,14 @@ import numpy as np
 
 EARLY_STEP = 100  # the step that the end of the long dream is compared with
 SWEPT = ("num_envs", "steps_per_frame", "size")
-SHARED = ("weights", "device", "steps", "threads", "starts", "env", "obs", "output", "sampler")
+SHARED = ("weights", "device", "steps", "threads", "starts", "env", "obs", "output", "sampler", "split_steps")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
     """What one process measures. threads 0 leaves torch's own choice; horizon 0 skips the long dream; steps_per_frame
-    and size None are the weights' own. Names of metrics end in `ending`."""
+    and size None are the weights' own; at most split_steps are divided among their parts, 0: none. Names of metrics end
+    in `ending`."""
 
     num_envs: int
     weights: str
@@ -34,6 +35,7 @@ class Setting:
     obs: str = "pixels"
     output: str = "numpy"
     env: str = "WorldScape-Nav-v0"
+    split_steps: int = 100
 
     @property
     def keywords(self) -> dict[str, Any]:
@@ -66,8 +68,14 @@ def read_sweep(arguments: list[str] | None = None) -> Sweep:
     counts = read_counts(parser, "--num-envs", options.num_envs)
     calls = read_counts(parser, "--steps-per-frame", options.steps_per_frame)
     sizes = read_counts(parser, "--size", options.size)
-    if options.steps < 1 or options.threads < 0 or (options.horizon and options.horizon < 2 * EARLY_STEP):
-        parser.error(f"--steps and --threads cannot be negative, and --horizon is 0 or at least {2 * EARLY_STEP}")
+    if (
+        options.steps < 1
+        or min(options.threads, options.split_steps) < 0
+        or (options.horizon and options.horizon < 2 * EARLY_STEP)
+    ):
+        parser.error(
+            f"--steps, --split-steps and --threads cannot be negative, and --horizon is 0 or at least {2 * EARLY_STEP}"
+        )
     if options.obs == "latent" and options.size:
         parser.error("--size is a picture's: leave it out with --obs latent")
     shared = {name: vars(options)[name] for name in SHARED}
@@ -96,6 +104,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--obs", default="pixels", choices=("pixels", "latent"), help="what is observed")
     parser.add_argument("--output", default="numpy", choices=("numpy", "torch"), help="torch: tensors on the device")
     parser.add_argument("--steps", type=int, default=300, help="timed steps")
+    split = "at most so many steps are timed part by part; 0: none, and no roofline"
+    parser.add_argument("--split-steps", type=int, default=100, help=split)
     parser.add_argument("--horizon", type=int, default=0, help="steps of the long dream, 200 or more; 0 for none")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 for torch's own choice")
     parser.add_argument("--starts", default="train", help="the environment's option: train, heldout, drawn or a path")

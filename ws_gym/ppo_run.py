@@ -37,6 +37,8 @@ from ws_gym.ppo import Recipe, Rollout, Worlds, fit_policy, learn, make_worlds
 
 IDENTITY = ("env", "task", "preset", "starts", "dense", "steps", "num_envs", "limit", "checkpoints", "seed")
 """Options that a run must keep to go on from its checkpoint."""
+TOLD = ("num_steps", "minibatches")
+"""Settings of the recipe that the command line may change, since they go with the number of worlds."""
 DEBUG_RECIPE = {"num_steps": 8, "epochs": 2, "minibatches": 2}
 DEBUG_WIDTHS = {"frames": 2, "channels": (4, 4), "hidden": 16}
 DEBUG_OPTIONS = {"steps": 64, "num_envs": 2, "limit": 5, "score_limit": 8, "episodes": 2, "checkpoints": 2}
@@ -63,7 +65,7 @@ class Lesson:
 def teach(lesson: Lesson, about: str | None, arguments: list[str] | None = None) -> None:
     """The whole command: train or go on, film and save now and then, end with the table of scores."""
     args = read_options(lesson, about, arguments)
-    recipe = Recipe(**{**lesson.recipe, **(DEBUG_RECIPE if args.preset == "debug" else {})})
+    recipe = choose_recipe(lesson, args)
     options = {name: getattr(args, name) for name in ("num_envs", "limit", "device", "starts", "dense")}
     worlds = make_worlds(args.task, args.env, args.preset, **options)
     config = fit_policy(worlds, **(DEBUG_WIDTHS if args.preset == "debug" else lesson.widths))
@@ -77,6 +79,12 @@ def teach(lesson: Lesson, about: str | None, arguments: list[str] | None = None)
     print(tabulate_plays(plays, args.task).to_text())
 
 
+def choose_recipe(lesson: Lesson, args: argparse.Namespace) -> Recipe:
+    """The lesson's recipe, with what the command line says of it."""
+    told = {name: getattr(args, name) for name in TOLD if getattr(args, name) is not None}
+    return Recipe(**{**lesson.recipe, **(DEBUG_RECIPE if args.preset == "debug" else {}), **told})
+
+
 def read_options(lesson: Lesson, about: str | None, arguments: list[str] | None) -> argparse.Namespace:
     """The command line of a lesson; `--preset debug` makes a tiny run of what is not given."""
     pair = lesson.counterparts
@@ -88,6 +96,8 @@ def read_options(lesson: Lesson, about: str | None, arguments: list[str] | None)
     parser.add_argument("--out", type=Path, default=Path("runs/ppo"))
     parser.add_argument("--steps", type=count, default=300_000, help="env steps, all worlds together")
     parser.add_argument("--num-envs", type=count, default=16)
+    parser.add_argument("--num-steps", type=count, help="steps of each world that make an update; fewer of more worlds")
+    parser.add_argument("--minibatches", type=count, help="into how many parts an update is divided, in each epoch")
     parser.add_argument("--limit", type=count, default=100, help="steps of an episode while learning")
     parser.add_argument("--checkpoints", type=count, default=12, help="how many to write, denser early in the run")
     parser.add_argument("--episodes", type=count, default=100, help="held-out episodes of the final table")

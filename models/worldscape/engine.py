@@ -5,7 +5,7 @@ noise against fixed history (writes nothing), the codec decodes it, `commit` app
 """
 
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
@@ -27,6 +27,7 @@ from worldscape.conditioning.reproject import encode_depth, reproject, settle
 from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.config import MemoryConfig
 from worldscape.flow import euler_step, sampling_levels
+from worldscape.graphs import StepGraphs
 from worldscape.handling import recognise, show_hands
 from worldscape.memory.pages import PageShape
 from worldscape.memory.surroundings import surroundings_along
@@ -68,6 +69,7 @@ class WorldEngine:
         hands: "left", "right" or "both" for slots that have hands; None for slots that walk only, which costs less.
         memory: policy and sizes of the slots' memory, for ablations; None takes the model's.
         memory_budget: bytes that the pages of all slots never exceed; a small one makes the pool smaller.
+        use_graphs: on CUDA, steps are started as graphs (graphs.py) once two of their kind were made; of use_fast only.
 
     Raises ValueError for fewer than 1 slot, for a budget in which sink and local window do not fit, for a teacher, and
     for hands with weights that know none.
@@ -88,6 +90,7 @@ class WorldEngine:
         hands: str | None = None,
         memory: MemoryConfig | None = None,
         memory_budget: int | None = None,
+        use_graphs: bool = True,
     ):
         if num_slots < 1:
             raise ValueError(f"num_slots is {num_slots}; an engine has at least 1 slot.")
@@ -114,6 +117,8 @@ class WorldEngine:
             self.codec = fast_codec(self.model, self.dtype)
         self.rebuild = reproject_fast if use_fast else reproject
         self.state = self._empty(self._memory(num_slots, memory_budget))
+        is_recorded = use_graphs and use_fast and self.device.type == "cuda"
+        self.graphs = StepGraphs(self.state) if is_recorded else None
 
     @property
     def calls_per_step(self) -> int:
@@ -175,17 +180,26 @@ class WorldEngine:
         if hands is not None:
             check_hands(hands, HAND_STATE_WIDTH if is_realised else HAND_ACTION_WIDTH, state.is_open, self.hands)
             hands = hands.to(self.device, torch.float32)
+        if self.graphs is None:
+            self._go(controls, active, hands, is_realised=is_realised, may_walk=may_walk)
+        else:
+            go, kind = partial(self._go, is_realised=is_realised, may_walk=may_walk), (hands is not None, is_realised)
+            self.graphs.run(kind, go, (controls, active, hands))
+        return self._present(self.calls_per_step)
+
+    def _go(self, controls: Tensor, active: Tensor, hands: Tensor | None, *, is_realised: bool, may_walk: bool) -> None:
+        """A step of checked inputs; on a GPU it must not wait for the device, or it could not be recorded."""
+        state = self.state
         ahead = self.ahead(state)
         realised = self.realise(ahead, controls) if may_walk and not is_realised else controls
         moved = None
         if hands is not None:
             moved = self.place_hands(ahead, realised, hands) if is_realised else self.realise_hands(ahead, hands)
         self.advance(state, realised, active, hands=moved, commanded=controls)
-        return self._present(self.calls_per_step)
 
     def close(self) -> None:
         """Free the slots' memory; the engine cannot be used afterwards."""
-        self.state = self._empty(self._memory(0, None))
+        self.state, self.graphs = self._empty(self._memory(0, None)), None
         self.num_slots = 0
 
     @torch.inference_mode()
@@ -399,7 +413,12 @@ class WorldEngine:
         return SlotState.empty(self.config, memory)
 
     def _present(self, model_calls: int) -> EngineFrame:
-        return self.state.present(model_calls, self.model.heads, self.hands is not None)
+        frame = self.state.present(model_calls, self.model.heads, self.hands is not None)
+        if self.graphs is not None and self.graphs.is_replaying:  # what is not copied would change with the next step
+            frame.rgbd = frame.rgbd.clone()
+            if frame.find_goal is not None:
+                frame.find_goal = partial(frame.find_goal, intrinsics=self.state.intrinsics.clone())
+        return frame
 
     def _view(
         self, pose: Tensor, previous: Tensor, recall: Recall, intrinsics: Tensor, hands: ShownHands | None

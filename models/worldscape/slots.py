@@ -1,6 +1,6 @@
 """What goes into the engine, what it keeps of its slots, and what comes out: plain values with a leading B."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -247,11 +247,15 @@ class SlotState:
 
     def write_rows(self, rows: Tensor, new: dict[str, Tensor]) -> None:
         """Replace `rows` [R] by tensors [R, ...] of the same names; memory stays, and so does what was shown before."""
-        changed = {name: stored.index_copy(0, rows, new[name]) for name, stored in self.tensors().items()}
+        self.put({name: stored.index_copy(0, rows, new[name]) for name, stored in self.tensors().items()})
+
+    def put(self, new: Mapping[str, Tensor]) -> None:
+        """Let these tensors take the place of all of those that `tensors` names."""
         if self.flight is not None:
-            self.flight = InFlight(*(changed.pop(f"flight_{name}") for name in InFlight._fields))
-        for name, tensor in changed.items():
-            setattr(self, name, tensor)
+            self.flight = InFlight(*(new[f"flight_{name}"] for name in InFlight._fields))
+        for name, tensor in new.items():
+            if not name.startswith("flight_"):
+                setattr(self, name, tensor)
 
     def present(self, model_calls: int, heads: Heads, has_hands: bool) -> EngineFrame:
         """The slots' current frames, after so many model calls, as tensors that later steps leave alone."""

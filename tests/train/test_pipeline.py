@@ -26,6 +26,11 @@ def test_each_stage_builds_on_the_one_before_and_students_learn_from_the_world(t
     assert next(run for run in runs if run.stage == "distill").config.steps == 3
 
 
+def test_the_first_stage_may_start_from_weights(tmp_path):
+    runs = plan_runs("debug", ("rooms",), tmp_path, Plan(order=("teacher", "world")), "nano")
+    assert [run.init for run in runs] == ["nano", str(tmp_path / "teacher")]
+
+
 def test_a_config_file_says_what_differs(tmp_path):
     file = tmp_path / "plan.json"
     file.write_text(json.dumps({"order": ["codec", "world"], "model": {"memory": {"num_anchors": 3}}}))

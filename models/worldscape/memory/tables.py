@@ -1,5 +1,6 @@
 """Slot tables: which page each slot has in which place, and what its last frame meant to memory. Metadata only."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 import torch
@@ -85,6 +86,11 @@ class SlotTables:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "levels"}
+
+    def put(self, new: Mapping[str, Tensor]) -> None:
+        """Let these tensors take the place of all of those that `tensors` names."""
+        for name, tensor in new.items():
+            setattr(self, name, tensor)
 
     def write_rows(self, rows: Tensor, new: dict[str, Tensor]) -> None:
         """Overwrite `rows` [R] in place with tensors [R, ...] of the same names."""

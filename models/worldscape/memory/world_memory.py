@@ -267,8 +267,9 @@ class WorldMemory:
         """Whose the frame's pixels are, and the parts of what moves in it (Page)."""
         size, limbs = self.store.shape.size, frame.limbs
         if limbs is None:
-            nobody = torch.zeros(len(frame.pose), size, size, dtype=torch.uint8, device=frame.pose.device)
-            return nobody, torch.eye(4).to(frame.pose).expand(len(frame.pose), NUM_MOVING, 4, 4)
+            slots, device = len(frame.pose), frame.pose.device
+            nobody = torch.zeros(slots, size, size, dtype=torch.uint8, device=device)
+            return nobody, torch.eye(4, dtype=frame.pose.dtype, device=device).expand(slots, NUM_MOVING, 4, 4)
         depth = decode_depth(frame.rgbd[:, 3])
         return owned_by(depth, frame.pose, frame.intrinsics, limbs, frame.is_real), limbs.moving()
 

@@ -72,6 +72,7 @@ def add_parser(subparsers: Any) -> None:
     pipeline = stages.add_parser("all", help="train every stage in turn, each on the one before")
     _add_common(pipeline)
     pipeline.add_argument("--config", type=Path, help="JSON or TOML: order, model, stages (docs/training.md)")
+    pipeline.add_argument("--init", help="weights that the first stage starts from, as for a single stage")
     pipeline.set_defaults(func=run_all)
 
 
@@ -104,7 +105,7 @@ def run_all(args: argparse.Namespace) -> int:
     """Train every stage in turn. Returns as run does."""
     from worldscape.train.pipeline import run_pipeline
 
-    return run_pipeline(args.preset, tuple(args.data), args.out, args.config, args.minutes or 0.0)
+    return run_pipeline(args.preset, tuple(args.data), args.out, args.config, args.minutes or 0.0, args.init)
 
 
 def train_stage(wanted: StageRun) -> int:

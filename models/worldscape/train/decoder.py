@@ -40,7 +40,7 @@ from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.critic import Critic, critic_losses
 from worldscape.train.decoder_hands import HandsStage, build_hands_stage
 from worldscape.train.heads import num_training
-from worldscape.train.rollouts import Moment, RolloutPlan, hands_drawn, owners_at, take_rollouts
+from worldscape.train.rollouts import Moment, RolloutPlan, owners_at, take_rollouts, told_of_hands
 from worldscape.train.runtime import choose_device
 from worldscape.world import WorldModel
 
@@ -126,9 +126,7 @@ class DecoderStage:
         )
         notes = {name: notes[place] for name, notes in self.rollouts.items()}
         index = notes.pop("frames").numpy()
-        notes = {f"dream_{name}": note.float() for name, note in notes.items()}
-        drawn = {} if self.store.hands is None else {"dream_drawn": hands_drawn(self.store, index)}
-        return notes | drawn | {"twin": self.store.rgbd(index)}
+        return {f"dream_{name}": note.float() for name, note in notes.items()} | {"twin": self.store.rgbd(index)}
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """The critic's own loss; on the decoder's turn also pixels, edges and the critic's opinion."""
@@ -164,7 +162,7 @@ class DecoderStage:
             own = disturb_latent(model.codec.encode(batch["target"]).float(), generator)
             latent, guess = torch.cat([own, batch["dream_latent"]]), model.codec.encode_anchor(anchor)
             hands = draw_targets_hands(batch)
-            hands = None if hands is None else torch.cat([hands, batch["dream_drawn"]])
+            hands = None if hands is None else torch.cat([hands, batch["dream_drawn"] / 255.0])
         return model.codec.decode(latent, anchor, guess.skips, hands).float()
 
     def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
@@ -180,17 +178,25 @@ class DecoderStage:
 
 
 def what_decoder_sees(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
-    """`latent` [E, P, C], `anchor` [E, 4, h, w] and `mask` bool [E, 1, h, w], which the decoder is given; `shown`
-    [E, 4, h, w], what it makes of them; `real` bool [E, 1, h, w], where the stretch's first frame shows the view, or a
-    hand is, which is known too."""
-    state, (rgbd, mask) = moment.engine.state, moment.view.recall.anchor
-    depth, target = torch.from_numpy(store.depth[moment.index]).float(), torch.from_numpy(store.pose[moment.index])
-    first, poses = store.rgbd(moment.first)[:, None], torch.from_numpy(store.pose[moment.first])[:, None]
-    valid, intrinsics = torch.ones(len(depth), 1, dtype=torch.bool), torch.from_numpy(store.intrinsics[moment.index])
-    real = visible_from(first, poses, valid, depth, target, intrinsics)
+    """`latent` [E, P, C], `anchor` [E, 4, h, w], `mask` bool [E, 1, h, w] and what told_of_hands names, which the
+    decoder is given; `shown` [E, 4, h, w], what it makes of them; `real` bool [E, 1, h, w], where the stretch's first
+    frame shows the view, or a hand is, which is known too."""
+    state, (rgbd, mask), device = moment.engine.state, moment.view.recall.anchor, moment.engine.device
+    depth, target, intrinsics, poses = (
+        torch.from_numpy(part).to(device, torch.float32)
+        for part in (
+            store.depth[moment.index],
+            store.pose[moment.index],
+            store.intrinsics[moment.index],
+            store.pose[moment.first],
+        )
+    )
+    first, valid = store.rgbd(moment.first).to(device)[:, None], torch.ones_like(mask[:, :, 0, 0], dtype=torch.bool)
+    real = visible_from(first, poses[:, None], valid, depth, target, intrinsics)
     if store.hands is not None:
-        real |= (owners_at(store, moment.index) > NOBODY)[:, None]
-    return {"latent": state.latent, "anchor": rgbd, "mask": mask > 0, "shown": state.rgbd, "real": real}
+        real |= (owners_at(store, moment.index, device) > NOBODY)[:, None]
+    given = {"latent": state.latent, "anchor": rgbd, "mask": mask > 0, **told_of_hands(moment)}
+    return {**given, "shown": state.rgbd, "real": real}
 
 
 def build_stage(

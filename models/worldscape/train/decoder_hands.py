@@ -29,7 +29,7 @@ from worldscape.data.clips import Datasets, FrameStore
 from worldscape.evaluate.metrics import error_to_psnr
 from worldscape.train.codec import picture_grid, picture_loss
 from worldscape.train.config import TrainConfig
-from worldscape.train.rollouts import Moment, RolloutPlan, hands_drawn, owners_at, take_rollouts
+from worldscape.train.rollouts import Moment, RolloutPlan, owners_at, take_rollouts, told_of_hands
 from worldscape.world import WorldModel
 
 TRUE_WEIGHT = 4.0  # of a pixel that is to be the recording's against one that is to stay
@@ -86,12 +86,12 @@ class HandsStage:
 
     def _paint(self, model: WorldModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The batch's latents as the decoder paints them now, and as it did before: RGB-D."""
-        anchor = Anchor(batch["anchor"], batch["mask"])
+        anchor, drawn = Anchor(batch["anchor"], batch["mask"]), batch["drawn"] / 255.0
         with torch.no_grad():
             skips = model.codec.encode_anchor(anchor).skips
             before = self.before.to(batch["latent"].device)
-            kept = before.decode(batch["latent"], anchor, skips, batch["drawn"]).float()
-        return model.codec.decode(batch["latent"], anchor, skips, batch["drawn"]).float(), kept
+            kept = before.decode(batch["latent"], anchor, skips, drawn).float()
+        return model.codec.decode(batch["latent"], anchor, skips, drawn).float(), kept
 
     def _draw(self, rng: np.random.Generator, num_true: int, size: int) -> dict[str, Tensor]:
         num_frames = self.rollouts["frames"].numel()
@@ -99,23 +99,22 @@ class HandsStage:
         rows = torch.cat([rows, torch.from_numpy(rng.integers(num_frames, size=size - num_true))])
         notes = {name: note.flatten(0, 1)[rows] for name, note in self.rollouts.items()}
         index = notes.pop("frames").numpy()
-        shown = {"twin": self.store.rgbd(index), "drawn": hands_drawn(self.store, index)}
-        return {name: note.float() for name, note in notes.items()} | shown
+        return {name: note.float() for name, note in notes.items()} | {"twin": self.store.rgbd(index)}
 
 
 def what_hands_show(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
-    """`latent` [E, P, C], `anchor` [E, 4, h, w] and `mask` bool [E, 1, h, w], which the decoder is given; `hand` bool
-    [E, 1, h, w]: where the recording shows a hand, and around it; `hole` bool [E, 1, h, w]: where memory shows nothing
-    of a table, and the recording no hand."""
+    """`latent` [E, P, C], `anchor` [E, 4, h, w], `mask` bool [E, 1, h, w] and what told_of_hands names, which the
+    decoder is given; `hand` bool [E, 1, h, w]: where the recording shows a hand, and around it; `hole` bool
+    [E, 1, h, w]: where memory shows nothing of a table, and the recording no hand."""
     rgbd, mask = moment.view.recall.anchor
     hand = hole = torch.zeros_like(mask, dtype=torch.bool)
     if store.hands is not None:
-        owner = owners_at(store, moment.index)[:, None].to(mask.device)
+        owner = owners_at(store, moment.index, mask.device)[:, None]
         is_table = store.hands.moves(moment.index)[:, None, None, None].to(mask.device)
         is_hand = (owner != NOBODY) & (owner != OBJECT) & (owner != OBJECT_RIM)
         hole = is_table & (owner == NOBODY) & (mask <= 0)
         hand = (F.max_pool2d(is_hand.to(mask.dtype), 2 * AROUND + 1, 1, AROUND) > 0) & ~hole
-    given = {"latent": moment.engine.state.latent, "anchor": rgbd, "mask": mask > 0}
+    given = {"latent": moment.engine.state.latent, "anchor": rgbd, "mask": mask > 0, **told_of_hands(moment)}
     return given | {"hand": hand, "hole": hole}
 
 

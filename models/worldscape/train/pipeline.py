@@ -75,14 +75,17 @@ def _parse_toml(text: str, path: Path) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
-def run_pipeline(name: str, data: tuple[str, ...], out: Path, config_file: Path | None, minutes: float) -> int:
-    """Train all stages of a preset. minutes: stop after so many (0: no limit). Returns as train_stage does.
+def run_pipeline(
+    name: str, data: tuple[str, ...], out: Path, config_file: Path | None, minutes: float, init: str | None = None
+) -> int:
+    """Train all stages of a preset. minutes: stop after so many (0: no limit); init: weights that the first stage
+    starts from. Returns as train_stage does.
 
     Raises ValueError for a config file that is not understood, and under torchrun, before anything is trained.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("train all runs in one process: under torchrun train its stages one by one")
-    runs, started = plan_runs(name, data, out, read_plan(config_file)), time.perf_counter()
+    runs, started = plan_runs(name, data, out, read_plan(config_file), init), time.perf_counter()
     is_kept = True  # a stage that trains may change all later ones
     for wanted in runs:
         is_kept = is_kept and is_finished(wanted)
@@ -100,11 +103,12 @@ def run_pipeline(name: str, data: tuple[str, ...], out: Path, config_file: Path 
     return 0
 
 
-def plan_runs(name: str, data: tuple[str, ...], out: Path, plan: Plan) -> list[StageRun]:
-    """The stages of a preset in order, each built on the one before; students learn from the last causal generator
-    that was trained on recorded frames."""
+def plan_runs(name: str, data: tuple[str, ...], out: Path, plan: Plan, init: str | None = None) -> list[StageRun]:
+    """The stages of a preset in order, each built on the one before, the first on `init`; students learn from the last
+    causal generator that was trained on recorded frames."""
     taught_by = "spatial" if "spatial" in plan.order else "world"
-    model, runs, init = merge_model(preset(name), plan.model), [], None
+    model = merge_model(preset(name), plan.model)
+    runs: list[StageRun] = []
     for stage in plan.order:
         runs.append(
             StageRun(

@@ -19,11 +19,14 @@ from worldscape.conditioning.layers import owned_by
 from worldscape.data.clips import Datasets, FrameStore
 from worldscape.engine import Start, WorldEngine
 from worldscape.progress import Progress
-from worldscape.slot_hands import SlotHands, draw_hands
+from worldscape.slot_hands import SlotHands
 from worldscape.slots import EngineFrame, RecordedHands, View
 from worldscape.train.cache import cached
 from worldscape.train.runtime import rows_at_once
 from worldscape.world import WorldModel
+
+KEPT = "with the pose video as it was told"
+"""Names what notes hold: change it with them, and rollouts that were kept before are made again."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -88,7 +91,7 @@ def take_rollouts(
     Floating-point notes are kept as float16.
     """
     frames = plan.draw(store)
-    settings = [note.__name__, model.config.to_dict(), len(store.frames), store.num_episodes, asdict(plan)]
+    settings = [note.__name__, model.config.to_dict(), len(store.frames), store.num_episodes, asdict(plan), KEPT]
     return cached(
         dataset,
         settings,
@@ -152,20 +155,20 @@ def hands_in(store: FrameStore) -> str | None:
     return next(name for name, rows in HANDS.items() if rows == store.hands.rows)
 
 
-def owners_at(store: FrameStore, index: np.ndarray) -> Tensor:
-    """Who owns the pixels of recorded frames [E] with hands (`layers.owned_by`): uint8 [E, h, w]."""
+def owners_at(store: FrameStore, index: np.ndarray, device: torch.device | str = "cpu") -> Tensor:
+    """Who owns the pixels of recorded frames [E] with hands (`layers.owned_by`): uint8 [E, h, w], on the device."""
     assert store.hands is not None
     depth, pose, intrinsics = (
-        torch.from_numpy(part[index]).float() for part in (store.depth, store.pose, store.intrinsics)
+        torch.from_numpy(part[index]).to(device, torch.float32) for part in (store.depth, store.pose, store.intrinsics)
     )
     return owned_by(depth, pose, intrinsics, store.hands.limbs(index, pose))
 
 
-def hands_drawn(store: FrameStore, index: np.ndarray) -> Tensor:
-    """The pose video of recorded frames [E] with hands, as a dream draws it: [E, 4, h, w], black where none is."""
-    assert store.hands is not None
-    pose, intrinsics = (torch.from_numpy(part[index]).float() for part in (store.pose, store.intrinsics))
-    return draw_hands(store.hands.limbs(index, pose), pose, intrinsics, store.frames.shape[1])
+def told_of_hands(moment: Moment) -> dict[str, Tensor]:
+    """`drawn` uint8 [E, 4, h, w]: the pose video that the dream was told of, black where no hand is; nothing in an
+    engine without hands."""
+    hands = moment.view.hands
+    return {} if hands is None else {"drawn": (255.0 * hands.picture).round().to(torch.uint8)}
 
 
 def hands_at(engine: WorldEngine, store: FrameStore, index: np.ndarray) -> SlotHands | None:

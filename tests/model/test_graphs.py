@@ -1,0 +1,170 @@
+"""Recorded steps: the same dream as without, whatever happens to the slots between steps.
+
+On a CPU nothing can be recorded; there a recording is the step itself, done again in the same places, which is all that
+a graph does but for its speed. What forbids recording, reading the device back or sending it something, is looked for
+on the device `meta`, which has no memory at all.
+"""
+
+import traceback
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from worldscape.checkpoint import load_world
+from worldscape.engine import Start, WorldEngine
+from worldscape.engines import SAMPLERS
+from worldscape.graphs import WARM_UPS, StepGraphs
+from worldscape.world import debug_world
+
+NUM_SLOTS = 3
+
+
+@pytest.fixture(scope="module")
+def model():
+    return debug_world()
+
+
+def open_both(model, sampler: str, device: str = "cpu", **options) -> tuple[WorldEngine, WorldEngine]:
+    """An engine that records its steps and one that does not, opened on the same starts."""
+    engines = tuple(
+        SAMPLERS[sampler](model, NUM_SLOTS, device=device, **options, use_graphs=use) for use in (True, False)
+    )
+    if device == "cpu":
+        engines[0].graphs = StepGraphs(engines[0].state, record=lambda work: work)
+    for engine in engines:
+        engine.open(start(0), torch.arange(NUM_SLOTS))
+    return engines[0], engines[1]
+
+
+def start(seed: int, rows: int = NUM_SLOTS) -> Start:
+    rng = torch.Generator().manual_seed(seed)
+    pictures = torch.randint(0, 256, (rows, 1, 64, 64, 3), generator=rng, dtype=torch.uint8)
+    depth = 1.0 + 4.0 * torch.rand(rows, 1, 1, 1, generator=rng).expand(-1, -1, 64, 64)
+    return Start(pictures, depth.contiguous(), torch.eye(4).repeat(rows, 1, 1, 1))
+
+
+def drawn(step: int, hands: bool) -> dict[str, Tensor | None]:
+    rng = torch.Generator().manual_seed(step)
+    active = torch.rand(NUM_SLOTS, generator=rng) < 0.8
+    moves = 0.2 * torch.randn(NUM_SLOTS, 6, generator=rng)
+    actions = torch.rand(NUM_SLOTS, 2, 13, generator=rng) * 2 - 1 if hands else None
+    return {"controls": moves, "active": active, "hands": actions}
+
+
+def shown(frame) -> dict[str, Tensor]:
+    tensors = {name: value for name, value in vars(frame).items() if isinstance(value, Tensor)}
+    hands = {} if frame.hands is None else {f"hands.{name}": value for name, value in frame.hands._asdict().items()}
+    goal = {} if frame.goal is None else {"goal": frame.goal.place}
+    return {name: value.cpu().clone() for name, value in {**tensors, **hands, **goal}.items()}
+
+
+def reopen(engine: WorldEngine) -> None:
+    engine.open(start(5, 1), torch.tensor([9]), torch.tensor([1]))
+
+
+def rewind(engine: WorldEngine) -> None:
+    past = engine.snapshot()
+    engine.step(torch.zeros(NUM_SLOTS, 6))
+    engine.restore(past)
+
+
+BETWEEN: dict[int, Callable[[WorldEngine], object]] = {
+    4: reopen,
+    6: rewind,
+    8: lambda engine: engine.fork(0, torch.tensor([2])),
+}
+"""What is done to the slots before the steps of these numbers, all of which are after the first recording."""
+
+
+def assert_same_dreams(recording: WorldEngine, plain: WorldEngine, hands: bool, tolerance: float = 0.0) -> None:
+    kept = []
+    for step in range(10):
+        if step in BETWEEN:
+            BETWEEN[step](recording)
+            BETWEEN[step](plain)
+        frame, expected = recording.step(**drawn(step, hands)), plain.step(**drawn(step, hands))
+        kept.append((frame, shown(frame)))
+        for name, value in shown(expected).items():
+            torch.testing.assert_close(kept[-1][1][name], value, rtol=tolerance, atol=tolerance, msg=f"{name}, {step}")
+    assert recording.graphs is not None and recording.graphs.is_replaying
+    for frame, before in kept:  # frames are values: later steps leave them alone
+        for name, value in shown(frame).items():
+            assert torch.equal(value, before[name]), name
+    recording.state.memory.check()
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("hands", [None, "right"])
+def test_recorded_steps_make_the_same_dream(model, sampler, hands):
+    assert_same_dreams(*open_both(model, sampler, hands=hands), hands is not None)
+
+
+def test_each_kind_of_step_is_recorded_by_itself(model):
+    recording, plain = open_both(model, "blockwise", hands="right")
+    for step in range(4 * (WARM_UPS + 2)):
+        told = drawn(step, step % 2 == 0)
+        frame, expected = recording.step(**told), plain.step(**told)
+        assert torch.equal(frame.rgbd, expected.rgbd)
+    moves = drawn(0, False) | {"is_realised": True}
+    for _ in range(WARM_UPS + 2):
+        assert torch.equal(recording.step(**moves).rgbd, plain.step(**moves).rgbd)
+
+
+def test_a_step_that_cannot_be_recorded_goes_on_as_before_and_says_so(model):
+    recording, plain = open_both(model, "blockwise")
+
+    def refuse(work: Callable[[], None]) -> Callable[[], object]:
+        recording.state.latent = torch.zeros(0)  # a step that broke off leaves what it had got to
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    recording.graphs = StepGraphs(recording.state, refuse)
+    for step in range(6):
+        if step == WARM_UPS:
+            with pytest.warns(UserWarning, match="not recorded as CUDA graphs.*capturing"):
+                frame = recording.step(**drawn(step, False))
+        else:
+            frame = recording.step(**drawn(step, False))
+        assert torch.equal(frame.rgbd, plain.step(**drawn(step, False)).rgbd)
+    assert not recording.graphs.is_replaying
+
+
+class Crossings(TorchDispatchMode):
+    """Where tensors of the host are used, which a recorded step must not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        if any(isinstance(leaf, Tensor) and leaf.device.type == "cpu" for leaf in tree_leaves((args, kwargs, made))):
+            ours = [frame for frame in traceback.extract_stack() if "/worldscape/" in frame.filename]
+            self.places.append(f"{func} in {ours[-1].filename}:{ours[-1].lineno}")
+        return made
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("hands", [None, "right", "both"])
+def test_no_step_waits_for_the_device(sampler, hands):
+    """On `meta`, asking for a value is an error, and so a read-back would be."""
+    engine = SAMPLERS[sampler](load_world("nano"), NUM_SLOTS, device="meta", precision="bf16", hands=hands)
+    told = {name: None if value is None else value.to("meta") for name, value in drawn(0, hands is not None).items()}
+    engine.step(**told)  # constants are made ready
+    for is_realised in (False, True):
+        if is_realised and hands is not None:
+            told["hands"] = torch.zeros(NUM_SLOTS, 2, 16, device="meta")
+        with Crossings() as crossings:
+            engine.step(**told, is_realised=is_realised)
+        assert not crossings.places
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("hands", [None, "right"])
+def test_on_a_gpu_graphs_make_the_same_dream(sampler, hands):
+    recording, plain = open_both(load_world("nano", "cuda"), sampler, "cuda", hands=hands)
+    assert_same_dreams(recording, plain, hands is not None, tolerance=1e-4)
