@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from torch import Tensor
 @dataclass(kw_only=True, slots=True)
 class Batch:
     """What one step shows: observation [B, ...], reward float32 [B], terminated and truncated bool [B],
-    info {name: [B, ...] or a dict of such}; all on the core's device."""
+    info {name: [B, ...] or a dict of such}; all on one device, the core's or the CPU."""
 
     observation: Tensor
     reward: Tensor
@@ -37,6 +37,39 @@ class Batch:
             truncated=choose(other.truncated, self.truncated),
             info=map_info(choose, other.info, self.info),
         )
+
+    def on_cpu(self) -> Batch:
+        """This batch on the CPU, fetched from another device with one copy per type and one wait for them all."""
+        if self.reward.device.type == "cpu":
+            return self
+        found = [self.observation, self.reward, self.terminated, self.truncated]
+        map_info(found.append, self.info)
+        fetched = iter(fetch(found))
+        observation, reward, terminated, truncated = (next(fetched) for _ in range(4))
+        return Batch(
+            observation=observation,
+            reward=reward,
+            terminated=terminated,
+            truncated=truncated,
+            info=map_info(lambda _: next(fetched), self.info),
+        )
+
+
+def fetch(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The same values on the CPU, in the same order; those of one type share their memory, but no element of it."""
+    places: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for place, tensor in enumerate(tensors):
+        places.setdefault((tensor.device, tensor.dtype), []).append(place)
+    packs = [torch.cat([tensors[place].reshape(-1) for place in group]) for group in places.values()]
+    packs = [pack.to("cpu", non_blocking=pack.is_cuda) for pack in packs]  # from CUDA into pinned memory
+    for device in {tensor.device for tensor in tensors if tensor.is_cuda}:
+        torch.cuda.current_stream(device).synchronize()
+    fetched = list(tensors)
+    for group, pack in zip(places.values(), packs, strict=True):
+        parts = pack.split([tensors[place].numel() for place in group])
+        for place, part in zip(group, parts, strict=True):
+            fetched[place] = part.view(tensors[place].shape)
+    return fetched
 
 
 def map_info(function: Callable[..., Any], info: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:

@@ -41,11 +41,15 @@ IMPORTED_IN = os.getpid()
 
 
 class WorldCore:
-    """B worlds in one model. `needs_reset` bool [B] is True for rows that were never opened or whose episode ended."""
+    """B worlds in one model. `needs_reset` bool [B] is True for rows that were never opened or whose episode ended.
 
-    def __init__(self, options: WorldOptions, num_slots: int) -> None:
+    is_for_numpy: batches lie on the CPU, whatever the worlds' device is.
+    """
+
+    def __init__(self, options: WorldOptions, num_slots: int, *, is_for_numpy: bool = False) -> None:
         self.device = options.torch_device
         self.num_slots = num_slots
+        self.is_for_numpy = is_for_numpy
         self.max_episode_steps = options.max_episode_steps
         self.max_drift, self.drift_patience = options.max_drift, options.drift_patience
         self._process = os.getpid()
@@ -117,10 +121,10 @@ class WorldCore:
         self._elapsed = self._elapsed + mask
         self._leave_trail(frame, mask)
         result = self._checked(self.task.step(frame, self._elapsed, mask))
-        truncated = self._truncate(engine, mask)
-        ended = (result.terminated | truncated).cpu().numpy()
+        batch = self._batch(frame, result, self._truncate(engine, mask))
+        ended = (batch.terminated | batch.truncated).cpu().numpy()  # the first wait for a GPU, so the last thing done
         self.needs_reset = np.where(active, ended, self.needs_reset)
-        return self._batch(frame, result, truncated)
+        return batch
 
     def _truncate(self, engine: WorldEngine, mask: Tensor) -> Tensor:
         """Which slots have reached a limit, of steps or of drift: bool [B]."""
@@ -299,13 +303,14 @@ class WorldCore:
         taken = sorted(info.keys() & result.terms.keys())
         if taken:
             raise ValueError(f"the task's info terms {taken} are names that the environment uses itself; rename them.")
-        return Batch(
+        batch = Batch(
             observation=self.observation.observe(frame),
             reward=result.reward.float(),
             terminated=result.terminated,
             truncated=truncated,
             info={**info, **result.terms},
         )
+        return batch.on_cpu() if self.is_for_numpy else batch
 
 
 FORKED = (

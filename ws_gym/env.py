@@ -173,7 +173,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         self.render_mode = check_render_mode(render_mode, (None, "rgb_array", "human"))
         self._viewer = Viewer("WorldScape", RENDER_FPS) if render_mode == "human" else None
         self._options = options
-        self._core = WorldCore(WorldOptions.from_keywords(options), num_slots=1)
+        self._core = WorldCore(WorldOptions.from_keywords(options), num_slots=1, is_for_numpy=True)
         self.observation_space = self._core.observation.space
         self.action_space = self._core.actions.space
 

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn.functional import smooth_l1_loss
 
 import ws_gym  # noqa: F401  (registers the ids)
 from worldscape.checkpoint import load_world
@@ -24,6 +23,7 @@ from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.evaluate.arenas import COUNTERPARTS, Facts, describe_actions
 from worldscape.policy import PixelPolicy, PolicyConfig, open_stack, push_frames
 from worldscape.train.optim import set_lr
+from ws_gym.seeing import Looks, facts_loss, learn_to_see, look_around, shifted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,8 @@ class Recipe:
 
     `reward_scale` multiplies rewards where the critic learns from them: returns far from 1 make its errors drown all
     else that the shared layers could learn (Andrychowicz et al. 2021). `facts` weighs how far off a policy sees them.
+    `looks` openings of episodes teach it to see, `look_epochs` times over before the first step and beside all others
+    (seeing.py); 0 for none.
     """
 
     num_steps: int = 128
@@ -44,6 +46,8 @@ class Recipe:
     entropy: float = 0.01
     value: float = 0.5
     facts: float = 1.0
+    looks: int = 0
+    look_epochs: int = 12
     reward_scale: float = 1.0
     max_grad_norm: float = 0.5
 
@@ -210,9 +214,9 @@ class Losses(NamedTuple):
 
 
 def ppo_loss(policy: PixelPolicy, batch: dict[str, Tensor], recipe: Recipe) -> Losses:
-    """The clipped objective on M steps: stacks, facts, actions, log_probs, advantages and returns, each [M, ...]; and
-    how far the facts are off that the policy sees, where they are known."""
-    odds, values, facts = policy(batch["stacks"])
+    """The clipped objective on M steps: stacks, actions, log_probs, advantages and returns, each [M, ...]; and how far
+    the facts [N, K] are off that the policy sees in views [N, F, h, w, 3], where they are known."""
+    odds, values, _ = policy(batch["stacks"])
     log_ratio = odds.log_prob(batch["actions"]) - batch["log_probs"]
     ratio, advantages = log_ratio.exp(), batch["advantages"]
     advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
@@ -220,11 +224,9 @@ def ppo_loss(policy: PixelPolicy, batch: dict[str, Tensor], recipe: Recipe) -> L
     policy_loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
     value_loss = 0.5 * (values - batch["returns"]).square().mean()
     entropy = odds.entropy().mean()
-    is_known = batch["facts"].isfinite()
-    error = smooth_l1_loss(facts, torch.where(is_known, batch["facts"], facts.detach()), reduction="sum")
-    facts_loss = error / is_known.sum().clamp_min(1)
-    total = policy_loss + recipe.value * value_loss - recipe.entropy * entropy + recipe.facts * facts_loss
-    return Losses(total, policy_loss, value_loss, entropy, ((ratio - 1) - log_ratio).mean(), facts_loss)
+    off = facts_loss(policy.see(batch["views"]), batch["facts"]) if policy.config.num_facts else entropy.new_zeros(())
+    total = policy_loss + recipe.value * value_loss - recipe.entropy * entropy + recipe.facts * off
+    return Losses(total, policy_loss, value_loss, entropy, ((ratio - 1) - log_ratio).mean(), off)
 
 
 def improve(
@@ -234,8 +236,10 @@ def improve(
     last_values: Tensor,
     recipe: Recipe,
     generator: torch.Generator,
+    looks: Looks | None = None,
 ) -> dict[str, float]:
-    """Some epochs of minibatches over the steps that count -> the mean of each loss."""
+    """Some epochs of minibatches over the steps that count, each with as many looks, if there are any -> the mean of
+    each loss."""
     scaled = rollout._replace(rewards=recipe.reward_scale * rollout.rewards)
     advantages = estimate_advantages(scaled, last_values, recipe.gamma, recipe.gae_lambda)
     parts = {
@@ -252,13 +256,25 @@ def improve(
     for _ in range(recipe.epochs):
         order = counted[torch.randperm(len(counted), generator=generator, device=counted.device)]
         for rows in order.chunk(recipe.minibatches):
-            losses = ppo_loss(policy, {name: part[rows] for name, part in flat.items()}, recipe)
+            batch = {name: part[rows] for name, part in flat.items()}
+            if policy.config.num_facts:
+                batch |= draw_views(batch, looks, generator)
+            losses = ppo_loss(policy, batch, recipe)
             optimizer.zero_grad(set_to_none=True)
             losses.total.backward()
             torch.nn.utils.clip_grad_norm_(policy.parameters(), recipe.max_grad_norm)
             optimizer.step()
             seen.append(torch.stack(losses).detach())
     return dict(zip(Losses._fields, torch.stack(seen).mean(0).tolist(), strict=True))
+
+
+def draw_views(batch: dict[str, Tensor], looks: Looks | None, generator: torch.Generator) -> dict[str, Tensor]:
+    """`views` to learn to see from, and their `facts`: the batch's stacks and as many looks, shifted at random."""
+    stacks, facts = batch["stacks"], batch["facts"]
+    if looks is not None:
+        more, known = looks.draw(len(stacks), stacks.shape[1], generator)
+        stacks, facts = torch.cat([stacks, more]), torch.cat([facts, known])
+    return {"views": shifted(stacks, generator), "facts": facts}
 
 
 class Update(NamedTuple):
@@ -283,7 +299,12 @@ def learn(
 ) -> Iterator[Update]:
     """PPO: each update rolls out and improves the policy in place. `updates` may begin in the middle: every random
     number follows from `seed` and the update's, and all worlds are opened anew at the updates in `reopen_at`."""
-    present = None
+    present, looks = None, None
+    if recipe.looks and policy.config.num_facts:
+        looks = look_around(worlds, recipe.looks, seed)
+        if updates.start == 0:
+            generator = torch.Generator(worlds.device).manual_seed(seed)
+            learn_to_see(policy, looks, recipe.look_epochs, generator)
     for number in updates:
         drawn = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         generator = torch.Generator(worlds.device).manual_seed(drawn)
@@ -294,5 +315,5 @@ def learn(
         lr = recipe.lr * (1 - number / updates.stop)
         set_lr([optimizer], lr)
         rollout, last_values = collect(worlds, policy, present, recipe.num_steps, generator)
-        losses = improve(policy, optimizer, rollout, last_values, recipe, generator)
+        losses = improve(policy, optimizer, rollout, last_values, recipe, generator, looks)
         yield Update(number, is_opening, rollout, losses, lr)

@@ -37,10 +37,10 @@ from ws_gym.ppo import Recipe, Rollout, Worlds, fit_policy, learn, make_worlds
 
 IDENTITY = ("env", "task", "preset", "starts", "dense", "steps", "num_envs", "limit", "checkpoints", "seed")
 """Options that a run must keep to go on from its checkpoint."""
-TOLD = ("num_steps", "minibatches")
-"""Settings of the recipe that the command line may change, since they go with the number of worlds."""
-DEBUG_RECIPE = {"num_steps": 8, "epochs": 2, "minibatches": 2}
-DEBUG_WIDTHS = {"frames": 2, "channels": (4, 4), "hidden": 16}
+TOLD = ("num_steps", "minibatches", "looks")
+"""Settings of the recipe that the command line may change, since they go with the number of worlds and layouts."""
+DEBUG_RECIPE = {"num_steps": 8, "epochs": 2, "minibatches": 2, "looks": 4}
+DEBUG_WIDTHS = {"frames": 2, "channels": (4, 4), "hidden": 16, "stride": 4}
 DEBUG_OPTIONS = {"steps": 64, "num_envs": 2, "limit": 5, "score_limit": 8, "episodes": 2, "checkpoints": 2}
 
 
@@ -98,6 +98,7 @@ def read_options(lesson: Lesson, about: str | None, arguments: list[str] | None)
     parser.add_argument("--num-envs", type=count, default=16)
     parser.add_argument("--num-steps", type=count, help="steps of each world that make an update; fewer of more worlds")
     parser.add_argument("--minibatches", type=count, help="into how many parts an update is divided, in each epoch")
+    parser.add_argument("--looks", type=count, help="openings of episodes that teach a policy with facts to see")
     parser.add_argument("--limit", type=count, default=100, help="steps of an episode while learning")
     parser.add_argument("--checkpoints", type=count, default=12, help="how many to write, denser early in the run")
     parser.add_argument("--episodes", type=count, default=100, help="held-out episodes of the final table")

@@ -100,7 +100,8 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.output = output
         self.render_mode = check_render_mode(render_mode, (None, "rgb_array"))
-        self._core = WorldCore(WorldOptions.from_keywords({**self.defaults, **options}), num_envs)
+        world_options = WorldOptions.from_keywords({**self.defaults, **options})
+        self._core = WorldCore(world_options, num_envs, is_for_numpy=output == "numpy")
         self.single_observation_space = self._core.observation.space
         self.single_action_space = self._core.actions.space
         self.observation_space = batch_space(self.single_observation_space, num_envs)

@@ -52,7 +52,7 @@ def fingertip_and_palm(keypoints: Tensor, present: Tensor) -> tuple[Tensor, Tens
     """Keypoints [B, 2, 21, 3], present bool [B, 2] -> fingertip and palm [B, 3] of the right hand, or of the left one
     where there is no other."""
     points = torch.where(present[:, 1, None, None] | ~present[:, :1, None], keypoints[:, 1], keypoints[:, 0])
-    return points[:, FINGERTIP], points[:, list(PALM)].mean(1)
+    return points[:, FINGERTIP], torch.stack([points[:, number] for number in PALM], 1).mean(1)
 
 
 def judge(facts: Facts) -> Worth:
@@ -91,4 +91,5 @@ def _within(distance: Tensor, radius: float) -> Tensor:
 
 
 def _on_table(point: Tensor, target: Tensor) -> Tensor:
-    return (point - target)[:, [0, 2]].norm(dim=-1)
+    across, _, along = (point - target).unbind(-1)
+    return torch.stack([across, along], -1).norm(dim=-1)

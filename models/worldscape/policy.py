@@ -37,7 +37,8 @@ NOISE_EDGE = 2.0**-24
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PolicyConfig:
     """Actions to choose from, or with `is_continuous` the numbers in [-1, 1] that make one action; frames seen (height
-    and width `size`, multiples of `shrinks_by`); widths. num_facts: numbers about the scene that it is taught to see.
+    and width `size`, multiples of `shrinks_by`); widths; stride of the first convolution. num_facts: numbers about the
+    scene that it is taught to see.
     """
 
     num_actions: int
@@ -47,9 +48,10 @@ class PolicyConfig:
     frames: int = 4
     channels: tuple[int, ...] = (32, 64)
     hidden: int = 256
+    stride: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("num_actions", "size", "frames", "hidden"):
+        for name in ("num_actions", "size", "frames", "hidden", "stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"a policy with {name} {getattr(self, name)}: it must be at least 1")
         if self.num_facts < 0:
@@ -59,8 +61,9 @@ class PolicyConfig:
 
     @property
     def shrinks_by(self) -> int:
-        """How much smaller pictures are at the end: a fourth after the first convolution, half after each other."""
-        return 2 ** (len(self.channels) + 1)
+        """How much smaller pictures are at the end: by `stride` after the first convolution, by half after each
+        other."""
+        return self.stride * 2 ** (len(self.channels) - 1)
 
 
 class Choice(NamedTuple):
@@ -122,7 +125,7 @@ class PolicyOutput(NamedTuple):
 class PixelPolicy(nn.Module):
     """Stacks of frames, uint8 [B, F, h, w, 3], oldest first -> PolicyOutput.
 
-    Convolutions whose kernels are twice their strides of 4, 2, ..., and one of 3 x 3 after them (Mnih et al. 2015).
+    Convolutions whose kernels are twice their strides, and one of 3 x 3 after them (Mnih et al. 2015).
     Residual stages (IMPALA, Espeholt et al. 2018) took four times as long on a CPU, most of it while learning.
 
     With facts to see (where a target is, say), they are all that actor and critic go by, and what those want does not
@@ -135,7 +138,7 @@ class PixelPolicy(nn.Module):
         super().__init__()
         self.config = config
         widths = (3 * config.frames, *config.channels)
-        strides = (4, *[2] * (len(config.channels) - 1))
+        strides = (config.stride, *[2] * (len(config.channels) - 1))
         steps = zip(widths[:-1], widths[1:], strides, strict=True)
         layers = [nn.Conv2d(before, after, 2 * by, by, by // 2) for before, after, by in steps]
         layers.append(nn.Conv2d(widths[-1], widths[-1], 3, padding=1))
@@ -158,10 +161,17 @@ class PixelPolicy(nn.Module):
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
         self.trunk.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def forward(self, stacks: Tensor) -> PolicyOutput:
+    def see(self, stacks: Tensor) -> Tensor:
+        """The facts [B, K] alone."""
+        hidden = self._look(stacks)
+        return hidden[:, :0] if self.facts is None else self.facts(hidden)
+
+    def _look(self, stacks: Tensor) -> Tensor:
         pixels = rearrange(stacks, "b f h w c -> b (f c) h w").contiguous(memory_format=torch.channels_last)
-        pixels = pixels.float() / 255.0 - 0.5
-        hidden = self.hidden(self.trunk(pixels))
+        return self.hidden(self.trunk(pixels.float() / 255.0 - 0.5))
+
+    def forward(self, stacks: Tensor) -> PolicyOutput:
+        hidden = self._look(stacks)
         facts = hidden[:, :0] if self.facts is None else self.facts(hidden)
         known = hidden if self.facts is None else facts.detach()
         value = rearrange(self.critic(self.worth(known)), "b 1 -> b")

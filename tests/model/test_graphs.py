@@ -7,10 +7,14 @@ on the device `meta`, which has no memory at all.
 
 import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
+from unittest.mock import patch
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -132,19 +136,76 @@ def test_a_step_that_cannot_be_recorded_goes_on_as_before_and_says_so(model):
     assert not recording.graphs.is_replaying
 
 
+HOST_CALLS = [
+    *((torch, name) for name in ("tensor", "as_tensor", "asarray", "from_numpy", "scalar_tensor")),
+    *((Tensor, name) for name in ("new_tensor", "tolist", "item", "numpy", "cpu", "nonzero")),
+]
+"""What makes a tensor of values of the host, or values of the host of a tensor."""
+
+
+def is_told_by_host(key: object) -> bool:
+    """Whether an index names places in a list, which goes to the device as a tensor."""
+    if isinstance(key, tuple):
+        return any(is_told_by_host(part) for part in key)
+    return isinstance(key, (list, range, np.ndarray)) or (isinstance(key, Tensor) and key.device.type == "cpu")
+
+
+def has_tensor(key: object) -> bool:
+    return any(isinstance(part, Tensor) for part in (key if isinstance(key, tuple) else (key,)))
+
+
 class Crossings(TorchDispatchMode):
-    """Where tensors of the host are used, which a recorded step must not."""
+    """Where tensors of the host are used, or values sent to the device, which a recorded step must not.
+
+    On `meta` no dispatch tells of values that are sent, so the calls that send them are watched too.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.places: list[str] = []
+        self._watch = ExitStack()
+
+    def __enter__(self) -> "Crossings":
+        for owner, name in HOST_CALLS:
+            self._watch.enter_context(patch.object(owner, name, self._told(getattr(owner, name), name)))
+        self._watch.enter_context(_Indices(self))
+        return super().__enter__()
+
+    def __exit__(self, *error) -> None:
+        super().__exit__(*error)
+        self._watch.close()
+
+    def note(self, what: str) -> None:
+        ours = [frame for frame in traceback.extract_stack() if "/worldscape/" in frame.filename]
+        self.places.append(f"{what} in {ours[-1].filename}:{ours[-1].lineno}")
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         made = func(*args, **(kwargs or {}))
         if any(isinstance(leaf, Tensor) and leaf.device.type == "cpu" for leaf in tree_leaves((args, kwargs, made))):
-            ours = [frame for frame in traceback.extract_stack() if "/worldscape/" in frame.filename]
-            self.places.append(f"{func} in {ours[-1].filename}:{ours[-1].lineno}")
+            self.note(str(func))
         return made
+
+    def _told(self, call: Callable, name: str) -> Callable:
+        def noted(*args, **kwargs):
+            self.note(name)
+            return call(*args, **kwargs)
+
+        return noted
+
+
+class _Indices(TorchFunctionMode):
+    """Tells `crossings` of indices that are lists, and of numbers written to places that a tensor names."""
+
+    def __init__(self, crossings: Crossings) -> None:
+        super().__init__()
+        self._crossings = crossings
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        is_set, is_got = func is Tensor.__setitem__, func is Tensor.__getitem__
+        is_scattered = is_set and has_tensor(args[1]) and not isinstance(args[2], Tensor)
+        if is_scattered or ((is_set or is_got) and is_told_by_host(args[1])):
+            self._crossings.note(func.__name__)
+        return func(*args, **(kwargs or {}))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -153,13 +214,30 @@ def test_no_step_waits_for_the_device(sampler, hands):
     """On `meta`, asking for a value is an error, and so a read-back would be."""
     engine = SAMPLERS[sampler](load_world("nano"), NUM_SLOTS, device="meta", precision="bf16", hands=hands)
     told = {name: None if value is None else value.to("meta") for name, value in drawn(0, hands is not None).items()}
-    engine.step(**told)  # constants are made ready
     for is_realised in (False, True):
         if is_realised and hands is not None:
             told["hands"] = torch.zeros(NUM_SLOTS, 2, 16, device="meta")
+        engine.step(**told, is_realised=is_realised)  # constants are made ready
         with Crossings() as crossings:
             engine.step(**told, is_realised=is_realised)
-        assert not crossings.places
+        assert not crossings.places, "\n".join(sorted(set(crossings.places)))
+
+
+@pytest.mark.parametrize(
+    "crosses",
+    [
+        lambda x: torch.tensor([1.0, 2.0], device=x.device),
+        lambda x: torch.tensor([1.0, 2.0]).to(x),
+        lambda x: x[..., [0, 1]],
+        lambda x: x.new_tensor([1.0]),
+        lambda x: x.__setitem__(torch.ones(2, dtype=torch.long, device=x.device), 1.0),
+    ],
+)
+def test_values_sent_to_the_device_are_noticed(crosses, monkeypatch):
+    monkeypatch.setattr(Crossings, "note", lambda self, what: self.places.append(what))
+    with Crossings() as crossings:
+        crosses(torch.zeros(2, 3, device="meta"))
+    assert crossings.places
 
 
 @pytest.mark.gpu

@@ -4,6 +4,7 @@ Drift is lineage, not looks: sharpness, colour and disagreement with memory say 
 much of it goes back to real pixels says most (docs/LOG.md).
 """
 
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -40,15 +41,16 @@ class TrustReport(NamedTuple):
 
 def report_memory(tables: SlotTables) -> MemoryReport:
     """What each slot remembers, and what of it showed the last frame."""
-    pool, is_used = tables.pool, tables.pages != BLANK
-    is_in_pool = pool != BLANK
+    pool, is_used, sink = tables.pool, tables.pages != BLANK, tables.levels.num_sink
+    is_in_pool = is_used[:, sink : sink + tables.levels.num_pool]
+    anchor_ages, retrieved_ages = _ages((tables.anchors, tables.retrieved), tables.count)
     is_twice = (pool[:, :, None] == tables.local[:, None]).any(2) & is_in_pool
     return MemoryReport(
         pages_used=is_used.sum(1) - is_twice.sum(1),
         pool_size=is_in_pool.sum(1),
         frames_seen=tables.count.clone(),
-        anchor_ages=_ages(tables.anchors, tables.count),
-        retrieved_ages=_ages(tables.retrieved, tables.count),
+        anchor_ages=anchor_ages,
+        retrieved_ages=retrieved_ages,
         novelty=tables.novelty.clone(),
     )
 
@@ -58,9 +60,18 @@ def report_trust(tables: SlotTables) -> TrustReport:
     return TrustReport(1.0 - tables.real, tables.since_real.clone())
 
 
-def _ages(frames: Tensor, count: Tensor) -> Tensor:
-    """Numbers of frames [B, N] -> how many steps before the last one they were committed; -1 for none, and for one that
-    was named before (it lay in two places).
+def _ages(groups: tuple[Tensor, ...], count: Tensor) -> tuple[Tensor, ...]:
+    """Numbers of frames [B, N] each -> how many steps before the last one they were committed; -1 for none, and for
+    one that its group named before (it lay in two places).
     """
-    is_again = (frames[:, :, None] == frames[:, None]).tril(-1).any(2)
-    return torch.where((frames < 0) | is_again, -1, count[:, None] - 1 - frames)
+    frames, sizes = torch.cat(groups, 1), tuple(group.shape[1] for group in groups)
+    is_again = ((frames[:, :, None] == frames[:, None]) & _earlier(sizes, frames.device)).any(2)
+    ages = (count[:, None] - 1 - frames).masked_fill_((frames < 0) | is_again, -1)
+    return ages.split(sizes, 1)
+
+
+@cache
+@torch.inference_mode(False)
+def _earlier(sizes: tuple[int, ...], device: torch.device) -> Tensor:
+    """Which places [N, N] come before which in the same of groups of these sizes."""
+    return torch.block_diag(*(torch.ones(size, size, device=device).tril(-1) for size in sizes)).bool()

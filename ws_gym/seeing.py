@@ -1,0 +1,103 @@
+"""How a policy learns to see what it is told of: from the openings of many episodes first, then beside PPO.
+
+Thirty layouts an update are soon learned by heart, a target's place by the table it lies over, and forgotten with the
+next thirty. Against the first, pictures are shifted at random while they teach (DrQ, Yarats et al. 2021), which leaves
+it to what stands in them; against the second, openings of thousands of episodes are kept and teach beside every step.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+from torch.nn.functional import smooth_l1_loss
+
+from worldscape.policy import PixelPolicy, open_stack
+from worldscape.progress import Progress
+
+SHIFT = 6
+"""Pixels by which pictures are shifted at most."""
+BATCH = 64
+LR = 1e-3
+
+
+class Openings(Protocol):
+    """What episodes begin with, as `Worlds.open` shows it."""
+
+    @property
+    def stacks(self) -> Tensor: ...
+
+    @property
+    def facts(self) -> Tensor: ...
+
+
+class Opener(Protocol):
+    """Worlds that can be opened anew."""
+
+    def open(self, seed: int, num_frames: int) -> Openings: ...
+
+
+class Looks(NamedTuple):
+    """Openings of N episodes: frames uint8 [N, h, w, 3] and the facts [N, K] of what they show, NaN where nobody
+    knows."""
+
+    frames: Tensor
+    facts: Tensor
+
+    def draw(self, count: int, num_frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Some of them, as stacks [count, num_frames, h, w, 3], and their facts [count, K]."""
+        rows = torch.randint(len(self.frames), (count,), generator=generator, device=generator.device)
+        return open_stack(self.frames[rows], num_frames), self.facts[rows]
+
+
+def look_around(worlds: Opener, count: int, seed: int) -> Looks:
+    """The openings of `count` episodes of these worlds, which end up opened."""
+    frames, facts, done = [], [], 0
+    with Progress("openings seen", total=count) as progress:
+        while done < count:
+            shown = worlds.open(seed + done, 1)
+            frames.append(shown.stacks[:, 0])
+            facts.append(shown.facts)
+            done += len(shown.stacks)
+            progress.update(min(len(shown.stacks), count - done + len(shown.stacks)))
+    return Looks(torch.cat(frames)[:count], torch.cat(facts)[:count])
+
+
+def learn_to_see(policy: PixelPolicy, looks: Looks, epochs: int, generator: torch.Generator) -> None:
+    """Teach the policy the facts of all looks, some epochs long, with a learning rate that falls to zero; nothing else
+    of it changes."""
+    optimizer = torch.optim.Adam(policy.parameters(), lr=LR, eps=1e-5)
+    num_steps, step = epochs * math.ceil(len(looks.frames) / BATCH), 0
+    with Progress("batches seen", total=num_steps) as progress:
+        for _ in range(epochs):
+            order = torch.randperm(len(looks.frames), generator=generator, device=generator.device)
+            for rows in order.split(BATCH):
+                for group in optimizer.param_groups:
+                    group["lr"] = LR * 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
+                stacks = shifted(open_stack(looks.frames[rows], policy.config.frames), generator)
+                optimizer.zero_grad(set_to_none=True)
+                facts_loss(policy.see(stacks), looks.facts[rows]).backward()
+                optimizer.step()
+                step += 1
+                progress.update()
+
+
+def shifted(stacks: Tensor, generator: torch.Generator, most: int = SHIFT) -> Tensor:
+    """Stacks uint8 [M, F, h, w, 3], each moved by up to `most` pixels across and down; what comes into view repeats the
+    edge."""
+    count, frames, height, width = stacks.shape[:4]
+    by = torch.randint(-most, most + 1, (2, count, 1), generator=generator, device=generator.device)
+    rows = (torch.arange(height, device=by.device) + by[0]).clamp(0, height - 1)
+    columns = (torch.arange(width, device=by.device) + by[1]).clamp(0, width - 1)
+    which = torch.arange(count, device=by.device)[:, None, None, None]
+    every = torch.arange(frames, device=by.device)[:, None, None]
+    return stacks[which, every, rows[:, None, :, None], columns[:, None, None, :]]
+
+
+def facts_loss(seen: Tensor, facts: Tensor) -> Tensor:
+    """How far off the facts [M, K] are seen, where they are known (not NaN)."""
+    is_known = facts.isfinite()
+    error = smooth_l1_loss(seen, torch.where(is_known, facts, seen.detach()), reduction="sum")
+    return error / is_known.sum().clamp_min(1)
