@@ -28,7 +28,7 @@ LAYERS = (
     {"checkpoint", "fast", "fast_codec"},
     {"rewrites"},
     {"slots", "slot_hands", "checks", "opening", "snapshot"},
-    {"handling"},
+    {"handling", "graphs"},
     {"engine"},
     {"rolling", "clip_engine"},
     {"engines"},

@@ -413,12 +413,8 @@ class WorldEngine:
         return SlotState.empty(self.config, memory)
 
     def _present(self, model_calls: int) -> EngineFrame:
-        frame = self.state.present(model_calls, self.model.heads, self.hands is not None)
-        if self.graphs is not None and self.graphs.is_replaying:  # what is not copied would change with the next step
-            frame.rgbd = frame.rgbd.clone()
-            if frame.find_goal is not None:
-                frame.find_goal = partial(frame.find_goal, intrinsics=self.state.intrinsics.clone())
-        return frame
+        is_overwritten = self.graphs is not None and self.graphs.is_replaying
+        return self.state.present(model_calls, self.model.heads, self.hands is not None, is_overwritten)
 
     def _view(
         self, pose: Tensor, previous: Tensor, recall: Recall, intrinsics: Tensor, hands: ShownHands | None

@@ -13,8 +13,8 @@ from worldscape.conditioning.hand_model import NUM_KEYPOINTS
 from worldscape.conditioning.layers import Limbs, Thing
 from worldscape.conditioning.reproject import Anchor, decode_depth
 from worldscape.config import WorldConfig
-from worldscape.hand_tasks import HAND_TASKS, Facts, Touch, fingertip_and_palm, held_up, judge
-from worldscape.heads import Heads, ObjectMotion, SeenGoal, Things
+from worldscape.hand_tasks import HAND_TASKS
+from worldscape.heads import Heads, ObjectMotion, SeenGoal
 from worldscape.memory.surroundings import Surfaces, surfaces_shown
 from worldscape.memory.world_memory import Recall, WorldMemory
 from worldscape.slot_hands import SlotHands
@@ -257,11 +257,15 @@ class SlotState:
             if not name.startswith("flight_"):
                 setattr(self, name, tensor)
 
-    def present(self, model_calls: int, heads: Heads, has_hands: bool) -> EngineFrame:
-        """The slots' current frames, after so many model calls, as tensors that later steps leave alone."""
+    def present(self, model_calls: int, heads: Heads, has_hands: bool, is_overwritten: bool = False) -> EngineFrame:
+        """The slots' current frames, after so many model calls, as tensors that later steps leave alone, also where
+        these change the slots' tensors in place (is_overwritten)."""
         reward, end = self.events.clone().unbind(1)
+        rgbd, intrinsics = self.rgbd, self.intrinsics
+        if is_overwritten:
+            rgbd, intrinsics = rgbd.clone(), intrinsics.clone()
         return EngineFrame(
-            rgbd=self.rgbd,
+            rgbd=rgbd,
             pose=self.pose.clone(),
             camera=self.camera.clone(),
             commanded=self.commanded.clone(),
@@ -273,7 +277,7 @@ class SlotState:
             steps=self.steps.clone(),
             model_calls=model_calls,
             hands=self._present_hands() if has_hands else None,
-            find_goal=None if heads.goal is None else partial(heads.goal, intrinsics=self.intrinsics),
+            find_goal=None if heads.goal is None else partial(heads.goal, intrinsics=intrinsics),
         )
 
     def _present_hands(self) -> HandFrame:
@@ -291,63 +295,6 @@ class SlotState:
             touch=self.touch.clone(),
             moved=self.object_moved.clone(),
         )
-
-    def knows_places(self, hands: "ShownHands") -> bool:
-        """Whether no picture could say better where object and target are, in any slot, or what hands touch: a start
-        told of them, and a head says what became of them. False where that would have to be read back from a GPU."""
-        if hands.limbs.thing is None or hands.motion is None or self.spread.device.type != "cpu":
-            return False
-        return bool((self.spread == 0.0).all() & hands.limbs.present.any(1).all())
-
-    def judged(
-        self, things: Things | None, hands: "ShownHands", pose: Tensor, told: Tensor | None = None
-    ) -> dict[str, Tensor]:
-        """What is new of the slots, by name, when a frame seen from `pose` [B, 4, 4] shows these hands and things.
-
-        things: None where `knows_places`. told: places [B, 2, 3] that a recording knows, NaN where it does not.
-        """
-        limbs, expected, spread = hands.limbs, self.places, self.spread
-        if limbs.thing is not None:
-            expected = torch.stack([limbs.thing.centre, expected[:, 1]], 1)
-        if things is None:
-            assert hands.motion is not None
-            places, touch = expected, hands.motion.touch
-        else:
-            places, spread = self._placed(things, pose, expected, told, is_object_known=limbs.thing is not None)
-            touch = things.touch
-            if limbs.thing is not None and hands.motion is not None:
-                touch = torch.where(limbs.thing.present[:, None], hands.motion.touch, touch)
-        probable = Touch(*touch.sigmoid().unbind(1))
-        was_lifted = torch.maximum(self.was_lifted, held_up(probable).to(self.was_lifted))
-        thing_place, target = places.unbind(1)
-        tip, palm = fingertip_and_palm(limbs.keypoints, limbs.present)
-        facts = Facts(tip, palm, thing_place, target, probable, was_lifted)
-        return {
-            "tasks": torch.stack(judge(facts), 1),
-            "places": places,
-            "spread": spread,
-            "touch": torch.stack(probable, 1),
-            "was_lifted": was_lifted,
-        }
-
-    def _placed(
-        self, things: Things, pose: Tensor, expected: Tensor, told: Tensor | None, *, is_object_known: bool
-    ) -> tuple[Tensor, Tensor]:
-        """Places [B, 2, 3] and spread [B, 2] of what is expected at `expected` [B, 2, 3] and seen as `things`.
-
-        A target stays where it is, and of an object it is known how it moves, so the frame that showed them best
-        decides: often the first, before the hand hides them. Without an object head every frame decides anew. What a
-        recording told of counts before all that is seen.
-        """
-        found = torch.stack([things.object, things.target], 1) @ pose[:, :3, :3].mT + pose[:, None, :3, 3]
-        spread = things.spread
-        if told is not None:
-            is_told = told.isfinite().all(-1)
-            found, spread = torch.where(is_told[..., None], told, found), torch.where(is_told, -1.0, spread)
-        is_better = spread < self.spread
-        if not is_object_known:
-            is_better = is_better | torch.tensor([True, False], device=pose.device)
-        return torch.where(is_better[..., None], found, expected), torch.minimum(spread, self.spread).clamp_min(0.0)
 
 
 class Handled(NamedTuple):

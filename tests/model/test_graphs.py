@@ -8,6 +8,7 @@ on the device `meta`, which has no memory at all.
 import traceback
 from collections.abc import Callable
 from contextlib import ExitStack
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -51,7 +52,7 @@ def start(seed: int, rows: int = NUM_SLOTS) -> Start:
     return Start(pictures, depth.contiguous(), torch.eye(4).repeat(rows, 1, 1, 1))
 
 
-def drawn(step: int, hands: bool) -> dict[str, Tensor | None]:
+def drawn(step: int, hands: bool) -> dict[str, Any]:
     rng = torch.Generator().manual_seed(step)
     active = torch.rand(NUM_SLOTS, generator=rng) < 0.8
     moves = 0.2 * torch.randn(NUM_SLOTS, 6, generator=rng)
@@ -113,7 +114,7 @@ def test_each_kind_of_step_is_recorded_by_itself(model):
         told = drawn(step, step % 2 == 0)
         frame, expected = recording.step(**told), plain.step(**told)
         assert torch.equal(frame.rgbd, expected.rgbd)
-    moves = drawn(0, False) | {"is_realised": True}
+    moves: dict[str, Any] = {**drawn(0, False), "is_realised": True}
     for _ in range(WARM_UPS + 2):
         assert torch.equal(recording.step(**moves).rgbd, plain.step(**moves).rgbd)
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from worldscape import handling
 from worldscape.conditioning.camera import pose_from_state
 from worldscape.conditioning.hand_model import HandState, hand_keypoints
 from worldscape.conditioning.hands import (
@@ -21,7 +22,7 @@ from worldscape.engine import WorldEngine
 from worldscape.heads import ObjectMotion, Things
 from worldscape.rolling import RollingEngine
 from worldscape.slot_hands import SlotHands, draw_hands, limit_to, mirror_states, resting_hands
-from worldscape.slots import EngineFrame, HandFrame, RecordedHands, SlotState, Start
+from worldscape.slots import EngineFrame, HandFrame, RecordedHands, Start
 from worldscape.snapshot import Snapshot
 from worldscape.world import debug_world
 
@@ -156,7 +157,7 @@ def test_what_a_start_told_is_not_looked_for_and_the_dream_is_the_same(moving_mo
     frames = {}
     for asks in (False, True):
         if asks:
-            monkeypatch.setattr(SlotState, "knows_places", lambda state, hands: False)
+            monkeypatch.setattr(handling, "knows_places", lambda state, hands: False)
         engine = WorldEngine(moving_model, 2, hands="right")
         engine.open(start, torch.arange(2))
         looked.clear()
