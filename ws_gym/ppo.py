@@ -20,7 +20,8 @@ from torch import Tensor
 import ws_gym  # noqa: F401  (registers the ids)
 from worldscape.checkpoint import load_world
 from worldscape.data.episode import HELD_OUT_SEED
-from worldscape.evaluate.arenas import COUNTERPARTS, Facts, describe_actions
+from worldscape.evaluate.arenas import describe_actions
+from worldscape.evaluate.counterparts import COUNTERPARTS, Facts
 from worldscape.policy import PixelPolicy, PolicyConfig, open_stack, push_frames
 from worldscape.train.optim import set_lr
 from ws_gym.seeing import Looks, facts_loss, learn_to_see, look_around, shifted

@@ -20,7 +20,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldscape.evaluate.arenas import COUNTERPARTS, Arenas, Counterparts
+from worldscape.evaluate.arenas import Arenas
+from worldscape.evaluate.counterparts import COUNTERPARTS, Counterparts
 from worldscape.evaluate.pictures import save_plot
 from worldscape.evaluate.transfer import POLICY_FOLDER, play_everywhere, save_films, tabulate_plays
 from worldscape.policy import (

@@ -23,94 +23,11 @@ from gymnasium.wrappers import TimeLimit
 from torch import Tensor
 
 from worldscape.checkpoint import load_world
-from worldscape.conditioning.hand_model import FINGERTIPS
-from worldscape.conditioning.hands import HANDS
 from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.data.starts import WINDOWED, Starts, save_starts
-from worldscape.hand_tasks import HAND_TASKS, fingertip_and_palm
+from worldscape.evaluate.counterparts import COUNTERPARTS, Counterparts
 from worldscape.policy import PixelPolicy, open_stack, push_frames
 from worldscape.progress import Progress
-
-FACT_UNIT = 0.2
-"""Metres that are 1 in what policies of hands are taught to see: about as far as a hand has to go."""
-
-
-def find_walker(infos: Mapping[str, Any], row: int) -> np.ndarray:
-    """Where the walker of a row stands on the floor, [2] metres."""
-    return np.array(infos["camera"][row])[[0, 2]]
-
-
-def find_fingertip(infos: Mapping[str, Any], row: int) -> np.ndarray:
-    """Where the right index finger of a row ends, [3] metres."""
-    return np.array(infos["hand_keypoints"][row])[HANDS["right"][0], FINGERTIPS[1]]
-
-
-def tell_reach(infos: Mapping[str, Any]) -> Tensor:
-    """From the infos of B worlds: the way from the index fingertip to the target, and how the hand is turned and bent,
-    [B, 16]. Ways are in camera axes, in FACT_UNIT."""
-    fingertip, _ = fingertip_and_palm(_told(infos, "hand_keypoints"), _told(infos, "hand_present") > 0)
-    return torch.cat([_in_view(infos, _told(infos, "target") - fingertip), _posture(infos)], 1)
-
-
-def tell_object(infos: Mapping[str, Any]) -> Tensor:
-    """As tell_reach, with the ways from palm to object and from object to target, [B, 19]."""
-    _, palm = fingertip_and_palm(_told(infos, "hand_keypoints"), _told(infos, "hand_present") > 0)
-    is_dream = "object_position" in infos
-    thing = _told(infos, "object_position") if is_dream else _told(infos, "object_pose")[:, :3, 3]
-    ways = [_in_view(infos, way) for way in (thing - palm, _told(infos, "target") - thing)]
-    return torch.cat([*ways, _posture(infos)], 1)
-
-
-def _told(infos: Mapping[str, Any], name: str) -> Tensor:
-    return torch.as_tensor(infos[name]).float()
-
-
-def _in_view(infos: Mapping[str, Any], ways: Tensor) -> Tensor:
-    """Ways [B, 3] in world axes, metres -> in camera axes, in FACT_UNIT."""
-    return (ways[:, None] @ _told(infos, "pose")[:, :3, :3])[:, 0] / FACT_UNIT
-
-
-def _posture(infos: Mapping[str, Any]) -> Tensor:
-    """Rotation and fingers of the right hand, [B, 13]."""
-    return 0.5 * _told(infos, "hand_state")[:, HANDS["right"][0], 3:]
-
-
-class Facts(NamedTuple):
-    """What a policy of a task is taught to see while it learns: num numbers; tell: infos of B worlds -> [B, num]."""
-
-    num: int
-    tell: Callable[[Mapping[str, Any]], Tensor]
-
-
-class Counterparts(NamedTuple):
-    """The dream and the simulator of one task.
-
-    dream, simulator: ids of the environments; options: of the simulator beside its picture size; limit: steps of an
-    episode; find: where the agent is, whose way SPL measures.
-    has_dense: both can reward the way to the goal as well (an option `dense`, which scores leave out);
-    held_reward: what a success would go on to earn each step if it did not end the episode; 0 where the task rewards it
-    once. A dense reward needs it: who hovers beside the goal would otherwise earn more than who reaches it.
-    facts: what infos say that a policy had better learn to see; None where reward alone teaches it.
-    """
-
-    dream: str
-    simulator: str
-    limit: int
-    find: Callable[[Mapping[str, Any], int], np.ndarray]
-    held_reward: float = 0.0
-    has_dense: bool = False
-    options: Mapping[str, Any] = {}
-    facts: Facts | None = None
-
-
-NAV = Counterparts("WorldScape-Nav-v0", "WorldScape-Rooms-v0", 300, find_walker, has_dense=True)
-HAND = Counterparts("WorldScape-Hand-v0", "WorldScape-Tabletop-v0", 150, find_fingertip, held_reward=1.0)
-WAYS = {"reach": Facts(16, tell_reach), "push": Facts(19, tell_object), "pick_place": Facts(19, tell_object)}
-COUNTERPARTS = {
-    "goal_object": NAV,
-    **{task: HAND._replace(options={"task": task}, facts=WAYS[task]) for task in HAND_TASKS},
-}
-"""Of each task that policies are trained for."""
 
 
 class Opening(NamedTuple):

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from worldscape.data.episode import HELD_OUT_SEED
-from worldscape.evaluate.arenas import COUNTERPARTS, Arenas
+from worldscape.evaluate.arenas import Arenas
+from worldscape.evaluate.counterparts import COUNTERPARTS
 from worldscape.evaluate.episodes import SOURCES, EpisodeBatch, Judge
 from worldscape.evaluate.options import add_evaluation, read_counts, read_names
 from worldscape.evaluate.report import Table, find_commit, print_report, report_on
