@@ -58,11 +58,12 @@ def look_around(worlds: Opener, count: int, seed: int) -> Looks:
     with Progress("openings seen", total=count) as progress:
         while done < count:
             shown = worlds.open(seed + done, 1)
-            frames.append(shown.stacks[:, 0])
-            facts.append(shown.facts)
-            done += len(shown.stacks)
-            progress.update(min(len(shown.stacks), count - done + len(shown.stacks)))
-    return Looks(torch.cat(frames)[:count], torch.cat(facts)[:count])
+            new = min(len(shown.stacks), count - done)
+            frames.append(shown.stacks[:new, 0])
+            facts.append(shown.facts[:new])
+            done += new
+            progress.update(new)
+    return Looks(torch.cat(frames), torch.cat(facts))
 
 
 def learn_to_see(policy: PixelPolicy, looks: Looks, epochs: int, generator: torch.Generator) -> None:
