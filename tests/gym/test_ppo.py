@@ -174,14 +174,14 @@ class Shades:
     [
         (False, False, 40, {"lr": 5e-3, "entropy": 0.01}),
         (True, False, 60, {"lr": 1e-2, "entropy": 0.0}),
-        (True, True, 60, {"lr": 1e-2, "entropy": 0.0, "reward_scale": 0.1}),
+        (True, True, 100, {"lr": 5e-3, "entropy": 0.0, "reward_scale": 0.1}),
     ],
 )
 def test_it_learns_what_a_picture_asks_for(is_continuous, is_told, num_updates, settings):
     torch.manual_seed(0)
     recipe = ppo.Recipe(num_steps=16, minibatches=2, **settings)
     actions = {"num_actions": 2 if is_continuous else 3, "is_continuous": is_continuous}
-    policy = PixelPolicy(PolicyConfig(**actions, num_facts=int(is_told), size=8, frames=1, channels=(8,), hidden=16))
+    policy = PixelPolicy(PolicyConfig(**actions, num_facts=int(is_told), size=8, frames=1, channels=(16,), hidden=64))
     optimizer = torch.optim.Adam(policy.parameters())
     worlds: Any = Shades(is_told)
     updates = ppo.learn(worlds, policy, optimizer, recipe, updates=range(num_updates), reopen_at=(), seed=0)
