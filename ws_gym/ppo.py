@@ -26,6 +26,9 @@ from worldscape.policy import PixelPolicy, PolicyConfig, open_stack, push_frames
 from worldscape.train.optim import set_lr
 from ws_gym.seeing import Looks, facts_loss, learn_to_see, look_around, shifted
 
+TRAINING_SEEDS = HELD_OUT_SEED - 100_000
+"""Worlds that are opened count on from the seed: far enough below those that are held out."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
@@ -301,18 +304,16 @@ def learn(
     """PPO: each update rolls out and improves the policy in place. `updates` may begin in the middle: every random
     number follows from `seed` and the update's, and all worlds are opened anew at the updates in `reopen_at`."""
     present, looks = None, None
-    if recipe.looks and policy.config.num_facts:
-        looks = look_around(worlds, recipe.looks, seed)
+    if updates and recipe.looks and policy.config.num_facts:
+        looks = look_around(worlds, recipe.looks, seed % TRAINING_SEEDS)
         if updates.start == 0:
-            generator = torch.Generator(worlds.device).manual_seed(seed)
-            learn_to_see(policy, looks, recipe.look_epochs, generator)
+            learn_to_see(policy, looks, recipe.look_epochs, torch.Generator(worlds.device).manual_seed(seed))
     for number in updates:
         drawn = int(np.random.SeedSequence([seed, number]).generate_state(1)[0])
         generator = torch.Generator(worlds.device).manual_seed(drawn)
         is_opening = present is None or number in reopen_at
         if present is None or is_opening:
-            # Worlds count on from the seed: far enough below those that are held out.
-            present = worlds.open(drawn % (HELD_OUT_SEED - 100_000), policy.config.frames)
+            present = worlds.open(drawn % TRAINING_SEEDS, policy.config.frames)
         lr = recipe.lr * (1 - number / updates.stop)
         set_lr([optimizer], lr)
         rollout, last_values = collect(worlds, policy, present, recipe.num_steps, generator)

@@ -8,7 +8,7 @@ it to what stands in them; against the second, openings of thousands of episodes
 from __future__ import annotations
 
 import math
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,27 +16,15 @@ from torch.nn.functional import smooth_l1_loss
 
 from worldscape.policy import PixelPolicy, open_stack
 from worldscape.progress import Progress
+from worldscape.train.optim import set_lr
+
+if TYPE_CHECKING:
+    from ws_gym.ppo import Worlds
 
 SHIFT = 6
 """Pixels by which pictures are shifted at most."""
 BATCH = 64
 LR = 1e-3
-
-
-class Openings(Protocol):
-    """What episodes begin with, as `Worlds.open` shows it."""
-
-    @property
-    def stacks(self) -> Tensor: ...
-
-    @property
-    def facts(self) -> Tensor: ...
-
-
-class Opener(Protocol):
-    """Worlds that can be opened anew."""
-
-    def open(self, seed: int, num_frames: int) -> Openings: ...
 
 
 class Looks(NamedTuple):
@@ -52,7 +40,7 @@ class Looks(NamedTuple):
         return open_stack(self.frames[rows], num_frames), self.facts[rows]
 
 
-def look_around(worlds: Opener, count: int, seed: int) -> Looks:
+def look_around(worlds: Worlds, count: int, seed: int) -> Looks:
     """The openings of `count` episodes of these worlds, which end up opened."""
     frames, facts, done = [], [], 0
     with Progress("openings seen", total=count) as progress:
@@ -75,8 +63,7 @@ def learn_to_see(policy: PixelPolicy, looks: Looks, epochs: int, generator: torc
         for _ in range(epochs):
             order = torch.randperm(len(looks.frames), generator=generator, device=generator.device)
             for rows in order.split(BATCH):
-                for group in optimizer.param_groups:
-                    group["lr"] = LR * 0.5 * (1.0 + math.cos(math.pi * step / num_steps))
+                set_lr([optimizer], LR * 0.5 * (1.0 + math.cos(math.pi * step / num_steps)))
                 stacks = shifted(open_stack(looks.frames[rows], policy.config.frames), generator)
                 optimizer.zero_grad(set_to_none=True)
                 facts_loss(policy.see(stacks), looks.facts[rows]).backward()

@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from tests.gym.helpers import EndAt, make_vec
+from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.data.starts import save_starts
-from worldscape.evaluate.arenas import COUNTERPARTS, show_starts
+from worldscape.evaluate.arenas import show_starts
+from worldscape.evaluate.counterparts import COUNTERPARTS
 from worldscape.policy import Gaussian, PixelPolicy, PolicyConfig, open_stack
 from ws_gym import ppo
 from ws_gym.ppo_run import Episodes
@@ -192,6 +194,25 @@ def test_it_learns_what_a_picture_asks_for(is_continuous, is_told, num_updates, 
         assert seen.actions.std.max() < 0.4
     if is_told:
         assert (seen.facts[:, 0] - (worlds.answers - 1.0)).abs().max() < 0.3
+
+
+@pytest.mark.parametrize("num_updates", [0, 1])
+def test_looks_are_taken_in_training_worlds_and_only_where_there_is_something_to_learn(num_updates):
+    seeds = []
+
+    class Watched(Shades):
+        def open(self, seed: int, num_frames: int) -> ppo.Present:
+            seeds.append(seed)
+            return super().open(seed, num_frames)
+
+    policy = PixelPolicy(PolicyConfig(num_actions=3, num_facts=1, size=8, frames=1, channels=(8,), hidden=16))
+    recipe = ppo.Recipe(num_steps=2, minibatches=2, looks=40, look_epochs=1)
+    optimizer = torch.optim.Adam(policy.parameters())
+    worlds: Any = Watched(is_told=True)
+    updates = range(num_updates)
+    list(ppo.learn(worlds, policy, optimizer, recipe, updates=updates, reopen_at=(), seed=HELD_OUT_SEED + 5))
+    assert len(seeds) == (4 if num_updates else 0)  # three times sixteen worlds, and once to act in them
+    assert all(0 <= seed < HELD_OUT_SEED - 50_000 for seed in seeds)
 
 
 def hand_worlds(num_envs: int, **options: Any) -> ppo.Worlds:

@@ -41,8 +41,11 @@ class Numbered:
         return Present(open_stack(frames, num_frames), torch.zeros(5, dtype=torch.bool), shade[:, None].float())
 
 
+NUMBERED: Any = Numbered()
+
+
 def test_looking_around_opens_as_many_episodes_as_are_asked_for_each_with_its_own_seed():
-    looks = look_around(Numbered(), 12, seed=30)
+    looks = look_around(NUMBERED, 12, seed=30)
     assert looks.frames[:, 0, 0, 0].tolist() == list(range(30, 42)) and looks.facts[:, 0].tolist() == list(
         range(30, 42)
     )
@@ -94,7 +97,7 @@ def test_a_policy_learns_to_see_before_its_first_step_and_nothing_else_of_it_cha
 
 @pytest.mark.parametrize("num_looks", [0, 5])
 def test_views_are_a_batchs_own_and_as_many_looks(num_looks):
-    looks = look_around(Numbered(), num_looks, seed=100) if num_looks else None
+    looks = look_around(NUMBERED, num_looks, seed=100) if num_looks else None
     batch: dict[str, Any] = {"stacks": torch.zeros(3, 2, 4, 4, 3, dtype=torch.uint8), "facts": torch.zeros(3, 1)}
     views = draw_views(batch, looks, torch.Generator().manual_seed(0))
     shades = views["views"][:, 0, 0, 0, 0].float()
