@@ -19,7 +19,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))  # as a script it would not find its neighbours
 
 from benchmarks.clock import wait_for
-from worldscape.evaluate.arenas import COUNTERPARTS
+from worldscape.evaluate.counterparts import COUNTERPARTS
 from worldscape.evaluate.report import Table, print_report, report_on
 from worldscape.policy import PixelPolicy
 from worldscape.progress import Progress

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -30,29 +30,19 @@ class Batch:
         def choose(chosen: Tensor, kept: Tensor) -> Tensor:
             return torch.where(rearrange(mask, f"b -> b {' '.join(['1'] * (kept.ndim - 1))}"), chosen, kept)
 
-        return Batch(
-            observation=choose(other.observation, self.observation),
-            reward=choose(other.reward, self.reward),
-            terminated=choose(other.terminated, self.terminated),
-            truncated=choose(other.truncated, self.truncated),
-            info=map_info(choose, other.info, self.info),
-        )
+        return Batch(**map_info(choose, other._parts(), self._parts()))
 
     def on_cpu(self) -> Batch:
         """This batch on the CPU, fetched from another device with one copy per type and one wait for them all."""
         if self.reward.device.type == "cpu":
             return self
-        found = [self.observation, self.reward, self.terminated, self.truncated]
-        map_info(found.append, self.info)
+        found: list[Tensor] = []
+        map_info(found.append, self._parts())
         fetched = iter(fetch(found))
-        observation, reward, terminated, truncated = (next(fetched) for _ in range(4))
-        return Batch(
-            observation=observation,
-            reward=reward,
-            terminated=terminated,
-            truncated=truncated,
-            info=map_info(lambda _: next(fetched), self.info),
-        )
+        return Batch(**map_info(lambda _: next(fetched), self._parts()))
+
+    def _parts(self) -> dict[str, Any]:
+        return {item.name: getattr(self, item.name) for item in fields(self)}
 
 
 def fetch(tensors: Sequence[Tensor]) -> list[Tensor]:

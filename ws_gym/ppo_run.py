@@ -41,7 +41,7 @@ IDENTITY = ("env", "task", "preset", "starts", "dense", "steps", "num_envs", "li
 TOLD = ("num_steps", "minibatches", "looks")
 """Settings of the recipe that the command line may change, since they go with the number of worlds and layouts."""
 DEBUG_RECIPE = {"num_steps": 8, "epochs": 2, "minibatches": 2, "looks": 4}
-DEBUG_WIDTHS = {"frames": 2, "channels": (4, 4), "hidden": 16, "stride": 4}
+DEBUG_WIDTHS = {"frames": 2, "channels": (4, 4), "hidden": 16}
 DEBUG_OPTIONS = {"steps": 64, "num_envs": 2, "limit": 5, "score_limit": 8, "episodes": 2, "checkpoints": 2}
 
 

@@ -163,16 +163,18 @@ class PixelPolicy(nn.Module):
 
     def see(self, stacks: Tensor) -> Tensor:
         """The facts [B, K] alone."""
-        hidden = self._look(stacks)
-        return hidden[:, :0] if self.facts is None else self.facts(hidden)
+        return self._tell(self._look(stacks))
 
     def _look(self, stacks: Tensor) -> Tensor:
         pixels = rearrange(stacks, "b f h w c -> b (f c) h w").contiguous(memory_format=torch.channels_last)
         return self.hidden(self.trunk(pixels.float() / 255.0 - 0.5))
 
+    def _tell(self, hidden: Tensor) -> Tensor:
+        return hidden[:, :0] if self.facts is None else self.facts(hidden)
+
     def forward(self, stacks: Tensor) -> PolicyOutput:
         hidden = self._look(stacks)
-        facts = hidden[:, :0] if self.facts is None else self.facts(hidden)
+        facts = self._tell(hidden)
         known = hidden if self.facts is None else facts.detach()
         value = rearrange(self.critic(self.worth(known)), "b 1 -> b")
         return PolicyOutput(self._to_actions(self.actor(self.will(known))), value, facts)

@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks import ppo
 from tests.evaluate.test_documented import DOCUMENTED
-from worldscape.evaluate.arenas import COUNTERPARTS
+from worldscape.evaluate.counterparts import COUNTERPARTS
 
 SMALL = ["--weights", "debug", "--num-envs", "2", "--steps", "3", "--updates", "1", "--limit", "2"]
 

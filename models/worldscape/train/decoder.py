@@ -40,7 +40,7 @@ from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.critic import Critic, critic_losses
 from worldscape.train.decoder_hands import HandsStage, build_hands_stage
 from worldscape.train.heads import num_training
-from worldscape.train.rollouts import Moment, RolloutPlan, owners_at, take_rollouts, told_of_hands
+from worldscape.train.rollouts import Moment, RolloutPlan, notes_at, owners_at, take_rollouts, told_of_hands
 from worldscape.train.runtime import choose_device
 from worldscape.world import WorldModel
 
@@ -124,9 +124,8 @@ class DecoderStage:
             torch.from_numpy(rng.integers(stretches, size=size)),
             torch.from_numpy(rng.integers(min(1, length - 1), length, size=size)),
         )
-        notes = {name: notes[place] for name, notes in self.rollouts.items()}
-        index = notes.pop("frames").numpy()
-        return {f"dream_{name}": note.float() for name, note in notes.items()} | {"twin": self.store.rgbd(index)}
+        index, notes = notes_at(self.rollouts, place)
+        return {f"dream_{name}": note for name, note in notes.items()} | {"twin": self.store.rgbd(index)}
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         """The critic's own loss; on the decoder's turn also pixels, edges and the critic's opinion."""
@@ -162,7 +161,7 @@ class DecoderStage:
             own = disturb_latent(model.codec.encode(batch["target"]).float(), generator)
             latent, guess = torch.cat([own, batch["dream_latent"]]), model.codec.encode_anchor(anchor)
             hands = draw_targets_hands(batch)
-            hands = None if hands is None else torch.cat([hands, batch["dream_drawn"] / 255.0])
+            hands = None if hands is None else torch.cat([hands, batch["dream_drawn"]])
         return model.codec.decode(latent, anchor, guess.skips, hands).float()
 
     def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:

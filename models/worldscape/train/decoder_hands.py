@@ -29,7 +29,7 @@ from worldscape.data.clips import Datasets, FrameStore
 from worldscape.evaluate.metrics import error_to_psnr
 from worldscape.train.codec import picture_grid, picture_loss
 from worldscape.train.config import TrainConfig
-from worldscape.train.rollouts import Moment, RolloutPlan, owners_at, take_rollouts, told_of_hands
+from worldscape.train.rollouts import Moment, RolloutPlan, notes_at, owners_at, take_rollouts, told_of_hands
 from worldscape.world import WorldModel
 
 TRUE_WEIGHT = 4.0  # of a pixel that is to be the recording's against one that is to stay
@@ -86,7 +86,7 @@ class HandsStage:
 
     def _paint(self, model: WorldModel, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
         """The batch's latents as the decoder paints them now, and as it did before: RGB-D."""
-        anchor, drawn = Anchor(batch["anchor"], batch["mask"]), batch["drawn"] / 255.0
+        anchor, drawn = Anchor(batch["anchor"], batch["mask"]), batch["drawn"]
         with torch.no_grad():
             skips = model.codec.encode_anchor(anchor).skips
             before = self.before.to(batch["latent"].device)
@@ -94,12 +94,11 @@ class HandsStage:
         return model.codec.decode(batch["latent"], anchor, skips, drawn).float(), kept
 
     def _draw(self, rng: np.random.Generator, num_true: int, size: int) -> dict[str, Tensor]:
-        num_frames = self.rollouts["frames"].numel()
+        frames = self.rollouts["frames"]
         rows = self.with_truth[torch.from_numpy(rng.integers(max(len(self.with_truth), 1), size=num_true))]
-        rows = torch.cat([rows, torch.from_numpy(rng.integers(num_frames, size=size - num_true))])
-        notes = {name: note.flatten(0, 1)[rows] for name, note in self.rollouts.items()}
-        index = notes.pop("frames").numpy()
-        return {name: note.float() for name, note in notes.items()} | {"twin": self.store.rgbd(index)}
+        rows = torch.cat([rows, torch.from_numpy(rng.integers(frames.numel(), size=size - num_true))])
+        index, notes = notes_at(self.rollouts, torch.unravel_index(rows, frames.shape))
+        return notes | {"twin": self.store.rgbd(index)}
 
 
 def what_hands_show(store: FrameStore, moment: Moment) -> dict[str, Tensor]:

@@ -33,7 +33,7 @@ from worldscape.train.motion_heads import (
     walk_moments,
 )
 from worldscape.train.object_heads import object_labels, object_losses, object_stretches
-from worldscape.train.rollouts import Moment, RolloutPlan, take_rollouts
+from worldscape.train.rollouts import Moment, RolloutPlan, notes_at, take_rollouts
 from worldscape.train.runtime import choose_device
 from worldscape.train.world import NUM_SAMPLES
 from worldscape.world import WorldModel
@@ -139,8 +139,7 @@ class HeadsStage:
             torch.from_numpy(rng.integers(stretches, size=self.config.batch_size)),
             torch.from_numpy(rng.integers(length, size=self.config.batch_size)),
         )
-        now = self.rollouts["frames"][place].numpy()
-        seen = {name: notes[place].float() for name, notes in self.rollouts.items() if name != "frames"}
+        now, seen = notes_at(self.rollouts, place)
         tracks = self.store.hands
         told = {} if tracks is None else hand_labels(self.store, tracks, now, self.scale)
         seen["near"] = mirror_some(seen["near"], rng)

@@ -171,6 +171,15 @@ def told_of_hands(moment: Moment) -> dict[str, Tensor]:
     return {} if hands is None else {"drawn": (255.0 * hands.picture).round().to(torch.uint8)}
 
 
+def notes_at(rollouts: dict[str, Tensor], place: tuple[Tensor, ...]) -> tuple[np.ndarray, dict[str, Tensor]]:
+    """The recorded frames [M] at these places (stretches, and frames of them, long [M] each) and what is noted of them,
+    as floats; told_of_hands from 0 to 1."""
+    notes = {name: note[place] for name, note in rollouts.items()}
+    frames = notes.pop("frames").numpy()
+    notes = {name: note.float() for name, note in notes.items()}
+    return frames, notes | ({"drawn": notes["drawn"] / 255.0} if "drawn" in notes else {})
+
+
 def hands_at(engine: WorldEngine, store: FrameStore, index: np.ndarray) -> SlotHands | None:
     """The hands in the recorded frames [E] as the engine's slots have them; None in an engine without hands."""
     if engine.hands is None or store.hands is None:
