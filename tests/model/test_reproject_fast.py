@@ -3,8 +3,9 @@
 import pytest
 import torch
 
+from worldscape.conditioning import reproject_fast as module
 from worldscape.conditioning.camera import pose_from_state
-from worldscape.conditioning.reproject import encode_depth, reproject
+from worldscape.conditioning.reproject import believed, decode_depth, encode_depth, reproject
 from worldscape.conditioning.reproject_fast import reproject_fast
 
 SIZE, PICTURES = 32, 3
@@ -55,9 +56,43 @@ def test_no_picture_no_anchor():
     assert float(fast.mask.max()) == 0.0 and float(fast.rgbd.abs().max()) == 0.0
 
 
-def test_a_row_of_a_batch_is_what_it_is_alone():
-    arguments = scene(1, dtype=torch.float32)
+def standing_still(seed: int, dtype: torch.dtype, rows: tuple[int, ...] = (0, 1)) -> tuple[torch.Tensor, ...]:
+    """The scene with all pictures that count taken from the view's place in these rows, holes in some of them."""
+    pictures, poses, valid, target, intrinsics = scene(seed, dtype=dtype)
+    for row in rows:
+        poses[row, valid[row]] = target[row]
+    blocks = torch.rand(*valid.shape, 8, 8, generator=torch.Generator().manual_seed(seed)) < 0.4
+    valid = valid[..., None, None] & blocks.repeat_interleave(SIZE // 8, 2).repeat_interleave(SIZE // 8, 3)
+    return pictures, poses, valid, target, intrinsics
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_pictures_from_the_views_own_place_are_laid_over_each_other(seed, monkeypatch):
+    arguments = standing_still(seed, torch.float64)
+    plain = reproject(*arguments)
+    monkeypatch.setattr(module, "_warp", None)  # nothing is warped
+    fast = reproject_fast(*arguments)
+    assert 0.5 < float(plain.mask.mean()) < 1.0 and torch.equal(fast.mask, plain.mask)
+    torch.testing.assert_close(fast.rgbd, plain.rgbd, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("still", [(), (0,), (0, 1)])
+def test_a_row_of_a_batch_is_what_it_is_alone(still):
+    arguments = standing_still(1, torch.float32, still)
     together = reproject_fast(*arguments)
     for row in range(2):
         alone = reproject_fast(*(part[row : row + 1] for part in arguments))
         torch.testing.assert_close(together.rgbd[row], alone.rgbd[0], atol=0, rtol=0)
+        torch.testing.assert_close(together.mask[row], alone.mask[0], atol=0, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("still", [(0,), (0, 1)])
+def test_what_is_believed_from_one_place_is_what_is_believed_anywhere(seed, still, monkeypatch):
+    pictures, poses, valid, target, intrinsics = standing_still(seed, torch.float64, still)
+    poses[still, 0] = target[still,]  # the first picture decides, whether it counts or not
+    valid[:, 0] |= torch.rand(2, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)) < 0.8
+    arguments = (decode_depth(pictures[:, :, 3]), poses, valid, intrinsics, torch.tensor([True, seed % 2 == 0]))
+    split = believed(*arguments)
+    monkeypatch.setattr("worldscape.conditioning.reproject.is_static", lambda like: True)
+    assert torch.equal(split, believed(*arguments)) and not torch.equal(split, valid)

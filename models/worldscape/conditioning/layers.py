@@ -6,7 +6,7 @@ The object that hands are about is one part more, which belongs to the scene unt
 The other pixels are a picture without them, behind which older pictures show the scene.
 """
 
-from functools import lru_cache
+from functools import lru_cache, reduce
 from typing import NamedTuple
 
 import torch
@@ -106,13 +106,22 @@ def owned_by(depth: Tensor, pose: Tensor, intrinsics: Tensor, limbs: Limbs, is_r
         covered = _covers(centres, body, intrinsics, size, rows, columns)
         reached = torch.where(limbs.present[:, hand, None], reached, -1).view(seen.shape[:3])
         is_own = (reached >= 0) | (covered & limbs.present[:, hand, None]).view_as(reached)
-        is_around = F.max_pool2d(is_own[:, None].to(depth), 2 * rim + 1, 1, rim)[:, 0] > 0
+        is_around = _around(is_own, rim)
         code = torch.where(is_around, RIM, owner[:, rows, columns])
         part = (NUM_PARTS * hand + 1 + reached).to(depth)
         owner[:, rows, columns] = torch.where(reached >= 0, part, code)
     if limbs.thing is not None:
         owner = _own_object(owner, points, pose, limbs.thing)
     return owner.to(torch.uint8)
+
+
+def _around(mask: Tensor, reach: int) -> Tensor:
+    """Pixels at most `reach` rows and columns from those of a mask bool [B, h, w]; a tenth of `max_pool2d`'s time."""
+    for axis in (1, 2):
+        padded = F.pad(mask, (reach, reach) if axis == 2 else (0, 0, reach, reach))
+        parts = [padded.narrow(axis, start, mask.shape[axis]) for start in range(2 * reach + 1)]
+        mask = reduce(torch.logical_or, parts)
+    return mask
 
 
 def _own_object(owner: Tensor, points: Tensor, pose: Tensor, thing: Thing) -> Tensor:
@@ -124,7 +133,7 @@ def _own_object(owner: Tensor, points: Tensor, pose: Tensor, thing: Thing) -> Te
     is_above = below < (thing.table - thing.centre[:, 1] - ABOVE_TABLE)[:, None, None]
     is_free = (owner == NOBODY) & thing.present[:, None, None]
     is_own = (away.square().sum(-1) < OBJECT_REACH**2) & is_above & is_free
-    is_around = (F.max_pool2d(is_own[:, None].to(owner), 3, 1, 1)[:, 0] > 0) & is_free
+    is_around = _around(is_own, 1) & is_free
     return torch.where(is_own, OBJECT, torch.where(is_around, OBJECT_RIM, owner))
 
 
@@ -258,7 +267,7 @@ def _covers(centres: Tensor, body: _Body, intrinsics: Tensor, size: int, rows: s
     along = torch.arange(size, device=places.device, dtype=places.dtype) + 0.5
     down, across = torch.meshgrid(along[rows], along[columns], indexing="ij")
     pixels = torch.stack([across, down], -1).flatten(0, 1)
-    return _part_around(pixels.expand(len(places), -1, -1), places, radius, body.part) >= 0
+    return _beyond(pixels.expand(len(places), -1, -1), places, radius).amin(1) < 0.0
 
 
 def _project(centres: Tensor, radius: Tensor, intrinsics: Tensor, size: int) -> tuple[Tensor, Tensor]:
@@ -293,7 +302,12 @@ def _window(
 def _part_around(points: Tensor, centres: Tensor, radius: Tensor, part: Tensor) -> Tensor:
     """Points [B, P, C], balls of radius [B, K] around centres [B, K, C] that belong to parts int32 [K] -> the part of
     the ball that holds each point, the one that it is deepest in; -1 where none does. long [B, P]."""
-    excess = centres.square().sum(-1, keepdim=True) - radius.square()[..., None]
-    excess = torch.baddbmm(excess, centres, points.mT, alpha=-2.0) + points.square().sum(-1)[:, None]
-    least, number = least_with_number(excess, part[:, None], 1)
+    least, number = least_with_number(_beyond(points, centres, radius), part[:, None], 1)
     return torch.where(least < 0.0, number, -1)
+
+
+def _beyond(points: Tensor, centres: Tensor, radius: Tensor) -> Tensor:
+    """By how much points [B, P, C] are beyond balls of radius [B, K] around centres [B, K, C]: the difference of
+    squares, [B, K, P]."""
+    excess = centres.square().sum(-1, keepdim=True) - radius.square()[..., None]
+    return torch.baddbmm(excess, centres, points.mT, alpha=-2.0).add_(points.square().sum(-1)[:, None])

@@ -66,7 +66,7 @@ def least_with_number(values: Tensor, number: Tensor, axis: int) -> tuple[Tensor
 def pack(values: Tensor, number: Tensor) -> Tensor:
     """float32 values with a number (int32 below 64) each in their last bits."""
     kept = values.view(torch.int32).bitwise_and(-(1 << PART_BITS))
-    return kept.bitwise_or(number).view(torch.float32)
+    return kept.bitwise_or_(number).view(torch.float32)
 
 
 def unpack(values: Tensor) -> Tensor:
@@ -106,8 +106,9 @@ def _chosen(mask: Tensor) -> Tensor:
 def _carry(points: Tensor, part: Tensor, picture: Tensor, matrices: Tensor) -> Tensor:
     """Points [N, 3] of parts long [N] of pictures long [N], moved by matrices [M, Q, 4, 4]: [N, 3]."""
     rows = matrices[:, :, :3].flatten(2).flatten(0, 1).index_select(0, part + picture * matrices.shape[1])
-    rows = rows.view(-1, 3, 4)
-    return (rows[..., :3] * points[:, None, :]).sum(-1) + rows[..., 3]
+    x, y, z, shift = rows.view(-1, 3, 4).unbind(2)
+    moved = torch.addcmul(torch.addcmul(shift, x, points[:, :1]), y, points[:, 1:2])
+    return moved.addcmul_(z, points[:, 2:])
 
 
 def _splat(view: _Views, depth: Tensor, part: Tensor, own: Tensor, there: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from einops import rearrange, reduce, repeat
 from torch import Tensor
 
 from worldscape.conditioning.camera import camera_rays, invert_pose
+from worldscape.conditioning.shapes import is_static, row_by_row
 
 NEARER = 0.85  # a wider surface replaces a finer one when it is nearer by at least this factor
 FAR = 1.0e4  # metres; stands for "nothing here" while splatting
@@ -21,6 +22,7 @@ DEPTH_TOLERANCE = 0.06  # relative disagreement of depth up to which a stored pi
 DEPTH_MARGIN = 0.05  # and metres more
 BLUR_RATIO = 1.5  # a picture taken up to so many times farther away still counts as sharp
 SAME = 0.08  # mean difference of colours, which go from -1 to 1, below which two pictures say the same
+STILL = 1e-5  # metres and parts of a rotation by which cameras differ that stand in one place
 MIN_DEPTH = 0.05  # metres; nearer points are behind or inside the camera
 
 
@@ -71,6 +73,28 @@ def believed(depth: Tensor, poses: Tensor, valid: Tensor, intrinsics: Tensor, mo
     """
     if depth.shape[1] == 1:
         return valid
+    parts = (depth, poses, valid, intrinsics, moves)
+    if is_static(depth):
+        return _believed_anywhere(*parts)
+    return row_by_row(stand_still(poses, poses[:, 0], valid), _believed_here, _believed_anywhere, parts)
+
+
+def stand_still(poses: Tensor, target: Tensor, valid: Tensor) -> Tensor:
+    """In which rows all pictures that count were taken from the place of the view `target`: bool [B]. poses and valid
+    are those of `reproject`. Such pictures need not be warped: their pixels are the view's."""
+    counts = valid.flatten(2).any(2) if valid.ndim == 4 else valid
+    return ((poses - target[:, None]).abs().flatten(2).amax(2) < STILL).logical_or_(~counts).all(1)
+
+
+def _believed_here(depth: Tensor, poses: Tensor, valid: Tensor, intrinsics: Tensor, moves: Tensor) -> Tensor:
+    """`believed` of pictures that were all taken from one place."""
+    stored = depth[:, :1].masked_fill(~valid[:, :1], -FAR)
+    is_known = (depth - stored < DEPTH_TOLERANCE * depth + DEPTH_MARGIN) & (depth > MIN_DEPTH)
+    is_known[:, 0] = False
+    return valid & ~(is_known & moves[:, None, None, None])
+
+
+def _believed_anywhere(depth: Tensor, poses: Tensor, valid: Tensor, intrinsics: Tensor, moves: Tensor) -> Tensor:
     rays = camera_rays(intrinsics, depth.shape[-1])
     points = rearrange(rays[:, None] * depth[:, 1:, ..., None], "b n h w xyz -> b n (h w) xyz")
     to_first = invert_pose(poses[:, :1]) @ poses[:, 1:]

@@ -1,6 +1,7 @@
 """Inference-only twin of `reproject`: the same anchor to rounding, with a third of the operations.
 
-Pixels go from picture to view by one 3x3 matrix and one offset per pair, both in pixel units. Maps carry a border that
+Pictures taken from the view's own place are laid over each other. Elsewhere pixels go from picture to view by one 3x3
+matrix and one offset per pair, both in pixel units. Maps carry a border that
 stands for "outside", so that nothing is asked about edges, and only the chosen source is sampled, from one atlas.
 """
 
@@ -22,7 +23,9 @@ from worldscape.conditioning.reproject import (
     encode_depth,
     pixelwise,
     spread,
+    stand_still,
 )
+from worldscape.conditioning.shapes import is_static, row_by_row
 
 MARGIN = 2  # rows repeated around each picture of the atlas: what a bicubic kernel reaches
 
@@ -39,16 +42,45 @@ class Warp(NamedTuple):
 
 def reproject_fast(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrinsics: Tensor) -> Anchor:
     """Exactly the arguments and, to rounding, the result of `reproject`."""
-    size, invalid = rgbd.shape[-1], ~pixelwise(valid, rgbd).flatten(2)
+    parts = (rgbd, poses, pixelwise(valid, rgbd), target, intrinsics)
+    if is_static(rgbd):
+        both = _warp(*parts)
+    else:
+        both = row_by_row(stand_still(poses, target, valid), _overlay, _warp, parts)
+    return Anchor(*both.split([rgbd.shape[2], 1], 1))
+
+
+def _overlay(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrinsics: Tensor) -> Tensor:
+    """The anchor with its mask [B, 5, h, w] from pictures that were all taken from the view's place."""
+    depth = decode_depth(rgbd[:, :, 3])
+    surfaces = _candidates(depth.masked_fill((depth <= MIN_DEPTH) | ~valid, FAR).amin(1))
+    stored = depth.masked_fill(~valid, -FAR).flatten(2)[:, :, None]
+    disagreement = (stored - surfaces[:, None]).abs_().sub_(surfaces[:, None], alpha=DEPTH_TOLERANCE)
+    index, mask, sees = _choose(surfaces, (disagreement < DEPTH_MARGIN) & (surfaces > MIN_DEPTH)[:, None])
+    sees = sees.view(valid.shape)[:, :, None]
+    colours = rgbd[:, -1, :3]
+    for number in range(rgbd.shape[1] - 2, -1, -1):
+        colours = torch.where(sees[:, number], rgbd[:, number, :3], colours)
+    return _anchored(colours, surfaces.gather(1, index), mask)
+
+
+def _warp(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrinsics: Tensor) -> Tensor:
+    """The anchor with its mask [B, 5, h, w], from pictures taken anywhere."""
+    size, invalid = rgbd.shape[-1], ~valid.flatten(2)
     depth = decode_depth(rgbd[:, :, 3]).flatten(2)
     to_target, to_source = _warps(poses, target, intrinsics, size)
     surfaces = _candidates(_splat_depth(depth, to_target, invalid, size))
     index, mask, sees = _choose(surfaces, _look_back(depth, surfaces, to_source, invalid, size))
     surface = surfaces.gather(1, index)
     colours = _sample_best(rgbd[:, :, :3], surface, sees, to_source)
-    shown = torch.cat([colours, encode_depth(surface).unflatten(2, (size, size))], 1)
-    mask = mask.to(rgbd.dtype).unflatten(1, (1, size, size))
-    return Anchor(shown * mask, mask)
+    return _anchored(colours, surface, mask)
+
+
+def _anchored(colours: Tensor, surface: Tensor, mask: Tensor) -> Tensor:
+    """Colours [B, 3, h, w] and surfaces [B, 1, P] where the mask bool [B, P] holds, and the mask: [B, 5, h, w]."""
+    shown = torch.cat([colours, encode_depth(surface).unflatten(2, colours.shape[2:])], 1)
+    mask = mask.to(colours.dtype).view_as(shown[:, :1])
+    return torch.cat([shown * mask, mask], 1)
 
 
 def _warps(poses: Tensor, target: Tensor, intrinsics: Tensor, size: int) -> tuple[Warp, Warp]:
