@@ -158,6 +158,25 @@ class BodyConfig:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class SharpenConfig:
+    """How much of what resampling took from edges a walker's frames are given back (`conditioning.sharpen`): where they
+    were dreamed, and where they go back to real frames. 0: nothing."""
+
+    dreamed: float = 0.0
+    real: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("dreamed", "real"):
+            value = getattr(self, name)
+            _require(0 <= value <= 10, f"sharpen.{name} {value}", "it lies in [0, 10]")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any frame is changed at all."""
+        return self.dreamed > 0 or self.real > 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class WorldConfig:
     """All that defines a world model but its weights.
 
@@ -173,6 +192,7 @@ class WorldConfig:
     controls: ControlScale = field(default_factory=ControlScale)
     hands: HandScale = field(default_factory=HandScale)
     body: BodyConfig = field(default_factory=BodyConfig)
+    sharpen: SharpenConfig = field(default_factory=SharpenConfig)
     steps_per_frame: int = 2
     context_level: float = 0.0
     field_of_view: float = 80.0
@@ -206,6 +226,7 @@ PRESETS: dict[str, WorldConfig] = {
         transformer=TransformerConfig(width=24, num_layers=2, num_heads=2, mlp_width=48, hands=True),
         memory=MemoryConfig(local_window=3, num_keyframes=6, num_anchors=2),
         heads=HeadsConfig(width=16, goal=True, object=True),
+        sharpen=SharpenConfig(dreamed=0.7, real=0.2),
         steps_per_frame=1,
     ),
     "nano": WorldConfig(
@@ -214,6 +235,7 @@ PRESETS: dict[str, WorldConfig] = {
         transformer=TransformerConfig(hands=True),
         memory=MemoryConfig(num_retrieved=2),
         heads=HeadsConfig(goal=True, object=True),
+        sharpen=SharpenConfig(dreamed=0.7, real=0.2),
         steps_per_frame=1,
     ),
     "small": WorldConfig(

@@ -25,6 +25,7 @@ from worldscape.conditioning.camera import (
 from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HAND_STATE_WIDTH, HANDS
 from worldscape.conditioning.reproject import encode_depth, reproject, settle
 from worldscape.conditioning.reproject_fast import reproject_fast
+from worldscape.conditioning.sharpen import sharpen
 from worldscape.config import MemoryConfig
 from worldscape.flow import euler_step, sampling_levels
 from worldscape.graphs import StepGraphs
@@ -305,7 +306,9 @@ class WorldEngine:
         """A finished latent [B, P, C] -> RGB-D [B, 4, h, w], with what memory shows of the view."""
         drawn = None if view.hands is None else view.hands.picture
         rgbd = self.codec.decode(latent, view.anchor, view.guess.skips, drawn).float().clamp(-1.0, 1.0)
-        return rgbd if view.hands is None else settle(rgbd, view.anchor, view.hands.limbs.present.any(1))
+        if view.hands is not None:
+            return settle(rgbd, view.anchor, view.hands.limbs.present.any(1))
+        return sharpen(rgbd, view.recall.real, self.config.sharpen) if self.config.sharpen.is_on else rgbd
 
     def look(
         self,
