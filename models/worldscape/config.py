@@ -11,6 +11,7 @@ from typing import Any
 
 from worldscape.conditioning.controls import ControlScale
 from worldscape.conditioning.hands import HandScale
+from worldscape.conditioning.sharpen import SharpenConfig
 
 POLICIES = ("maco", "sink+local", "local", "full")
 
@@ -155,25 +156,6 @@ class BodyConfig:
     def __post_init__(self) -> None:
         _require(self.radius >= 0, f"body radius {self.radius}", "metres, 0 or more")
         _require(self.above + self.below > 0, f"body from {self.above} above to {self.below} below", "it has a height")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class SharpenConfig:
-    """How much of what resampling took from edges a walker's frames are given back (`conditioning.sharpen`): where they
-    were dreamed, and where they go back to real frames. 0: nothing."""
-
-    dreamed: float = 0.0
-    real: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("dreamed", "real"):
-            value = getattr(self, name)
-            _require(0 <= value <= 10, f"sharpen.{name} {value}", "it lies in [0, 10]")
-
-    @property
-    def is_on(self) -> bool:
-        """Whether any frame is changed at all."""
-        return self.dreamed > 0 or self.real > 0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

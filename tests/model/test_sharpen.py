@@ -4,8 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from worldscape.conditioning.sharpen import sharpen
-from worldscape.config import SharpenConfig
+from worldscape.conditioning.sharpen import SharpenConfig, sharpen
 from worldscape.evaluate.metrics import gradient_energy
 
 BOTH = SharpenConfig(dreamed=1.0, real=0.2)

@@ -6,15 +6,35 @@ stays within the range of the neighbouring pixels, so no halo is drawn, and leav
 sharpened again in every step of the loop, grew into patterns.
 """
 
+from dataclasses import astuple, dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldscape.config import SharpenConfig
-
 FLAT, EDGE = 0.05, 0.1
 """Range of the 3 x 3 pixels around one, from black to white 1: up to FLAT nothing is changed, from EDGE on all that was
 asked for."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SharpenConfig:
+    """How much of what resampling took from edges a walker's frames are given back: where they were dreamed, and where
+    they go back to real frames. 0: nothing."""
+
+    dreamed: float = 0.0
+    real: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("dreamed", "real"):
+            value = getattr(self, name)
+            if not 0 <= value <= 10:
+                raise ValueError(f"sharpen.{name} is {value!r}: it lies in [0, 10].")
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any frame is changed at all."""
+        return any(astuple(self))
 
 
 def sharpen(rgbd: Tensor, real: Tensor, config: SharpenConfig) -> Tensor:
