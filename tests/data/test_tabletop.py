@@ -109,6 +109,43 @@ def test_keypoints_are_where_the_hand_is_seen(env):
             assert -0.03 < info["depth"][row, column] - depth < 0.03
 
 
+def test_masks_are_where_hand_and_object_are_seen_and_nothing_else_changes(env):
+    seeing, distances = TabletopEnv(task="pick_place", goal_terminates=False, masks=True), []
+    for seed in range(4):
+        plain, info = env.reset(seed=seed)
+        shown, told = seeing.reset(seed=seed)
+        for step in range(3):
+            hand, thing = told["hand_mask"], told["object_mask"]
+            np.testing.assert_array_equal(shown, plain)
+            assert hand.dtype == thing.dtype == bool and hand.shape == thing.shape == (64, 64)
+            assert (hand & thing).sum() < 20 and 0.01 < hand.mean() < 0.3 and thing.sum() < 400
+            column, row = told["hand_pixels"][1][told["hand_visible"][1]].astype(int).T
+            assert hand[row, column].mean() > 0.8  # a fingertip may be thinner than a pixel
+            if thing.sum() > 4:  # the hand may hide it
+                centre = np.linalg.inv(told["pose"]) @ np.append(told["object_pose"][:3, 3], 1.0)
+                distances.append(float(np.median(told["depth"][thing])) - centre[2])
+            action = np.random.default_rng(step).uniform(-1, 1, 13).astype(np.float32)
+            plain = env.step(action)[0]
+            shown, _, _, _, told = seeing.step(action)
+    assert "hand_mask" not in info
+    assert len(distances) >= 6 and np.abs(distances).max() < 0.06
+    seeing.close()
+
+
+def test_shadows_hide_nothing_from_masks(env):
+    """They are drawn as discs, which would hide a fingertip near the table."""
+    env.reset(seed=3)
+    steer(env, (0.1, -0.06, 0.0))
+    names = {env.world._model.geom(geom).name for geom in np.unique(env.world._camera.draw_geoms(64))}
+    assert "object0" in names and "" in names
+    _, thing = env.world.masks()
+    env.world._shadows = lambda: np.zeros((0, 4))
+    env.world.observe()
+    without = env.world.masks()[1]
+    del env.world._shadows
+    np.testing.assert_array_equal(thing, without)
+
+
 def test_a_hand_outside_the_picture_is_reported_as_not_visible(env):
     env.reset(seed=5)
     for _ in range(20):

@@ -14,17 +14,18 @@ from worldscape.engine import EngineFrame, Start
 from worldscape.evaluate import hands
 from worldscape.evaluate.dream import DreamedHands
 from worldscape.evaluate.episodes import EpisodeBatch, Judge
-from worldscape.evaluate.hand_reader import (
-    HandReader,
-    HandReaderConfig,
-    find_peaks,
-    hand_mask,
+from worldscape.evaluate.hand_lessons import (
+    SHIFT,
+    disturb,
     hands_of,
     label_frames,
-    mask_frames,
+    load_or_train_reader,
+    load_shipped_reader,
     reader_loss,
     train_hand_reader,
 )
+from worldscape.evaluate.hand_reader import HandReader, HandReaderConfig, find_peaks, read_hands
+from worldscape.evaluate.hand_truth import hand_surface
 from worldscape.evaluate.metrics import to_unit
 from worldscape.hand_tasks import HAND_TASKS
 from worldscape.slots import HandFrame
@@ -161,20 +162,51 @@ def test_motion_read_off_a_replay_is_that_of_the_simulator(played, reader):
     assert found["num_pairs"] == NUM * STEPS and not undocumented(found)
 
 
-def test_masks_cover_the_hand_and_not_the_table(played):
+def test_surfaces_cover_the_hand_and_not_the_table(played):
     """Of the hand what can be seen: a keypoint more than 2 cm under the surface there is hidden by something."""
     rows, now = np.arange(NUM), np.full(NUM, 3)
-    labels = label_frames(played, rows, rows, now, mask_frames(played, rows, now))
     pose, points = played.pose[rows, now], hands_of(played).keypoints[rows, now, 1]
+    labels = label_frames(played, rows, rows, now)
+    surface = hand_surface(
+        *(torch.from_numpy(part) for part in (played.depth[rows, now], pose, played.intrinsics, points))
+    )
     depth = ((points - pose[:, None, :3, 3]) @ pose[:, :3, :3])[..., 2]
-    for index, mask in enumerate(labels.mask):
+    for index, mask in enumerate(surface):
         column, row = labels.pixels[index].long().clamp(0, 63).unbind(-1)
         seen = labels.inside[index] & torch.from_numpy(depth[index] < played.depth[index, 3][row, column] + 0.02)
         assert int(seen.sum()) > 5 and bool(mask[row, column][seen].all())
-        assert 0.02 < float(mask.float().mean()) < 0.3
+        skin = labels.masks[index, 0]
+        assert 0.02 < float(skin.float().mean()) < 0.3 and float((mask & skin).sum() / (mask | skin).sum()) > 0.7
     far = torch.full((1, 8, 8), 2.0)
     pose = pose_from_state(torch.zeros(1, 6))
-    assert not hand_mask(far, pose, torch.tensor([[0.5, 0.5, 0.5, 0.5]]), torch.rand(1, 21, 3)).any()
+    assert not hand_surface(far, pose, torch.tensor([[0.5, 0.5, 0.5, 0.5]]), torch.rand(1, 21, 3)).any()
+
+
+def test_what_is_shifted_is_shifted_with_its_labels(played):
+    rows, now = np.zeros(STEPS, int), np.arange(1, STEPS + 1)
+    labels, frames = label_frames(played, rows, rows, now), to_unit(torch.from_numpy(played.frames[0]))
+    shifts = set()
+    for seed in range(8):
+        first, second, moved = disturb(frames[rows], frames[now], labels, np.random.default_rng(seed))
+        across, down = (int(step) for step in (moved.pixels - labels.pixels)[0, 0])
+        shifts.add((across, down))
+        torch.testing.assert_close(
+            moved.places - labels.places, torch.tensor([across, down]).expand(STEPS, 2, 2).float()
+        )
+        inner = slice(SHIFT, 64 - SHIFT)
+        rows_there, columns = slice(SHIFT + down, 64 - SHIFT + down), slice(SHIFT + across, 64 - SHIFT + across)
+        assert torch.equal(moved.masks[:, :, rows_there, columns], labels.masks[:, :, inner, inner])
+        # Under another light, blurred or not: still the same picture, and no other shift fits better.
+        errors = {
+            step: float(
+                (first[:, :, rows_there, columns] - frames[rows][:, :, inner, slice(SHIFT + step, 64 - SHIFT + step)])
+                .abs()
+                .mean()
+            )
+            for step in range(-3, 4)
+        }
+        assert min(errors, key=lambda step: errors[step]) == 0 and second.shape == first.shape
+    assert len(shifts) > 4
 
 
 def test_peaks_are_where_heat_is():
@@ -186,16 +218,46 @@ def test_peaks_are_where_heat_is():
 def test_a_reader_learns_to_find_the_hand(played):
     config = HandReaderConfig(width=8, updates=60, batch_size=8, num_episodes=1, num_steps=1, lr=5e-3)
     rows, now = np.zeros(STEPS, int), np.arange(1, STEPS + 1)
-    labels, frames = (
-        label_frames(played, rows, rows, now, mask_frames(played, rows, now)),
-        to_unit(torch.from_numpy(played.frames[0])),
-    )
+    labels, frames = label_frames(played, rows, rows, now), to_unit(torch.from_numpy(played.frames[0]))
     torch.manual_seed(0)
     losses = []
     for model in (HandReader(8).eval(), train_hand_reader(played, config)):
         with torch.no_grad():
             losses.append(float(reader_loss(model(frames[rows], frames[now]), labels)))
     assert losses[1] < 0.6 * losses[0]
+
+
+def test_the_shipped_judge_reads_the_simulator(played):
+    """Held-out tables; it was taught on seeds below a million."""
+    reader = load_shipped_reader()
+    labels = [
+        label_frames(played, np.arange(NUM), np.zeros(NUM, int), np.full(NUM, now)) for now in range(1, STEPS + 1)
+    ]
+    reading = read_hands(reader, played.frames[:, 0], played.frames[:, 1:])
+    found = [hands.mean_iou(reading.hand[:, step], label.masks[:, 0]) for step, label in enumerate(labels)]
+    assert np.mean(found) > 0.75
+    off = [hands.mean_distance(reading.keypoints[:, step], label) for step, label in enumerate(labels)]
+    assert np.mean(off) < 4.0
+
+
+def test_a_judge_is_kept_shipped_or_trained(played, tmp_path):
+    shipped = load_shipped_reader().state_dict()
+    asked = []
+
+    def walk():
+        asked.append(1)
+        return played
+
+    def load(path, **settings):
+        retrain = settings.pop("retrain", False)
+        return load_or_train_reader(path, HandReaderConfig(**settings), walk, retrain=retrain).state_dict()
+
+    path = tmp_path / "hand_reader.safetensors"
+    assert torch.equal(load(None)["heat.weight"], shipped["heat.weight"]) and not asked
+    own = load(path, updates=1, batch_size=2)
+    assert asked == [1] and not torch.equal(own["heat.weight"], shipped["heat.weight"])
+    assert torch.equal(load(path, updates=1, batch_size=2)["heat.weight"], own["heat.weight"]) and asked == [1]
+    assert torch.equal(load(path)["heat.weight"], shipped["heat.weight"]) and asked == [1]
 
 
 def test_events_and_agreement():

@@ -70,6 +70,8 @@ class TabletopEnv(SimulatorEnv):
     - `max_episode_steps`: steps before truncation by the environment itself; 0 (default) leaves it to `gym.make`, which
       truncates after 150.
     - `scale`: a `HandScale` with other step sizes and limits; None for the table above.
+    - `masks`: `info` also has `hand_mask` and `object_mask` bool [size, size], where the hand's skin and the object are
+      seen (half as slow again).
     - `render_mode`: None or `"rgb_array"` (256 x 256).
 
     `info`, as in WorldScape-Rooms: `depth` [size, size] (metres along the view axis), `pose` [4, 4] (camera to world,
@@ -96,6 +98,7 @@ class TabletopEnv(SimulatorEnv):
         goal_terminates: bool = True,
         max_episode_steps: int = 0,
         scale: HandScale | None = None,
+        masks: bool = False,
         render_mode: str | None = None,
     ):
         if task not in (*TASKS, "any"):
@@ -105,6 +108,7 @@ class TabletopEnv(SimulatorEnv):
         super().__init__(size, goal_terminates, max_episode_steps, render_mode)
         self.task = task
         self.scale = scale or HandScale()
+        self.masks = masks
         self.action_space = spaces.Box(-1.0, 1.0, (HAND_ACTION_WIDTH,), np.float32)
 
     def _make_world(self):
@@ -177,6 +181,8 @@ class TabletopEnv(SimulatorEnv):
             "task_id": list(TASKS).index(self.current_task),
             **{f"reward_{name}": value for name, value in verdict.terms.items()},
         }
+        if self.masks:
+            info["hand_mask"], info["object_mask"] = world.masks()
         return frame, info, verdict
 
     def _hand_info(self, keypoints: np.ndarray, depth: np.ndarray) -> dict[str, np.ndarray]:

@@ -61,6 +61,7 @@ class TabletopCamera:
         self._gl.make_current()
         everything = mujoco.mjtCatBit.mjCAT_ALL.value
         mujoco.mjv_updateScene(self._model, data, self._options, None, self._view, everything, self._scene)
+        self._num_geoms = self._scene.ngeom
         self._add_shadows(shadows)
         pixels = size * SUPERSAMPLING
         rectangle = mujoco.MjrRect(0, 0, pixels, pixels)
@@ -69,6 +70,23 @@ class TabletopCamera:
         mujoco.mjr_readPixels(picture, depth, rectangle, self._context)
         small = cv2.resize(picture[::-1], (size, size), interpolation=cv2.INTER_AREA)
         return small, _metres(depth[::-1][::SUPERSAMPLING, ::SUPERSAMPLING])
+
+    def draw_geoms(self, size: int) -> np.ndarray:
+        """Which geom shows where in what `draw` has just drawn, shadows apart: int64 [size, size] indices into the
+        model, -1 where none does."""
+        assert self._context is not None
+        self._gl.make_current()
+        flags = [mujoco.mjtRndFlag.mjRND_SEGMENT.value, mujoco.mjtRndFlag.mjRND_IDCOLOR.value]
+        rectangle, colours = mujoco.MjrRect(0, 0, size, size), np.empty((size, size, 3), np.uint8)
+        self._scene.ngeom, self._scene.flags[flags] = self._num_geoms, 1
+        mujoco.mjr_render(rectangle, self._scene, self._context)
+        self._scene.flags[flags] = 0
+        mujoco.mjr_readPixels(colours, None, rectangle, self._context)
+        geoms = np.full(1 + self._scene.ngeom, -1)
+        for drawn in self._scene.geoms[: self._scene.ngeom]:
+            if drawn.objtype == mujoco.mjtObj.mjOBJ_GEOM and drawn.segid >= 0:
+                geoms[1 + drawn.segid] = drawn.objid
+        return geoms[colours[::-1].astype(np.int64) @ (1, 1 << 8, 1 << 16)]
 
     def close(self) -> None:
         """Free the context; may be called twice."""

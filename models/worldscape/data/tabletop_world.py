@@ -9,6 +9,7 @@ the wrist instead of running ahead.
 
 from typing import NamedTuple
 
+import cv2
 import mujoco
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from worldscape.conditioning.hands import (
     state_to_vector,
     vector_from_rotation,
 )
-from worldscape.data.tabletop_gl import TabletopCamera
+from worldscape.data.tabletop_gl import SUPERSAMPLING, TabletopCamera
 from worldscape.data.tabletop_layout import Plan
 from worldscape.data.tabletop_model import (
     HAND_JOINTS,
@@ -95,6 +96,14 @@ class TabletopWorld:
     def observe(self) -> tuple[np.ndarray, np.ndarray]:
         """-> picture uint8 [size, size, 3] and z-depth float32 [size, size] in metres, from one rendering pass."""
         return self._camera.draw(self._data, self.size, self._shadows())
+
+    def masks(self) -> tuple[np.ndarray, np.ndarray]:
+        """Where `observe` has just drawn the hand (skin, not the sleeve) and the object: bool [size, size] each, true
+        where they cover at least half of a pixel."""
+        geoms = self._camera.draw_geoms(self.size * SUPERSAMPLING)
+        shares = (cv2.resize(part[geoms], (self.size, self.size), interpolation=cv2.INTER_AREA) for part in self._parts)
+        hand, thing = (share >= 0.5 for share in shares)
+        return hand, thing
 
     def picture(self, size: int) -> np.ndarray:
         """A picture of another size, for people -> uint8 [size, size, 3]."""
@@ -186,6 +195,9 @@ class TabletopWorld:
         self._servos = np.array([model.actuator(name).id for names in HAND_JOINTS for name in names])
         self._wrist = model.body("hand").id
         self._object, self._object_geom = model.body("object0").id, model.geom("object0").id
+        skin = (model.body_rootid[model.geom_bodyid] == self._wrist) & (model.geom_bodyid != self._wrist)
+        parts = np.stack([skin, np.arange(model.ngeom) == self._object_geom])
+        self._parts = np.pad(parts, ((0, 0), (0, 1))).astype(np.float32)  # the last column: no geom
         names = {geom: model.geom(geom).name for geom in range(model.ngeom)}
         self._hand_geoms = {
             geom: "thumb" if name.startswith("C_th") else name for geom, name in names.items() if name.startswith("C_")

@@ -61,6 +61,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     hands = add_evaluation(evaluations, "hands", run_hands, episodes=64, policy="mixed", sources=("tabletop",))
     hands.add_argument("--horizons", type=read_counts, default=(4, 16, 32), help="comma-separated steps")
     hands.add_argument("--untold", action="store_true", help="look for object and target in the first picture")
+    hands.add_argument("--retrain", action="store_true", help="train a hand reader; do not use the shipped one")
     hands.add_argument("--updates", type=int, help="training updates of the hand reader; default: its own")
     hands.add_argument("--training-episodes", type=int, help="episodes that it learns from; default: its own")
     memory = add_evaluation(evaluations, "memory", run_memory, episodes=16, policy=None, sources=WALKED)
@@ -188,16 +189,19 @@ def run_hands(args: argparse.Namespace) -> None:
 
 
 def _load_hand_reader(args: argparse.Namespace, episodes: EpisodeBatch):
-    """The network that finds hands, trained on the simulator unless it lies in --out."""
-    from worldscape.evaluate import hand_reader
+    """The network that finds hands: the one kept in --out, the shipped one, or, where other training was asked for, a
+    new one."""
+    from worldscape.evaluate.hand_lessons import load_or_train_reader
+    from worldscape.evaluate.hand_reader import HandReaderConfig
 
-    config = hand_reader.HandReaderConfig(**_asked_of_judge(args))
+    config = HandReaderConfig(**_asked_of_judge(args))
     judge = Judge(args.source, "mixed", episodes.frames.shape[2])
 
     def walk() -> EpisodeBatch:
         return judge.episodes(config.num_episodes, config.num_steps, first_seed=config.first_seed)
 
-    return hand_reader.load_or_train_reader(args.out and args.out / "hand_reader.safetensors", config, walk)
+    path = args.out and args.out / "hand_reader.safetensors"
+    return load_or_train_reader(path, config, walk, retrain=getattr(args, "retrain", False))
 
 
 def _asked_of_judge(args: argparse.Namespace) -> dict[str, int]:

@@ -156,7 +156,7 @@ class Judge:
     def _make_tabletop(self, num_steps: int) -> gym.Env:
         from worldscape.data.tabletop import TabletopEnv
 
-        return TabletopEnv(task="any", size=self.size, goal_terminates=False, max_episode_steps=num_steps)
+        return TabletopEnv(task="any", size=self.size, goal_terminates=False, max_episode_steps=num_steps, masks=True)
 
 
 def walk_episode(env: gym.Env, policy: Policy, seed: int, num_steps: int) -> EpisodeBatch:

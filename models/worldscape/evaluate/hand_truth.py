@@ -7,12 +7,17 @@ from typing import Any
 import numpy as np
 import torch
 from einops import rearrange
+from torch import Tensor
 
+from worldscape.conditioning.camera import camera_rays
+from worldscape.conditioning.hand_model import BONES
 from worldscape.conditioning.hands import HAND_ACTION_WIDTH
 from worldscape.slots import RecordedHands
 
 MOVED = 0.02
 """Metres from where it stood at the start at which an object counts as moved."""
+FLESH = 0.03  # metres from a bone within which a surface belongs to the hand (the back of the palm is that thick)
+ABOVE_TABLE = 0.004  # metres above y = 0 from which on a surface is not the table's
 
 FRAME_INFOS = (
     "hand_state",
@@ -23,6 +28,8 @@ FRAME_INFOS = (
     "object_pose",
     "target",
     "lifted",
+    "hand_mask",
+    "object_mask",
 )
 
 
@@ -31,8 +38,8 @@ class HandTruth:
     """Hands and object of N episodes of T steps; left hand, then right.
 
     Frame rows [N, T+1, ...]: state and command [2, 16] in world axes, present bool [2], keypoints [2, 21, 3] metres,
-    pixels [2, 21, 2], object and target [3] metres, world axes, lifted bool. Step rows [N, T, ...]: actions [2, 13],
-    reward. task int64 [N].
+    pixels [2, 21, 2], object and target [3] metres, world axes, lifted bool, hand_mask and object_mask bool [h, w]:
+    where they are seen. Step rows [N, T, ...]: actions [2, 13], reward. task int64 [N].
     """
 
     state: np.ndarray
@@ -43,6 +50,8 @@ class HandTruth:
     object: np.ndarray
     target: np.ndarray
     lifted: np.ndarray
+    hand_mask: np.ndarray
+    object_mask: np.ndarray
     actions: np.ndarray
     reward: np.ndarray
     task: np.ndarray
@@ -91,6 +100,8 @@ def stack_truth(infos: list[dict[str, Any]], actions: list[np.ndarray], rewards:
         object=rows["object_pose"][..., :3, 3].astype(np.float32),
         target=rows["target"].astype(np.float32),
         lifted=rows["lifted"].astype(bool),
+        hand_mask=rows["hand_mask"].astype(bool),
+        object_mask=rows["object_mask"].astype(bool),
         actions=told[None],
         reward=np.asarray(rewards, np.float32)[None],
         task=np.asarray([infos[0]["task_id"]], np.int64),
@@ -104,3 +115,17 @@ def concatenate_truth(parts: Sequence[HandTruth | None]) -> HandTruth | None:
         return None
     names = [field.name for field in fields(HandTruth)]
     return HandTruth(**{name: np.concatenate([getattr(part, name) for part in known]) for name in names})
+
+
+def hand_surface(depth: Tensor, pose: Tensor, intrinsics: Tensor, keypoints: Tensor) -> Tensor:
+    """Depth [M, h, w] metres seen from poses [M, 4, 4], intrinsics [M, 4], keypoints [M, 21, 3] world metres -> bool
+    [M, h, w]: surfaces above the table within FLESH of a bone, which is what can be told of a hand from geometry."""
+    rays = camera_rays(intrinsics, depth.shape[-1]) * depth[..., None]
+    points = rays @ pose[:, None, :3, :3].mT + pose[:, None, None, :3, 3]
+    nearest = torch.full_like(depth, torch.inf)
+    for first, second in BONES:
+        start, along = (end[:, None, None] for end in (keypoints[:, first], keypoints[:, second] - keypoints[:, first]))
+        offset = points - start
+        share = ((offset * along).sum(-1) / along.square().sum(-1).clamp_min(1e-9)).clamp(0, 1)
+        nearest = torch.minimum(nearest, (offset - share[..., None] * along).norm(dim=-1))
+    return (nearest < FLESH) & (points[..., 1] < -ABOVE_TABLE)

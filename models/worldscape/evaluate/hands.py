@@ -15,19 +15,9 @@ from torch import Tensor
 
 from worldscape.evaluate.dream import Dream, DreamedHands, Engine, dream_episodes
 from worldscape.evaluate.episodes import EpisodeBatch
-from worldscape.evaluate.hand_reader import (
-    RIGHT,
-    HandLabels,
-    HandReader,
-    HandReading,
-    hand_mask,
-    hands_of,
-    label_frames,
-    mask_frames,
-    project,
-    read_hands,
-)
-from worldscape.evaluate.hand_truth import MOVED
+from worldscape.evaluate.hand_lessons import RIGHT, HandLabels, hands_of, label_frames, project
+from worldscape.evaluate.hand_reader import HandReader, HandReading, read_hands
+from worldscape.evaluate.hand_truth import MOVED, hand_surface
 from worldscape.evaluate.pictures import save_film, save_grid
 from worldscape.evaluate.report import Table
 
@@ -86,27 +76,33 @@ def score_hand(
     """Masks and keypoints after `horizon` steps."""
     assert dream.hands is not None
     labels = labels_at(episodes, horizon)
-    masks = {name: reading.mask[:, horizon - 1] > 0 for name, reading in readings.items()}
+    masks, true = {name: reading.hand[:, horizon - 1] for name, reading in readings.items()}, labels.masks[:, 0]
     points = {name: reading.keypoints[:, horizon - 1] for name, reading in readings.items()}
     points["commanded"] = torch.from_numpy(project_dreamed(dream.hands, episodes, horizon))
     errors = {name: mean_distance(found, labels) for name, found in points.items()}
     return {
-        "hand_surface_iou": mean_iou(mask_dreamed(dream, episodes, horizon), labels.mask),
+        "hand_surface_iou": mean_iou(*surfaces(dream, episodes, horizon)),
         "hand_iou": mean_iou(masks["dream"], masks["simulator"]),
-        "hand_iou_simulator": mean_iou(masks["simulator"], labels.mask),
+        "hand_iou_true": mean_iou(masks["dream"], true),
+        "hand_iou_simulator": mean_iou(masks["simulator"], true),
         "keypoint_error": errors["dream"],
         "keypoint_error_simulator": errors["simulator"],
         "keypoint_error_commanded": errors["commanded"],
     }
 
 
-def mask_dreamed(dream: Dream, episodes: EpisodeBatch, horizon: int) -> Tensor:
-    """The hand after `horizon` steps by the rule that makes the simulator's mask, from the dream's own depth and the
-    bones that it was told: bool [N, h, w]. No network is asked."""
+def surfaces(dream: Dream, episodes: EpisodeBatch, horizon: int) -> tuple[Tensor, Tensor]:
+    """Surfaces near the hand's bones after `horizon` steps (hand_surface), by the dream's own depth and the bones that
+    it was told, and by the simulator's: bool [N, h, w] each. No network is asked."""
     assert dream.hands is not None
-    depth, pose = (torch.from_numpy(part[:, horizon - 1]).float() for part in (dream.depth, dream.pose))
-    points = torch.from_numpy(dream.hands.keypoints[:, horizon - 1, RIGHT])
-    return hand_mask(depth, pose, torch.from_numpy(episodes.intrinsics), points)
+    intrinsics, truth = torch.from_numpy(episodes.intrinsics), hands_of(episodes)
+    seen = (
+        (dream.depth[:, horizon - 1], dream.pose[:, horizon - 1], dream.hands.keypoints[:, horizon - 1, RIGHT]),
+        (episodes.depth[:, horizon], episodes.pose[:, horizon], truth.keypoints[:, horizon, RIGHT]),
+    )
+    ours, theirs = ((torch.from_numpy(part).float() for part in parts) for parts in seen)
+    (depth, pose, points), (true_depth, true_pose, true_points) = ours, theirs
+    return hand_surface(depth, pose, intrinsics, points), hand_surface(true_depth, true_pose, intrinsics, true_points)
 
 
 def score_object(readings: dict[str, HandReading], episodes: EpisodeBatch, horizon: int) -> dict[str, float]:
@@ -179,8 +175,7 @@ def judge_hand_motion(engine: Engine, episodes: EpisodeBatch, reader: HandReader
 def labels_at(episodes: EpisodeBatch, horizon: int) -> HandLabels:
     """The simulator's labels of the frames after `horizon` steps."""
     rows = np.arange(len(episodes))
-    now = np.full_like(rows, horizon)
-    return label_frames(episodes, rows, np.zeros_like(rows), now, mask_frames(episodes, rows, now))
+    return label_frames(episodes, rows, np.zeros_like(rows), np.full_like(rows, horizon))
 
 
 def project_dreamed(hands: DreamedHands, episodes: EpisodeBatch, horizon: int) -> np.ndarray:
@@ -224,6 +219,7 @@ def tabulate_hands(found: dict[str, float], horizons: tuple[int, ...]) -> list[T
     hand = (
         "hand_surface_iou",
         "hand_iou",
+        "hand_iou_true",
         "hand_iou_simulator",
         "keypoint_error",
         "keypoint_error_simulator",

@@ -72,7 +72,8 @@ def load_or_make(path: Path | None, model: Model, fingerprint: str, make: Callab
     return made
 
 
-def fingerprint_of(config: Any, source: str) -> str:
-    """Digest of a config dataclass, of the module `source` that trains with it, and of this one."""
+def fingerprint_of(config: Any, *sources: str) -> str:
+    """Digest of a config dataclass, of the modules `sources` that train with it, and of this one."""
     settings = json.dumps(asdict(config), sort_keys=True).encode()
-    return hashlib.sha256(settings + Path(source).read_bytes() + Path(__file__).read_bytes()).hexdigest()[:16]
+    parts = [settings, *(Path(source).read_bytes() for source in (*sources, __file__))]
+    return hashlib.sha256(b"".join(parts)).hexdigest()[:16]
