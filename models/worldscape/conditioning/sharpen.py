@@ -6,6 +6,7 @@ stays within the range of the neighbouring pixels, so no halo is drawn, and leav
 sharpened again in every step of the loop, grew into patterns.
 """
 
+from collections.abc import Callable
 from dataclasses import astuple, dataclass
 
 import torch
@@ -46,22 +47,23 @@ def sharpen(rgbd: Tensor, real: Tensor, config: SharpenConfig) -> Tensor:
     colours = blurred = low = high = rgbd[:, :3]
     # Slices and not convolutions: a row is then the same in every batch, and on a CPU it takes a quarter of the time.
     for axis in (2, 3):
-        before, _, after = _three(low, axis)
-        low = torch.minimum(torch.minimum(before, after), low)
-        before, _, after = _three(high, axis)
-        high = torch.maximum(torch.maximum(before, after), high)
+        low, high = _extreme(torch.minimum, low, axis), _extreme(torch.maximum, high, axis)
         for _ in range(2):  # twice (1 2 1) / 4 is close to a Gaussian of one pixel
-            before, here, after = _three(blurred, axis)
-            blurred = (before + after + 2.0 * here) / 4.0
+            before, after = _beside(blurred, axis)
+            blurred = (before + after).add_(blurred, alpha=2.0)
     around = (high - low).mean(1, keepdim=True) / 2.0  # colours go from -1 to 1
-    steeper = torch.addcmul(colours, strength, colours - blurred).clamp(low, high)
+    steeper = torch.addcmul(colours, strength, colours - blurred.mul_(1.0 / 256.0)).clamp_(low, high)
     is_edge = ((around - FLAT) / (EDGE - FLAT)).clamp(0.0, 1.0)
     return torch.cat([colours.lerp(steeper, is_edge), rgbd[:, 3:]], 1)
 
 
-def _three(x: Tensor, axis: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Each element's neighbour before it along an axis, itself and the one after it, those at the edge repeated."""
-    size = x.shape[axis]
-    before = torch.cat([x.narrow(axis, 0, 1), x.narrow(axis, 0, size - 1)], axis)
-    after = torch.cat([x.narrow(axis, 1, size - 1), x.narrow(axis, size - 1, 1)], axis)
-    return before, x, after
+def _extreme(either: Callable[[Tensor, Tensor], Tensor], x: Tensor, axis: int) -> Tensor:
+    """The least or the largest of each element of [B, C, h, w] and its neighbours along an axis."""
+    before, after = _beside(x, axis)
+    return either(either(before, after), x)
+
+
+def _beside(x: Tensor, axis: int) -> tuple[Tensor, Tensor]:
+    """Each element's neighbours before and after it along an axis of [B, C, h, w], those at the edge repeated."""
+    padded = F.pad(x, (1, 1, 0, 0) if axis == 3 else (0, 0, 1, 1), mode="replicate")
+    return padded.narrow(axis, 0, x.shape[axis]), padded.narrow(axis, 2, x.shape[axis])
