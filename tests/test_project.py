@@ -166,6 +166,6 @@ def test_wheel_holds_just_the_two_packages(tmp_path: Path):
     assert f"{dist_info}/licenses/LICENSE" in names
     expected = {str(path.relative_to(ROOT / "models")) for path in python_files(WORLDSCAPE)}
     expected |= {str(path.relative_to(ROOT)) for path in python_files(ROOT / "ws_gym")}
-    weights = (WORLDSCAPE / "weights").rglob("*")
+    weights = [path for folder in ("weights", "evaluate/judges") for path in (WORLDSCAPE / folder).rglob("*")]
     expected |= {str(path.relative_to(ROOT / "models")) for path in weights if path.is_file() and path.suffix != ".pyc"}
     assert names - {name for name in names if name.startswith(dist_info)} == expected

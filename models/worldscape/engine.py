@@ -303,12 +303,18 @@ class WorldEngine:
         return Dreamed(latent, view)
 
     def decode(self, latent: Tensor, view: View) -> Tensor:
-        """A finished latent [B, P, C] -> RGB-D [B, 4, h, w], with what memory shows of the view."""
-        drawn = None if view.hands is None else view.hands.picture
-        rgbd = self.codec.decode(latent, view.anchor, view.guess.skips, drawn).float().clamp(-1.0, 1.0)
+        """A finished latent [B, P, C] -> the frame, RGB-D [B, 4, h, w]: painted, then settled where hands are, sharpened
+        elsewhere."""
+        rgbd = self.paint(latent, view)
         if view.hands is not None:
             return settle(rgbd, view.anchor, view.hands.limbs.present.any(1))
         return sharpen(rgbd, view.recall.real, self.config.sharpen) if self.config.sharpen.is_on else rgbd
+
+    def paint(self, latent: Tensor, view: View) -> Tensor:
+        """A finished latent [B, P, C] -> RGB-D [B, 4, h, w] as the codec decodes it, with what memory shows of the
+        view."""
+        drawn = None if view.hands is None else view.hands.picture
+        return self.codec.decode(latent, view.anchor, view.guess.skips, drawn).float().clamp(-1.0, 1.0)
 
     def look(
         self,

@@ -87,7 +87,8 @@ def test_one_world_goes_into_an_engine_of_another_size(model):
     assert frame.steps.tolist() == [6, 6, 6] and engine.state.memory.store.num_used() == snapshot.num_pages
     move = moves(1, 1)[0].expand(3, 6)
     frame = engine.step(move)
-    assert torch.equal(frame.frame[0], frame.frame[2])
+    # As above: in another place of a batch a pixel may round differently.
+    assert int((frame.frame[0].int() - frame.frame[2].int()).abs().max()) <= 1
     with pytest.raises(ValueError, match="holds 2 worlds; give as many rows, not 3"):
         engine.restore(opened(model, 2).snapshot())
 
