@@ -303,8 +303,8 @@ class WorldEngine:
         return Dreamed(latent, view)
 
     def decode(self, latent: Tensor, view: View) -> Tensor:
-        """A finished latent [B, P, C] -> the frame, RGB-D [B, 4, h, w]: painted, then settled where hands are, sharpened
-        elsewhere."""
+        """A finished latent [B, P, C] -> the frame, RGB-D [B, 4, h, w]: painted, then settled where hands are, or
+        sharpened."""
         rgbd = self.paint(latent, view)
         if view.hands is not None:
             return settle(rgbd, view.anchor, view.hands.limbs.present.any(1))
