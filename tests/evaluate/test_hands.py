@@ -258,6 +258,11 @@ def test_a_judge_is_kept_shipped_or_trained(played, tmp_path):
     assert asked == [1] and not torch.equal(own["heat.weight"], shipped["heat.weight"])
     assert torch.equal(load(path, updates=1, batch_size=2)["heat.weight"], own["heat.weight"]) and asked == [1]
     assert torch.equal(load(path)["heat.weight"], shipped["heat.weight"]) and asked == [1]
+    # The shipped one is kept nowhere, or --retrain would find it there; what was trained is still kept.
+    other = tmp_path / "other.safetensors"
+    load(other)
+    assert not other.exists()
+    assert torch.equal(load(path, updates=1, batch_size=2)["heat.weight"], own["heat.weight"]) and asked == [1]
 
 
 def test_events_and_agreement():

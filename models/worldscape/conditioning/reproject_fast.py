@@ -1,8 +1,8 @@
 """Inference-only twin of `reproject`: the same anchor to rounding, with a third of the operations.
 
 Pictures taken from the view's own place are laid over each other. Elsewhere pixels go from picture to view by one 3x3
-matrix and one offset per pair, both in pixel units. Maps carry a border that
-stands for "outside", so that nothing is asked about edges, and only the chosen source is sampled, from one atlas.
+matrix and one offset per pair, both in pixel units. Maps carry a border that stands for "outside", so that nothing is
+asked about edges, and only the chosen source is sampled, from one atlas.
 """
 
 from typing import NamedTuple

@@ -189,7 +189,7 @@ def run_hands(args: argparse.Namespace) -> None:
 
 
 def _load_hand_reader(args: argparse.Namespace, episodes: EpisodeBatch):
-    """The network that finds hands: the one kept in --out, the shipped one, or, where other training was asked for, a
+    """The network that finds hands: the shipped one, or, where other training was asked for, the one kept in --out or a
     new one."""
     from worldscape.evaluate.hand_lessons import load_or_train_reader
     from worldscape.evaluate.hand_reader import HandReaderConfig

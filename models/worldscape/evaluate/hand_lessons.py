@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from worldscape.codec import blur
+from worldscape.evaluate import hand_reader
 from worldscape.evaluate.episodes import EpisodeBatch
 from worldscape.evaluate.hand_reader import SHIPPED, HandReader, HandReaderConfig, HandReading
 from worldscape.evaluate.hand_truth import MOVED, HandTruth
@@ -76,7 +77,6 @@ def train_hand_reader(episodes: EpisodeBatch, config: HandReaderConfig) -> HandR
     """Fit the reader to pairs of frames of the same episode, most of them with the episode's first one."""
     rng = np.random.default_rng(config.seed)
     frames, size = torch.from_numpy(episodes.frames), config.batch_size
-    hands_of(episodes)
 
     def draw_loss(model: HandReader) -> Tensor:
         rows = rng.integers(len(episodes), size=size)
@@ -150,16 +150,12 @@ def missed_overlap(mask: Tensor, wanted: Tensor) -> Tensor:
 def load_or_train_reader(
     path: Path | None, config: HandReaderConfig, walk: Callable[[], EpisodeBatch], *, retrain: bool = False
 ) -> HandReader:
-    """The reader kept at `path` when it was trained with this config; else the shipped one, where the config is the one
-    it was made with; else, or with `retrain`, a newly trained one, kept there."""
-
-    def make() -> HandReader:
-        if config == HandReaderConfig() and not retrain:
-            return load_shipped_reader()
-        return train_hand_reader(walk(), config)
-
-    fingerprint = fingerprint_of(config, __file__, str(SHIPPED.parent.parent / "hand_reader.py"))
-    return load_or_make(path, HandReader(config.width), fingerprint, make)
+    """The shipped reader, where the config is the one it was made with. With another config, or `retrain`: the one kept
+    at `path` when it was trained so, else a newly trained one, kept there."""
+    if config == HandReaderConfig() and not retrain:
+        return load_shipped_reader()
+    fingerprint = fingerprint_of(config, __file__, hand_reader.__file__)
+    return load_or_make(path, HandReader(config.width), fingerprint, lambda: train_hand_reader(walk(), config))
 
 
 def load_shipped_reader() -> HandReader:
