@@ -225,7 +225,7 @@ class ClipEngine(WorldEngine):
 
     def _draw(self, hands: SlotHands, pose: Tensor) -> Tensor:
         assert self.hands is not None
-        limbs = hands.limbs(pose, HANDS[self.hands])
+        limbs = hands.limbs(hands.workspace(pose), HANDS[self.hands])
         return draw_hands(limbs, pose, self.state.intrinsics, self.config.codec.size)[:, None]
 
     def _show(self, refined: Refined) -> None:

@@ -195,19 +195,24 @@ class FastTransformer:
         turn, num_new = turn.flatten(1, 2)[:, :, None], times * kinds * tokens
         new_keys, new_values = history.keys[:, :, -num_new:], history.values[:, :, -num_new:]
         places = zip(history.keys, history.values, new_keys, new_values, strict=True)
+        # Nobody asks what the last block makes of the pose video.
+        asked = tokens if times == 1 else num_new
         for layer, modulation, place in zip(self.layers, known.blocks, places, strict=True):
-            x = self._block(layer, modulation, x, turn, place, history.valid)
+            is_last = layer is self.layers[-1]
+            x = self._block(layer, modulation, x, turn, place, history.valid, asked if is_last else num_new)
         new_keys, new_values = (y.unflatten(2, (times, -1))[:, :, :, :tokens] for y in (new_keys, new_values))
-        if view.hands is not None:
+        if view.hands is not None and times > 1:
             x = x.view(slots, times, kinds * tokens, -1)[:, :, :tokens].flatten(0, 2)
         stored = torch.view_as_real(as_complex(new_keys) * time.conj()).flatten(-2)
         layers = [KeysValues(k, v) for k, v in zip(stored, new_values, strict=True)]
         clean = self._read_clean(x, known, view.anchor.flatten(0, 2), slots).view_as(latent)
         return Prediction(clean, x.view(slots, times, tokens, -1), layers)
 
-    def _block(self, layer: Layer, level: Modulation, x: Tensor, turn: Tensor, place, mask: Tensor) -> Tensor:
-        """x [B * N, D] of N tokens a slot; turn [B, N, 1, 1, K / 2]; place: all keys and values, and the new frames'
-        part of each."""
+    def _block(
+        self, layer: Layer, level: Modulation, x: Tensor, turn: Tensor, place, mask: Tensor, asked: int
+    ) -> Tensor:
+        """x [B * N, D] of N tokens a slot -> [B * asked, D], the first ones; turn [B, N, 1, 1, K / 2]; place: all keys
+        and values, and the new frames' part of each."""
         keys, values, new_keys, new_values = place
         slots, tokens, heads, width = new_keys.shape
         inner = modulated(x, level.scale1, level.shift1, slots)
@@ -216,7 +221,8 @@ class FastTransformer:
         rotated = torch.view_as_real(as_complex(qk.unflatten(-1, (heads, width))) * turn).flatten(-2)
         new_keys.copy_(rotated[:, :, 1])
         new_values.copy_(qkv[:, :, 2].unflatten(-1, (heads, width)))
-        q, k, v = (y.transpose(1, 2) for y in (rotated[:, :, 0], keys, values))
+        q, k, v = (y.transpose(1, 2) for y in (rotated[:, :asked, 0], keys, values))
+        x = x if asked == tokens else x.view(slots, tokens, -1)[:, :asked].flatten(0, 1)
         mixed = attend(q, k, v, mask, self.config.attention).transpose(1, 2).reshape(x.shape)
         x = gated(x, level.gate1, layer.out(mixed), slots)
         inner = modulated(x, level.scale2, level.shift2, slots)

@@ -17,7 +17,7 @@ REACH_RADIUS = 0.025  # metres between fingertip and target
 PLACE_RADIUS = 0.04  # metres on the table between the object's and the target's centre
 SOFTNESS = 0.005  # metres over which the probability of being within a radius falls
 FINGERTIP = 8  # keypoint that reaches
-PALM = (5, 9, 13)  # keypoints whose mean is the palm's place
+PALM = slice(5, 14, 4)  # keypoints whose mean is the palm's place: three knuckles
 
 
 class Touch(NamedTuple):
@@ -52,29 +52,31 @@ def fingertip_and_palm(keypoints: Tensor, present: Tensor) -> tuple[Tensor, Tens
     """Keypoints [B, 2, 21, 3], present bool [B, 2] -> fingertip and palm [B, 3] of the right hand, or of the left one
     where there is no other."""
     points = torch.where(present[:, 1, None, None] | ~present[:, :1, None], keypoints[:, 1], keypoints[:, 0])
-    return points[:, FINGERTIP], torch.stack([points[:, number] for number in PALM], 1).mean(1)
+    return points[:, FINGERTIP], points[:, PALM].mean(1)
 
 
 def judge(facts: Facts) -> Worth:
     """What a frame is worth to each task."""
-    touch, on_disc = facts.touch, _on_table(facts.object, facts.target)
+    touch = facts.touch
     is_lifted, is_grasped = (touch.lifted > 0.5).float(), (touch.grasped > 0.5).float()
     is_down = 1.0 - is_lifted
-    near = _nearness((facts.palm - facts.object).norm(dim=-1))
-    to_target = (facts.fingertip - facts.target).norm(dim=-1)
-    reached = _within(to_target, REACH_RADIUS)
-    pushed = _within(on_disc, PLACE_RADIUS) * is_down * (1.0 - is_grasped)
+    to_object, to_target = (facts.palm - facts.object).norm(dim=-1), (facts.fingertip - facts.target).norm(dim=-1)
+    on_disc = (facts.object - facts.target)[:, 0::2].norm(dim=-1)  # on the table: y points down
+    near, tip_near, disc_near = _nearness(torch.stack([to_object, to_target, on_disc])).unbind(0)
+    reached, is_there = _within(to_target, REACH_RADIUS), _within(on_disc, PLACE_RADIUS) * is_down
+    pushed = is_there * (1.0 - is_grasped)
     is_placed = facts.was_lifted * is_down * (on_disc < PLACE_RADIUS).float()
-    placed = facts.was_lifted * is_down * _within(on_disc, PLACE_RADIUS) * (1.0 - touch.contact)
-    held_up = is_lifted * is_grasped
-    either = torch.maximum(held_up, is_placed)
+    placed = facts.was_lifted * is_there * (1.0 - touch.contact)
+    either = torch.maximum(is_lifted * is_grasped, is_placed)
     grasped = torch.maximum(is_grasped, is_placed)
+    success = torch.stack([reached, pushed, placed], -1)
+    is_done = success > 0.5
     rewards = (
-        0.8 * _nearness(to_target) + 0.2 * (reached > 0.5),
-        torch.where(pushed > 0.5, 1.0, (near + _nearness(on_disc)) / 3),
-        torch.where(placed > 0.5, 1.0, (near + grasped + either + either * _nearness(on_disc) + is_placed) / 6),
+        0.8 * tip_near + 0.2 * is_done[:, 0],
+        torch.where(is_done[:, 1], 1.0, (near + disc_near) / 3),
+        torch.where(is_done[:, 2], 1.0, (near + grasped + either + either * disc_near + is_placed) / 6),
     )
-    return Worth(torch.stack(rewards, -1), torch.stack([reached, pushed, placed], -1))
+    return Worth(torch.stack(rewards, -1), success)
 
 
 def held_up(touch: Touch) -> Tensor:
@@ -88,8 +90,3 @@ def _nearness(distance: Tensor) -> Tensor:
 
 def _within(distance: Tensor, radius: float) -> Tensor:
     return torch.sigmoid((radius - distance) / SOFTNESS)
-
-
-def _on_table(point: Tensor, target: Tensor) -> Tensor:
-    across, _, along = (point - target).unbind(-1)
-    return torch.stack([across, along], -1).norm(dim=-1)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from worldscape.conditioning.hands import HANDS
+from worldscape.conditioning.layers import silhouettes
 from worldscape.hand_tasks import Facts, Touch, fingertip_and_palm, held_up, judge
 from worldscape.heads import Heads, Things
 from worldscape.slot_hands import SlotHands, draw_hands
@@ -17,11 +18,13 @@ def show_hands(
 ) -> ShownHands:
     """Hands (`which` of them, an option `hands=`) as a view from `pose` [B, 4, 4] shows them, and their object where
     they move it; before: both a step earlier, None: in the slots' current frames."""
-    limbs = hands.limbs(pose, HANDS[which])
+    workspace = hands.workspace(pose)
+    limbs = hands.limbs(workspace, HANDS[which])
+    limbs = limbs._replace(silhouettes=silhouettes(limbs, pose, state.intrinsics, state.rgbd.shape[-1]))
     picture = draw_hands(limbs, pose, state.intrinsics, state.rgbd.shape[-1])
     if heads.object is None:
         return ShownHands(hands, limbs, picture)
-    before = state.handled(hands.table(pose)) if before is None else before
+    before = state.handled(workspace[:, 1, 3]) if before is None else before
     thing = before.thing._replace(present=before.thing.present & limbs.present.any(1))
     motion = heads.object(before.keypoints, limbs.keypoints, limbs.present, thing, before.shift)
     shift = motion.likely() * thing.present[:, None]

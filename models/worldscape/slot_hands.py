@@ -58,7 +58,7 @@ class SlotHands(NamedTuple):
 
         The command waits for a wrist that is held back, as in the simulator.
         """
-        wanted = state_from_vector(goal)
+        wanted = state_from_vector(goal, is_exact=True)
         position = wanted.position + scale.move * lag[..., :3]
         rotation = rotation_from_vector(scale.turn * lag[..., 3:]) @ wanted.rotation
         command = wanted._replace(position=leash(wanted.position, position))
@@ -67,16 +67,17 @@ class SlotHands(NamedTuple):
 
     def placed(self, state: Tensor, command: Tensor, present: Tensor, pose: Tensor) -> "SlotHands":
         """Hands where a recording has them: states in world axes, seen by a camera at `pose` [B, 4, 4]."""
+        state, command = (state_to_vector(state_from_vector(one)) for one in (state, command))
         return SlotHands(state, command, present, invert_pose(level_pose(pose)))
 
-    def table(self, pose: Tensor) -> Tensor:
-        """y of the table in world axes [B], with the camera at `pose` [B, 4, 4]: the workspace's floor."""
-        return (level_pose(pose) @ self.base)[:, 1, 3]
+    def workspace(self, pose: Tensor) -> Tensor:
+        """The workspace in world axes [B, 4, 4], with the camera at `pose` [B, 4, 4]. Its floor is the table."""
+        return level_pose(pose) @ self.base
 
-    def limbs(self, pose: Tensor, rows: tuple[int, ...]) -> Limbs:
-        """The hands in world axes, with the camera at `pose` [B, 4, 4]; rows: those that can be present at all."""
-        parts = hand_parts(state_from_vector(self.state), is_left_of_both(self.state))
-        parts = (level_pose(pose) @ self.base)[:, None, None] @ parts
+    def limbs(self, workspace: Tensor, rows: tuple[int, ...]) -> Limbs:
+        """The hands in world axes, with the workspace there [B, 4, 4]; rows: those that can be present at all."""
+        parts = hand_parts(state_from_vector(self.state, is_exact=True), is_left_of_both(self.state))
+        parts = workspace[:, None, None] @ parts
         return Limbs(parts, keypoints_of(parts), self.present, rows)
 
 
@@ -88,8 +89,7 @@ def draw_hands(limbs: Limbs, pose: Tensor, intrinsics: Tensor, size: int) -> Ten
     keypoints, present = limbs.keypoints, limbs.present
     if limbs.rows == HANDS["right"]:
         keypoints, present = keypoints[:, 1:], present[:, 1:]
-    visible = torch.ones_like(keypoints[..., 0])
-    return draw_pose_video(keypoints, visible, present, pose, intrinsics, (size, size)).picture
+    return draw_pose_video(keypoints, None, present, pose, intrinsics, (size, size)).picture
 
 
 def resting_hands(slots: int, rows: tuple[int, ...], like: Tensor) -> SlotHands:

@@ -14,6 +14,7 @@ from worldscape.conditioning.layers import (
     Pictures,
     Thing,
     owned_by,
+    silhouettes,
     split_layers,
 )
 from worldscape.conditioning.reproject import Anchor, decode_depth, encode_depth, reproject, settle
@@ -234,6 +235,63 @@ def test_the_rim_is_of_use_to_neither_layer():
     rows, columns = layers.valid[0, 0].nonzero().unbind(1)
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (13, 18, 17, 22)
     assert not layers.valid[0, 1, 12:20, 6:14].any()
+
+
+def with_hole(column: int) -> Pictures:
+    """A hand with a hole of 2 x 2 pixels, through which one sees the wall."""
+    rgbd = picture(column)
+    rgbd[..., 15:17, column - 1 : column + 1] = picture(None)[..., 15:17, column - 1 : column + 1]
+    limbs = limbs_at(column)
+    seen = seen_with(rgbd, limbs)
+    assert not is_right(seen.owner[0, 0, 15:17, column - 1 : column + 1]).any()
+    return seen
+
+
+def test_cores_are_where_the_hand_is_and_as_far_away():
+    limbs = limbs_at(16)
+    (seen,) = silhouettes(limbs, HERE, INTRINSICS, SIZE)
+    cores = torch.full((SIZE, SIZE), torch.inf)
+    cores[seen.window.rows, seen.window.columns] = seen.cores[0]
+    there = cores < FAR
+    assert there[14:18, 14:18].all() and not there[:12].any() and not there[:, :12].any()
+    assert ((cores[there] < NEAR) & (cores[there] > NEAR - 0.03)).all()
+    owners = (
+        owned_by(decode_depth(picture(16)[:, 3]), HERE, INTRINSICS, one)
+        for one in (limbs, limbs._replace(silhouettes=(seen,)))
+    )
+    assert torch.equal(*owners)
+    for rows in ((1,), (0, 1)):
+        for absent in silhouettes(limbs_at(16, present=False, rows=rows), HERE, INTRINSICS, SIZE):
+            assert absent.cores.shape == (1, 1, 1) and (absent.cores > 1e3).all()
+
+
+def test_holes_in_a_hand_are_mended_in_the_colour_of_what_is_around_them():
+    seen, wall = with_hole(10), remember((10, limbs_at(10)), (24, limbs_at(24)))
+    anchor = rebuild(split_layers(wall, seen, limbs_at(16), HERE, INTRINSICS))
+    torch.testing.assert_close(anchor.rgbd[0, :3, 13:19, 13:19], torch.full((3, 6, 6), HAND), atol=0.1, rtol=0)
+    depth = decode_depth(anchor.rgbd[0, 3, 13:19, 13:19])
+    assert ((depth < NEAR + 2e-3) & (depth > NEAR - 0.03)).all()
+
+
+def test_what_is_before_a_hand_hides_what_was_mended():
+    """The wall comes to where it stands before the hole."""
+    seen, near = with_hole(16), picture(None)
+    near[:, 3] = encode_depth(torch.tensor(NEAR - 0.2))
+    still = Pictures(near[:, None], HERE[:, None], seen.valid, torch.zeros_like(seen.owner), seen.parts)
+    anchor = rebuild(split_layers(still, seen, limbs_at(16), HERE, INTRINSICS))
+    torch.testing.assert_close(anchor.rgbd[:, :3], picture(None)[:, :3], atol=2e-3, rtol=0)
+
+
+def test_a_hand_that_no_picture_shows_nearby_is_not_made_up():
+    nobody = seen_with(picture(None), limbs_at(16, present=False))
+    layers = split_layers(nobody, nobody, limbs_at(16), HERE, INTRINSICS)
+    assert not layers.valid[:, 0].any()
+    thing = with_thing(thing_at(16, moved=0))  # neither does an object lend its colour
+    seen = seen_with(picture(16), thing)
+    gone = limbs_at(20)._replace(thing=thing_at(16, moved=1))
+    layers = split_layers(seen, seen, gone, HERE, INTRINSICS)
+    shown = layers.valid[0, 0]
+    assert shown[13:19, 14:20].all() and not shown[:, 21:].any()
 
 
 def test_a_picture_settles_where_nothing_changed():

@@ -78,7 +78,7 @@ def test_nothing_is_lost_outside_of_the_window_that_is_drawn(aside, monkeypatch)
     world = scene(2, seed=3)
     world["keypoints"][..., 0] += aside
     fast = draw_pose_video(**world, size=SIZE).picture
-    monkeypatch.setattr(pose_video, "_window", lambda capsules, size: pose_video._Window(0, size[0], 0, size[1]))
+    monkeypatch.setattr(pose_video, "_window", lambda capsules, size: pose_video.Window(0, size[0], 0, size[1]))
     whole = draw_pose_video(**world, size=SIZE).picture
     assert whole.any() == (abs(aside) < 1)
     torch.testing.assert_close(fast, whole, atol=1e-6, rtol=0)

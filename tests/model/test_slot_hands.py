@@ -267,7 +267,8 @@ def test_a_start_without_hands_shows_them_in_front_of_the_eyes(model):
     engine = WorldEngine(model, 1, hands="right")
     frame = engine.open(start, torch.tensor([0]))
     assert hands_of(frame).present.tolist() == [[False, True]]
-    limbs = engine.state.hands.limbs(frame.pose, HANDS["right"])
+    hands = engine.state.hands
+    limbs = hands.limbs(hands.workspace(frame.pose), HANDS["right"])
     torch.testing.assert_close(limbs.keypoints, hands_of(frame).keypoints)
     picture = draw_hands(limbs, frame.pose, engine.state.intrinsics, 64)
     assert int((picture[0, :3].amax(0) > 0.3).sum()) > 30
@@ -277,7 +278,10 @@ def test_drawing_one_hand_is_drawing_both_with_the_other_absent():
     pose = pose_from_state(torch.tensor([[0.0, -0.39, -0.27, 0.1, -0.8, 0.0]] * 2))
     hands = SlotHands.absent(2, torch.zeros(())).placed(states(2), states(2), torch.tensor([[False, True]] * 2), pose)
     intrinsics = torch.tensor([[1.0, 1.0, 0.5, 0.5]] * 2)
-    one, both = (draw_hands(hands.limbs(pose, HANDS[which]), pose, intrinsics, 32) for which in ("right", "both"))
+    one, both = (
+        draw_hands(hands.limbs(hands.workspace(pose), HANDS[which]), pose, intrinsics, 32)
+        for which in ("right", "both")
+    )
     torch.testing.assert_close(one, both, atol=1e-6, rtol=1e-5)
     assert one.shape == (2, 4, 32, 32) and 0 < float(one[:, 3].max()) <= 1
 

@@ -235,12 +235,13 @@ def test_holes_are_where_memory_shows_no_table_and_no_hand_is(of_hands, store):
 
 def test_a_decoder_learns_hands_and_holes_and_keeps_the_rest(of_hands, runs):
     model = copy.deepcopy(load_world(runs / "decoder")).requires_grad_(False)
-    decoder_alone = of_hands.trainable(model).requires_grad_(True)
-    optimizer = torch.optim.Adam(decoder_alone.parameters(), lr=3e-3)
-    batch, generator = of_hands.batch(0, 0, 1), torch.Generator().manual_seed(0)
+    both = of_hands.trainable(model).requires_grad_(True)
+    optimizer = torch.optim.Adam(both.parameters(), lr=3e-3)
+    batch, generator = of_hands.batch(1, 0, 1), torch.Generator().manual_seed(0)
     assert (batch["hole"] + batch["hand"]).flatten(1).any(1).float().mean() >= 0.7
     nothing = {name: torch.zeros_like(batch[name]) for name in ("hole", "hand")}
-    assert of_hands.loss(model, batch | nothing, generator)["loss"].item() < 1e-6
+    asked_of_nothing = of_hands.loss(model, batch | nothing, generator)
+    assert asked_of_nothing["pixels"] < 1e-6 and asked_of_nothing["margin"] == 0.0
     found = []
     for _ in range(40):
         found.append(of_hands.loss(model, batch, generator))
@@ -251,6 +252,22 @@ def test_a_decoder_learns_hands_and_holes_and_keeps_the_rest(of_hands, runs):
     for name in ("hole_psnr", "hand_psnr"):
         assert first[name] == pytest.approx(float(first[f"{name}_before"]), abs=1e-3)
         assert last[name] > first[name] + 1.0 and last["kept_psnr"] > last[name] + 3.0
+
+
+def test_a_critic_of_hands_sees_nothing_else_and_takes_turns_with_the_decoder(of_hands, runs):
+    model = copy.deepcopy(load_world(runs / "decoder")).requires_grad_(False)
+    of_hands.trainable(model).requires_grad_(True)
+    learned, generator = [], torch.Generator().manual_seed(0)
+    for step in (0, 1):
+        batch = of_hands.batch(step, 0, 1)
+        model.zero_grad()
+        of_hands.critic.zero_grad()
+        of_hands.loss(model, batch, generator)["loss"].backward()
+        learned.append([any(p.grad is not None for p in part.parameters()) for part in (of_hands.critic, model)])
+    assert learned == [[True, False], [True, True]]
+    holes = batch | {"hole": torch.maximum(batch["hole"], batch["hand"]), "hand": torch.zeros_like(batch["hand"])}
+    assert of_hands.loss(model, holes, generator)["margin"] == 0.0
+    assert of_hands.loss(model, batch, generator)["margin"] != 0.0
 
 
 @torch.no_grad()

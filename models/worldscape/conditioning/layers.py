@@ -2,11 +2,12 @@
 
 A hand is a chain of rigid parts: the palm with the forearm, and the bones of its fingers. Each pixel of a hand belongs
 to one of them and moves with it, so a hand that was seen once can be shown wherever it is and however it is bent now.
+What no picture shows of it takes its colour from what they show closely around.
 The object that hands are about is one part more, which belongs to the scene until it was moved.
 The other pixels are a picture without them, behind which older pictures show the scene.
 """
 
-from functools import lru_cache, reduce
+from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -16,8 +17,8 @@ from torch import Tensor
 from worldscape.conditioning.camera import camera_rays, invert_pose
 from worldscape.conditioning.hand_model import BONES, NUM_FINGERS, NUM_PARTS
 from worldscape.conditioning.repose import Reposed, least_with_number, repose
-from worldscape.conditioning.reproject import MIN_DEPTH, believed, decode_depth, pixelwise
-from worldscape.conditioning.shapes import is_static
+from worldscape.conditioning.reproject import FAR, MIN_DEPTH, believed, decode_depth, encode_depth, pixelwise
+from worldscape.conditioning.shapes import Window, is_static, window_around
 
 NOBODY = 0  # owner of pixels of the still scene; part p of hand k owns those with NUM_PARTS k + p + 1
 NUM_MOVING = 2 * NUM_PARTS + 1  # parts of two hands, and the object
@@ -34,6 +35,7 @@ OBJECT_REACH = 0.05  # metres around an object's centre: what is seen there, abo
 ABOVE_TABLE = 0.006  # metres that it has to be above it
 CARRIED = 0.006  # metres that an object was moved by, at least, to be no longer where a picture shows it
 CORE_OF_FINGER, CORE_OF_PALM, CORE_OF_SLEEVE = 0.009, 0.016, 0.024  # metres around those points: whatever is seen there
+PATCH = 3  # pixels around one of a hand that no picture shows, whose colours it may take
 
 
 class Thing(NamedTuple):
@@ -46,10 +48,21 @@ class Thing(NamedTuple):
     present: Tensor
 
 
+class Silhouette(NamedTuple):
+    """A hand in a view, if nothing is before it: points in it, centres [B, K, 3] in camera axes (metres); the window of
+    the picture outside of which no pixel is of it or of its rim; and in there cores [B, h', w'], metres to the nearest
+    core of it in each pixel, FAR where there is none."""
+
+    centres: Tensor
+    window: Window
+    cores: Tensor
+
+
 class Limbs(NamedTuple):
     """Hands in world axes: parts [B, 2, 16, 4, 4] part to world (`hand_model.hand_parts`), keypoints [B, 2, 21, 3]
     metres, present bool [B, 2]; left hand, then right. rows: the hands that can be present at all (`hands.HANDS`).
-    thing: what they move, where anybody knows of it.
+    thing: what they move, where anybody knows of it. silhouettes: of `rows` in the view that they are shown in; None
+    where that is still to be found out.
     """
 
     parts: Tensor
@@ -57,6 +70,7 @@ class Limbs(NamedTuple):
     present: Tensor
     rows: tuple[int, ...]
     thing: Thing | None = None
+    silhouettes: tuple[Silhouette, ...] | None = None
 
     def moving(self) -> Tensor:
         """Poses of all that moves, part to world: those of two hands, then the object's, [B, 33, 4, 4]."""
@@ -97,15 +111,12 @@ def owned_by(depth: Tensor, pose: Tensor, intrinsics: Tensor, limbs: Limbs, is_r
     """
     size, rim = depth.shape[-1], RIM_OF_REAL if is_real else RIM_OF_DREAMED
     owner, points = torch.zeros_like(depth), camera_rays(intrinsics, size) * depth[..., None]
-    for hand in limbs.rows:
-        body = _body(limbs, hand)
-        centres = (body.centres - pose[:, None, :3, 3]) @ pose[:, :3, :3]
-        rows, columns = _window(centres, body, limbs.present[:, hand], intrinsics, size, rim)
-        seen = points[:, rows, columns]
-        reached = _reaches(seen.flatten(1, 2), centres, body)
-        covered = _covers(centres, body, intrinsics, size, rows, columns)
-        reached = torch.where(limbs.present[:, hand, None], reached, -1).view(seen.shape[:3])
-        is_own = (reached >= 0) | (covered & limbs.present[:, hand, None]).view_as(reached)
+    anatomy = _anatomy(depth.device)
+    for hand, seen in zip(limbs.rows, limbs.silhouettes or silhouettes(limbs, pose, intrinsics, size), strict=True):
+        rows, columns = seen.window.rows, seen.window.columns
+        surface, reach = points[:, rows, columns].flatten(1, 2), anatomy.reach * limbs.present[:, hand, None]
+        reached = _reaches(surface, seen.centres, reach, anatomy.part).view_as(seen.cores)
+        is_own = (reached >= 0) | (seen.cores < FAR)
         is_around = _around(is_own, rim)
         code = torch.where(is_around, RIM, owner[:, rows, columns])
         part = (NUM_PARTS * hand + 1 + reached).to(depth)
@@ -115,12 +126,35 @@ def owned_by(depth: Tensor, pose: Tensor, intrinsics: Tensor, limbs: Limbs, is_r
     return owner.to(torch.uint8)
 
 
+def silhouettes(limbs: Limbs, pose: Tensor, intrinsics: Tensor, size: int) -> tuple[Silhouette, ...]:
+    """The hands `limbs.rows` in the view from `pose` [B, 4, 4] of size x size pixels."""
+    anatomy, found = _anatomy(pose.device), []
+    focal, middle = (intrinsics * size)[:, None].split(2, -1)
+    for hand in limbs.rows:
+        centres = (_points_in(limbs, hand) - pose[:, None, :3, 3]) @ pose[:, :3, :3]
+        z = centres[..., 2:]
+        ahead = z.clamp_min(MIN_DEPTH)
+        places = torch.addcmul(middle, centres[..., :2] / ahead, focal)
+        is_shown = (z > MIN_DEPTH) & limbs.present[:, hand, None, None]
+        metre = torch.where(is_shown, focal[..., :1] / ahead, 0.0)[..., 0]  # in pixels
+        window = _window(places, metre * anatomy.reach, size)
+        pixels = _pixels(size, pose.device)[window.rows, window.columns]
+        flat = pixels.flatten(0, 1).expand(len(pose), -1, -1)
+        is_outside = _beyond(flat, places, metre * anatomy.core) >= 0.0
+        nearest = torch.where(is_outside, FAR, z - anatomy.core[:, None]).amin(1)
+        found.append(Silhouette(centres, window, nearest.view(-1, *pixels.shape[:2])))
+    return tuple(found)
+
+
 def _around(mask: Tensor, reach: int) -> Tensor:
     """Pixels at most `reach` rows and columns from those of a mask bool [B, h, w]; a tenth of `max_pool2d`'s time."""
+    mask = F.pad(mask, (reach,) * 4)
     for axis in (1, 2):
-        padded = F.pad(mask, (reach, reach) if axis == 2 else (0, 0, reach, reach))
-        parts = [padded.narrow(axis, start, mask.shape[axis]) for start in range(2 * reach + 1)]
-        mask = reduce(torch.logical_or, parts)
+        width = 1  # of the neighbours that are joined already
+        while width < 2 * reach + 1:
+            step = min(width, 2 * reach + 1 - width)
+            length = mask.shape[axis] - step
+            mask, width = mask.narrow(axis, 0, length) | mask.narrow(axis, step, length), width + step
     return mask
 
 
@@ -157,7 +191,10 @@ def split_layers(still: Pictures, hands: Pictures, limbs: Limbs, target: Tensor,
     to_view = invert_pose(target)[:, None, None] @ moved @ hands.poses[:, :, None]
     part = (hands.owner.long() - 1).clamp(0, NUM_MOVING - 1)
     shown = repose(hands.rgbd, part, _shows(hands, limbs), to_view, _joined(part.device), intrinsics)
-    hand = Layers(_first_of(shown), target[:, None], shown.mask.any(1, keepdim=True))
+    picture = _first_of(shown)
+    for seen in limbs.silhouettes or silhouettes(limbs, target, intrinsics, depth.shape[-1]):
+        _mend(picture, seen)
+    hand = Layers(picture.rgbd[:, None], target[:, None], picture.mask)
     return Layers(*(torch.cat(pair, 1) for pair in zip(hand, scene, strict=True)))
 
 
@@ -179,12 +216,29 @@ def _shows(hands: Pictures, limbs: Limbs) -> Tensor:
     return shows & hands.valid[..., None, None]
 
 
-def _first_of(shown: Reposed) -> Tensor:
-    """One picture of several [B, N, 4, h, w]: at each pixel the first that shows anything. [B, 1, 4, h, w]."""
-    first, mask = shown.rgbd[:, 0], shown.mask[:, 0, None]
-    for rgbd, more in zip(shown.rgbd[:, 1:].unbind(1), shown.mask[:, 1:].unbind(1), strict=True):
-        first, mask = torch.where(mask, first, rgbd), mask | more[:, None]
-    return first[:, None]
+def _first_of(shown: Reposed) -> Reposed:
+    """One picture of several: at each pixel the first that shows anything. rgbd [B, 4, h, w], mask and is_last
+    [B, 1, h, w]."""
+    first, mask, is_last = shown.rgbd[:, 0], shown.mask[:, :1], shown.is_last[:, :1]
+    for place in range(1, shown.rgbd.shape[1]):
+        one = slice(place, place + 1)
+        first = torch.where(mask, first, shown.rgbd[:, place])
+        is_last = torch.where(mask, is_last, shown.is_last[:, one])
+        mask = mask | shown.mask[:, one]
+    return Reposed(first, mask, is_last)
+
+
+def _mend(picture: Reposed, hand: Silhouette) -> None:
+    """Add as much of a hand as is certain to a picture of hands (_first_of): where cores of it are that no pixel shows,
+    the mean colour of what is shown of hands closely around."""
+    window, size = (..., hand.window.rows, hand.window.columns), 2 * PATCH + 1
+    rgbd, mask, cores = picture.rgbd[window], picture.mask[window], hand.cores[:, None]
+    counts = (mask & ~picture.is_last[window]).to(rgbd)
+    total, share = F.avg_pool2d(torch.cat([rgbd[:, :3] * counts, counts], 1), size, 1, PATCH).split([3, 1], 1)
+    is_mended = (cores < FAR) & ~mask & (share > 0.5 / size**2)
+    patch = torch.cat([total / share.clamp_min(0.5 / size**2), encode_depth(cores)], 1)
+    picture.rgbd[window] = torch.where(is_mended, patch, rgbd)
+    picture.mask[window] = mask | is_mended
 
 
 @lru_cache(maxsize=8)
@@ -200,31 +254,23 @@ def _joined(device: torch.device) -> Tensor:
     return torch.block_diag(joined, joined, torch.ones(1, 1)).bool().to(device)
 
 
-class _Body(NamedTuple):
-    """Points inside a hand and its forearm: centres [B, K, 3] in world axes, reach and core [K] metres around them, and
-    the part [K] that each belongs to."""
-
-    centres: Tensor
-    reach: Tensor
-    core: Tensor
-    part: Tensor
-
-
-def _body(limbs: Limbs, hand: int) -> _Body:
-    points, wrist, skeleton = limbs.keypoints[:, hand], limbs.parts[:, hand, 0], _anatomy(limbs.parts.device)
-    along = points[:, skeleton.first].lerp(points[:, skeleton.second], skeleton.share[:, None])
-    back = torch.linspace(0.0, FOREARM, ALONG_FOREARM, device=wrist.device, dtype=wrist.dtype)
-    forearm = wrist[:, None, :3, 3] - back[:, None] * wrist[:, None, :3, 2]
-    return _Body(torch.cat([along, forearm], 1), skeleton.reach, skeleton.core, skeleton.part)
+def _points_in(limbs: Limbs, hand: int) -> Tensor:
+    """Points inside a hand and its forearm [B, K, 3] in world axes, in the order of `_Anatomy`."""
+    points, wrist, anatomy = limbs.keypoints[:, hand], limbs.parts[:, hand, 0], _anatomy(limbs.parts.device)
+    along = points[:, anatomy.first].lerp(points[:, anatomy.second], anatomy.share)
+    forearm = torch.addcmul(wrist[:, None, :3, 3], wrist[:, None, :3, 2], anatomy.back, value=-1.0)
+    return torch.cat([along, forearm], 1)
 
 
 class _Anatomy(NamedTuple):
-    """Points on bones: long first, second [M] keypoints and the share [M] of the way between them; and of those points
-    and of the ALONG_FOREARM ones after them: reach and core [K] metres, and the part [K], int32."""
+    """Points on bones: long first, second [M] keypoints and the share [M, 1] of the way between them; points on the
+    forearm: metres back [ALONG_FOREARM, 1] from the wrist. And of all those, in this order: reach and core [K] metres
+    around them, and the part [K] that they belong to, int32."""
 
     first: Tensor
     second: Tensor
     share: Tensor
+    back: Tensor
     reach: Tensor
     core: Tensor
     part: Tensor
@@ -246,64 +292,38 @@ def _anatomy(device: torch.device) -> _Anatomy:
     return _Anatomy(
         tensor(first, torch.long),
         tensor(second, torch.long),
-        tensor(share, torch.float32),
+        tensor(share, torch.float32)[:, None],
+        torch.linspace(0.0, FOREARM, ALONG_FOREARM, device=device)[:, None],
         tensor((*reach, *(SLEEVE * one for one in sleeve)), torch.float32),
         tensor((*core, *(CORE_OF_SLEEVE * one for one in sleeve)), torch.float32),
         tensor((*part, *(0,) * ALONG_FOREARM), torch.int32),
     )
 
 
-def _reaches(surface: Tensor, centres: Tensor, body: _Body) -> Tensor:
-    """Which part's points reach the surfaces [B, P, 3], centres [B, K, 3], both in camera axes: long [B, P], the one
-    that reaches farthest beyond it; -1 where none does."""
+@lru_cache(maxsize=8)
+@torch.inference_mode(False)
+def _pixels(size: int, device: torch.device) -> Tensor:
+    """Centres of pixels [size, size, 2]: column, row."""
+    along = torch.arange(size, device=device) + 0.5
+    return torch.stack([along.expand(size, size), along[:, None].expand(size, size)], -1)
+
+
+def _reaches(surface: Tensor, centres: Tensor, reach: Tensor, part: Tensor) -> Tensor:
+    """Which part's points reach the surfaces [B, P, 3] from centres [B, K, 3], both in camera axes, with reaches [B, K]
+    in metres: long [B, P], the one that reaches farthest beyond it; -1 where none does. part int32 [K]."""
     middle = centres.mean(1, keepdim=True)  # near zero, or single precision loses the millimetres
-    return _part_around(surface - middle, centres - middle, body.reach.expand(centres.shape[:2]), body.part)
-
-
-def _covers(centres: Tensor, body: _Body, intrinsics: Tensor, size: int, rows: slice, columns: slice) -> Tensor:
-    """Whether a core, around centres [B, K, 3] in camera axes, lies in the pixels of a window, if nothing is before it:
-    bool [B, P]."""
-    places, radius = _project(centres, body.core, intrinsics, size)
-    along = torch.arange(size, device=places.device, dtype=places.dtype) + 0.5
-    down, across = torch.meshgrid(along[rows], along[columns], indexing="ij")
-    pixels = torch.stack([across, down], -1).flatten(0, 1)
-    return _beyond(pixels.expand(len(places), -1, -1), places, radius).amin(1) < 0.0
-
-
-def _project(centres: Tensor, radius: Tensor, intrinsics: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Balls of radius [K] metres around centres [B, K, 3] in camera axes -> their places [B, K, 2] and radii [B, K] in
-    pixels, 0 for those behind the camera."""
-    x, y, z = centres.unbind(-1)
-    focal, centre = intrinsics[:, None, :2] * size, intrinsics[:, None, 2:] * size
-    ahead = z.clamp_min(MIN_DEPTH)
-    places = torch.stack([x, y], -1) / ahead[..., None] * focal + centre
-    return places, torch.where(z > MIN_DEPTH, radius * focal[..., 0] / ahead, 0.0)
-
-
-def _window(
-    centres: Tensor, body: _Body, present: Tensor, intrinsics: Tensor, size: int, rim: int
-) -> tuple[slice, slice]:
-    """Rows and columns, at least one, outside of which no pixel is of a row's hand or its rim; all of them where shapes
-    are to be static."""
-    if is_static(centres):
-        return slice(0, size), slice(0, size)
-    places, radius = _project(centres, body.reach, intrinsics, size)
-    counts = present[:, None] & (centres[..., 2] > MIN_DEPTH)
-    if not counts.any():
-        return slice(0, 1), slice(0, 1)
-    # What lies nearer than the centre is larger in the picture, hence the half more; and a pixel beyond the rim.
-    reach = (1.5 * radius[counts] + 1.0 + rim)[:, None]
-    low = (places[counts] - reach).amin(0).clamp(0, size - 1).int().tolist()
-    high = (places[counts] + reach).amax(0).ceil().clamp(1, size).int().tolist()
-    (left, top), (right, bottom) = low, high
-    return slice(top, max(bottom, top + 1)), slice(left, max(right, left + 1))
-
-
-def _part_around(points: Tensor, centres: Tensor, radius: Tensor, part: Tensor) -> Tensor:
-    """Points [B, P, C], balls of radius [B, K] around centres [B, K, C] that belong to parts int32 [K] -> the part of
-    the ball that holds each point, the one that it is deepest in; -1 where none does. long [B, P]."""
-    least, number = least_with_number(_beyond(points, centres, radius), part[:, None], 1)
+    least, number = least_with_number(_beyond(surface - middle, centres - middle, reach), part[:, None], 1)
     return torch.where(least < 0.0, number, -1)
+
+
+def _window(places: Tensor, radius: Tensor, size: int) -> Window:
+    """The part of the picture outside of which no pixel is of a hand or its rim, by places [B, K, 2] and radius [B, K]
+    in pixels of points in it, radius 0 for those that do not show; all of it where shapes are to be static."""
+    if is_static(places):
+        return Window(0, size, 0, size)
+    # What lies nearer than the centre is larger in the picture, hence the half more; and a pixel beyond the rim.
+    reach = torch.where(radius > 0.0, 1.5 * radius + (1.0 + RIM_OF_DREAMED), -torch.inf)[..., None]
+    return window_around(torch.cat([reach - places, reach + places], -1), (size, size))
 
 
 def _beyond(points: Tensor, centres: Tensor, radius: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from worldscape.conditioning.hand_model import BONES, NUM_KEYPOINTS
-from worldscape.conditioning.shapes import is_static
+from worldscape.conditioning.shapes import Window, is_static, window_around
 
 RADIUS = 0.007  # metres, half the thickness of a drawn bone
 SMALLEST_RADIUS = 0.55  # pixels, so that far hands stay visible
@@ -43,28 +43,18 @@ class PoseVideo(NamedTuple):
 
 
 class _Capsules(NamedTuple):
-    """Bones [B, N] on the picture: ends [..., 2] in pixels, their depths, radii and opacities, whether it is drawn."""
+    """Bones [B, N] in pictures: start and end [..., 2] in pixels; at both ends [C, B, N, 2] depth, radius and, unless
+    all are visible, opacity; and whether it is drawn."""
 
     start: Tensor
     end: Tensor
-    depths: Tensor
-    radii: Tensor
-    opacities: Tensor
+    ends: Tensor
     drawn: Tensor
-
-
-class _Window(NamedTuple):
-    """Rows top ... bottom - 1 and columns left ... right - 1 of a picture."""
-
-    top: int
-    bottom: int
-    left: int
-    right: int
 
 
 def draw_pose_video(
     keypoints: Tensor,
-    visible: Tensor,
+    visible: Tensor | None,
     present: Tensor,
     pose: Tensor,
     intrinsics: Tensor,
@@ -72,15 +62,15 @@ def draw_pose_video(
 ) -> PoseVideo:
     """Hands in front of cameras -> pictures of their skeletons.
 
-    keypoints [B, H, 21, 3] in world axes (metres), visible [B, H, 21] in [0, 1] or bool, present bool [B, H] (the rows
-    of absent hands are ignored, whatever they hold); H is 2 (left, right) or 1 (right). pose [B, 4, 4] camera to
-    world, intrinsics [B, 4] over the picture size; size = (h, w) in pixels. Frames of a video go into B.
+    keypoints [B, H, 21, 3] in world axes (metres), visible [B, H, 21] in [0, 1] or bool (None: all are), present bool
+    [B, H] (the rows of absent hands are ignored, whatever they hold); H is 2 (left, right) or 1 (right). pose [B, 4, 4]
+    camera to world, intrinsics [B, 4] over the picture size; size = (h, w) in pixels. Frames of a video go into B.
     Raises ValueError for other shapes.
     """
     _check(keypoints, visible, present)
     keypoints = torch.where(present[..., None, None], keypoints, torch.zeros_like(keypoints))
-    capsules = _project(keypoints, visible.to(keypoints.dtype), present, pose, intrinsics, size)
-    window = _Window(0, size[0], 0, size[1]) if is_static(keypoints) else _window(capsules, size)
+    capsules = _project(keypoints, visible, present, pose, intrinsics, size)
+    window = Window(0, size[0], 0, size[1]) if is_static(keypoints) else _window(capsules, size)
     weight, depth = _composite(capsules, window)
     image = (weight @ _skeleton(keypoints.shape[1], keypoints).colours).permute(0, 3, 1, 2)
     nearness = (weight * (CLOSE / depth.clamp_min(CLOSE))).sum(-1)[:, None]
@@ -114,35 +104,33 @@ _kept_skeleton = lru_cache(maxsize=8)(torch.inference_mode(False)(_make_skeleton
 
 
 def _project(
-    keypoints: Tensor, visible: Tensor, present: Tensor, pose: Tensor, intrinsics: Tensor, size: tuple[int, int]
+    keypoints: Tensor, visible: Tensor | None, present: Tensor, pose: Tensor, intrinsics: Tensor, size: tuple[int, int]
 ) -> _Capsules:
-    centre, rotation = pose[:, None, None, :3, 3], pose[:, None, :3, :3]
-    x, y, z = ((keypoints - centre) @ rotation).unbind(-1)
-    fx, fy, cx, cy = (value[:, None, None] for value in intrinsics.unbind(-1))
+    points = (keypoints - pose[:, None, None, :3, 3]) @ pose[:, None, :3, :3]
+    z = points[..., 2]
     depth = z.clamp_min(NEAR)
-    pixels = torch.stack([size[1] * (fx * x / depth + cx), size[0] * (fy * y / depth + cy)], -1)
-    radius = (RADIUS * fx * size[1] / depth).clamp_min(SMALLEST_RADIUS)
-    opacity = HIDDEN + (1 - HIDDEN) * visible.clamp(0.0, 1.0)
+    both = torch.stack([intrinsics[:, 0::2] * size[1], intrinsics[:, 1::2] * size[0]], -1)
+    focal, middle = both[:, None, None].unbind(-2)
+    pixels = torch.addcmul(middle, points[..., :2] / depth[..., None], focal)
+    known = [depth, (RADIUS * focal[..., 0] / depth).clamp_min(SMALLEST_RADIUS)]
+    if visible is not None:
+        known.append(HIDDEN + (1 - HIDDEN) * visible.to(keypoints.dtype).clamp(0.0, 1.0))
     ends = _skeleton(keypoints.shape[1], keypoints).ends
-    drawn = ((z > NEAR)[..., ends].all(-1)) & present[..., None]
+    drawn = (z > NEAR)[..., ends].all(-1) & present[..., None]
     start, end = pixels[..., ends, :].flatten(1, 2).unbind(2)
-    depths, radii, opacities = torch.stack([depth, radius, opacity])[..., ends].flatten(2, 3)
-    return _Capsules(start, end, depths, radii, opacities, drawn.flatten(1))
+    return _Capsules(start, end, torch.stack(known)[..., ends].flatten(2, 3), drawn.flatten(1))
 
 
-def _window(capsules: _Capsules, size: tuple[int, int]) -> _Window:
+def _window(capsules: _Capsules, size: tuple[int, int]) -> Window:
     """The part of the picture, of at least a pixel, outside of which no bone of any row is drawn."""
-    reach = (capsules.radii.amax(-1, keepdim=True) + 1.0)[capsules.drawn]
-    low = (torch.minimum(capsules.start, capsules.end)[capsules.drawn] - reach).floor()
-    high = (torch.maximum(capsules.start, capsules.end)[capsules.drawn] + reach).ceil()
-    if not len(reach):
-        return _Window(0, 1, 0, 1)
-    left, top = (min(max(int(edge), 0), size[1 - axis] - 1) for axis, edge in enumerate(low.amin(0).tolist()))
-    right, bottom = (int(edge) for edge in high.amax(0).tolist())
-    return _Window(top, min(max(bottom, top + 1), size[0]), left, min(max(right, left + 1), size[1]))
+    reach = torch.where(capsules.drawn, capsules.ends[1].amax(-1) + 1.0, -torch.inf)[..., None]
+    ends = torch.cat(
+        [reach - torch.minimum(capsules.start, capsules.end), reach + torch.maximum(capsules.start, capsules.end)], -1
+    )
+    return window_around(ends, size)
 
 
-def _composite(capsules: _Capsules, window: _Window) -> tuple[Tensor, Tensor]:
+def _composite(capsules: _Capsules, window: Window) -> tuple[Tensor, Tensor]:
     """-> share of each pixel that shows each of N bones, the nearest in front, and the bones' depths, [B, h, w, N] of
     the window."""
     # Bones last and in one piece: sorting them is most of the drawing's time, and a third faster like this.
@@ -154,28 +142,28 @@ def _composite(capsules: _Capsules, window: _Window) -> tuple[Tensor, Tensor]:
     return torch.zeros_like(weight).scatter(-1, order, weight), depth
 
 
-def _cover(capsules: _Capsules, window: _Window) -> tuple[Tensor, Tensor]:
+def _cover(capsules: _Capsules, window: Window) -> tuple[Tensor, Tensor]:
     """-> opacity and depth of each bone at each pixel of the window, [B, N, h, w] each."""
-    device, dtype = capsules.start.device, capsules.start.dtype
-    rows = torch.arange(window.top, window.bottom, device=device, dtype=dtype)[:, None] + 0.5
-    columns = torch.arange(window.left, window.right, device=device, dtype=dtype) + 0.5
-    start, along = capsules.start[..., None, None], (capsules.end - capsules.start)[..., None, None]
-    x, y = columns - start[:, :, 0], rows - start[:, :, 1]
-    length = along.square().sum(2).clamp_min(1e-6)
-    share = ((x * along[:, :, 0] + y * along[:, :, 1]) / length).clamp(0.0, 1.0)
-    distance = ((x - share * along[:, :, 0]).square() + (y - share * along[:, :, 1]).square() + 1e-12).sqrt()
-    radius, depth, opacity = (
-        value[..., 0, None, None] + share * (value[..., 1] - value[..., 0])[..., None, None]
-        for value in (capsules.radii, capsules.depths, capsules.opacities)
-    )
-    alpha = opacity * (radius + 0.5 - distance).clamp(0.0, 1.0) * capsules.drawn[..., None, None]
-    return alpha, depth
+    like = {"device": capsules.start.device, "dtype": capsules.start.dtype}
+    rows, columns = (torch.arange(first + 0.5, last, **like) for first, last in (window[:2], window[2:]))
+    x0, y0, across, down = torch.cat([capsules.start, capsules.end - capsules.start], -1)[..., None, None].unbind(2)
+    x, y = columns - x0, rows[:, None] - y0
+    length = torch.addcmul(across.square(), down, down).clamp_min(1e-6)
+    share = (torch.addcmul(x * across, y, down) / length).clamp(0.0, 1.0)
+    aside, above = torch.addcmul(x, share, across, value=-1.0), torch.addcmul(y, share, down, value=-1.0)
+    distance = torch.addcmul(aside.square() + 1e-12, above, above).sqrt()
+    one, other = capsules.ends[..., None, None].unbind(3)
+    depth, radius, *opacity = torch.addcmul(one, share, other - one).unbind(0)
+    alpha = (radius + 0.5 - distance).clamp(0.0, 1.0) * capsules.drawn[..., None, None]
+    return (alpha * opacity[0] if opacity else alpha), depth
 
 
-def _check(keypoints: Tensor, visible: Tensor, present: Tensor) -> None:
+def _check(keypoints: Tensor, visible: Tensor | None, present: Tensor) -> None:
     batch, hands = keypoints.shape[:2] if keypoints.ndim == 4 else (0, 0)
     expected = ((batch, hands, NUM_KEYPOINTS, 3), (batch, hands, NUM_KEYPOINTS), (batch, hands))
-    given = tuple(tuple(value.shape) for value in (keypoints, visible, present))
+    given = tuple(
+        tuple(value.shape) for value in (keypoints, keypoints[..., 0] if visible is None else visible, present)
+    )
     if hands not in (1, 2) or given != expected:
         raise ValueError(
             f"keypoints, visible and present have shapes {given}; give [B, H, 21, 3], [B, H, 21] and [B, H] "

@@ -20,10 +20,12 @@ PART_BITS = 6  # low bits of a depth that hold the number of a part while depths
 
 
 class Reposed(NamedTuple):
-    """The view as each of N pictures shows it: rgbd [B, N, 4, h, w], mask bool [B, N, h, w]; 0 where it shows none."""
+    """The view as each of N pictures shows it: rgbd [B, N, 4, h, w], mask bool [B, N, h, w]; 0 where it shows none.
+    is_last bool [B, N, h, w]: what it supposes there is of the last part."""
 
     rgbd: Tensor
     mask: Tensor
+    is_last: Tensor
 
 
 def repose(rgbd: Tensor, part: Tensor, own: Tensor, to_view: Tensor, joined: Tensor, intrinsics: Tensor) -> Reposed:
@@ -45,12 +47,15 @@ def repose(rgbd: Tensor, part: Tensor, own: Tensor, to_view: Tensor, joined: Ten
     part, own = part.flatten(), own.flatten()
     fine = _splat(view, depth, part, own, there)
     stored = pack(depth.masked_fill(~own, -FAR), part.to(torch.int32))
-    surface, place, mask = _look_back(view, _candidates(fine), stored, back, joined)
-    grid = (place * (2.0 / size) - 1.0).clamp(-2.0, 2.0).unflatten(0, (-1, size, size))
-    rgb = F.grid_sample(rgbd[:, :, :3].flatten(0, 1), grid, "bicubic", "border", align_corners=False).clamp(-1.0, 1.0)
-    shown = torch.cat([rgb, encode_depth(surface).view(-1, 1, size, size)], 1)
-    mask = mask.view(-1, size, size)
-    return Reposed(shown.masked_fill(~mask[:, None], 0.0).unflatten(0, shape), mask.unflatten(0, shape))
+    found = _look_back(view, _candidates(fine), stored, back, joined)
+    is_last = unpack(found.surface) == len(joined) - 1
+    flags = torch.stack([torch.ones_like(is_last), is_last], 1).to(rgbd)
+    columns = [_sample(rgbd[:, :, :3].flatten(0, 1), found), encode_depth(found.surface)[:, None], flags]
+    whole = rgbd.new_zeros(len(depth), 6)
+    whole[found.pixel] = torch.where(found.is_seen[:, None], torch.cat(columns, 1), 0.0)
+    shown, flags = whole.view(*shape, -1, 6).mT.unflatten(-1, (size, size)).split([4, 2], 2)
+    mask, is_last = (flags > 0.0).unbind(2)
+    return Reposed(shown, mask, is_last)
 
 
 def least_with_number(values: Tensor, number: Tensor, axis: int) -> tuple[Tensor, Tensor]:
@@ -131,12 +136,19 @@ def _candidates(fine: Tensor) -> Tensor:
     return torch.stack([fine, *spread(fine)], -1).flatten(0, 2)
 
 
-def _look_back(
-    view: _Views, surfaces: Tensor, stored: Tensor, back: Tensor, joined: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Supposed surfaces [M P, C] with their parts, the widest last -> the one that is really there, [M P], its place in
-    the picture [M P, 2], and whether there is one, bool [M P]. stored [M P]: depth that the picture holds, with its
-    part."""
+class _Found(NamedTuple):
+    """Pixels of the views that may show something, long [N] (of M P), each with the surface that is there, in metres
+    (its part packed in), its place in the picture [N, 2], and whether it truly is there, bool [N]."""
+
+    pixel: Tensor
+    surface: Tensor
+    place: Tensor
+    is_seen: Tensor
+
+
+def _look_back(view: _Views, surfaces: Tensor, stored: Tensor, back: Tensor, joined: Tensor) -> _Found:
+    """Supposed surfaces [M P, C] with their parts, the widest last -> those that really are there. stored [M P]: depth
+    that the picture holds, with its part."""
     num, tried = view.size**2, surfaces.shape[1]
     which = _chosen(surfaces[:, -1] < NOTHING)
     surface = surfaces[which]
@@ -153,11 +165,19 @@ def _look_back(
         take = sees[:, number] & (~seen | (surface[:, number] < NEARER * chosen))
         chosen, seen = torch.where(take, surface[:, number], chosen), seen | take
         chosen_place = torch.where(take[:, None], place[:, number], chosen_place)
-    everywhere = (
-        surfaces[:, 0].clone(),
-        surfaces.new_zeros(len(surfaces), 2),
-        torch.zeros_like(stored, dtype=torch.bool),
-    )
-    for whole, found in zip(everywhere, (chosen, chosen_place, seen), strict=True):
-        whole[which] = found
-    return everywhere
+    return _Found(which, chosen, chosen_place, seen)
+
+
+def _sample(pictures: Tensor, found: _Found) -> Tensor:
+    """Bicubic colours [N, 3] of pictures [M, 3, h, h] at the places that were found, edges repeated beyond."""
+    num, size = len(pictures), pictures.shape[-1]
+    picture = found.pixel.div(size**2, rounding_mode="floor")
+    if is_static(pictures):
+        order, most = found.pixel % size**2, size**2
+    else:
+        counts = picture.bincount(minlength=num)
+        order, most = torch.arange(len(picture)) - (counts.cumsum(0) - counts)[picture], max(int(counts.max()), 1)
+    grid = found.place.new_zeros(num, most, 1, 2)
+    grid[picture, order, 0] = (found.place * (2.0 / size) - 1.0).clamp(-2.0, 2.0)
+    colours = F.grid_sample(pictures, grid, "bicubic", "border", align_corners=False)
+    return colours[picture, :, order, 0].clamp(-1.0, 1.0)

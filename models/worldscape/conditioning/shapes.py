@@ -1,6 +1,8 @@
 """Where the size of a result may depend on what tensors hold."""
 
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,6 +11,37 @@ from torch import Tensor
 def is_static(like: Tensor) -> bool:
     """Whether shapes must not depend on values: on a GPU, which would have to be waited for, and in compiled code."""
     return like.device.type != "cpu" or torch.compiler.is_compiling()
+
+
+class Window(NamedTuple):
+    """Rows top ... bottom - 1 and columns left ... right - 1 of a picture."""
+
+    top: int
+    bottom: int
+    left: int
+    right: int
+
+    @property
+    def rows(self) -> slice:
+        return slice(self.top, self.bottom)
+
+    @property
+    def columns(self) -> slice:
+        return slice(self.left, self.right)
+
+
+def window_around(ends: Tensor, size: tuple[int, int]) -> Window:
+    """The part of a picture of (h, w) pixels, of at least one, that boxes reach: ends [..., 4] are those of each, in
+    pixels: left and upper edge, negated, right and lower edge; all -inf for a box that does not count."""
+    left, top, right, bottom = ends.flatten(0, -2).amax(0).tolist()
+    if left == -math.inf:
+        return Window(0, 1, 0, 1)
+    top, left = (min(max(math.floor(-edge), 0), most - 1) for edge, most in zip((top, left), size, strict=True))
+    bottom, right = (
+        min(max(math.ceil(edge), first + 1), most)
+        for edge, first, most in zip((bottom, right), (top, left), size, strict=True)
+    )
+    return Window(top, bottom, left, right)
 
 
 def row_by_row(

@@ -47,7 +47,7 @@ class HandTracks:
         recorded, on their device."""
         state, command, present = (part.to(pose.device) for part in self.at(index))
         hands = SlotHands.absent(len(index), pose).placed(state, command, present, pose)
-        return hands.limbs(pose, self.rows)._replace(thing=self.thing(index, pose))
+        return hands.limbs(hands.workspace(pose), self.rows)._replace(thing=self.thing(index, pose))
 
     def thing(self, index: np.ndarray, like: torch.Tensor) -> Thing:
         """The object in the frames at these positions [B], where it was recorded and there is a hand; the table is the

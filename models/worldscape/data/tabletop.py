@@ -152,7 +152,7 @@ class TabletopEnv(SimulatorEnv):
         verdict = TASKS[self.current_task](
             Facts(
                 fingertip=keypoints[FINGERTIP],
-                palm=keypoints[list(PALM)].mean(0),
+                palm=keypoints[PALM].mean(0),
                 object=pose[:3, 3],
                 target=target,
                 object_speed=world.object_speed(),

@@ -17,6 +17,7 @@ from torch import Tensor
 from worldscape.codec import empty_anchor
 from worldscape.conditioning.layers import NUM_MOVING, Layers, Limbs, Pictures, owned_by, split_layers
 from worldscape.conditioning.reproject import Anchor, decode_depth, reproject
+from worldscape.conditioning.shapes import is_static
 from worldscape.config import MemoryConfig
 from worldscape.memory import lineage, policy
 from worldscape.memory.pages import BLANK, SCRAP, Page, PageShape, PageStore, fit_levels, page_bytes
@@ -123,10 +124,7 @@ class WorldMemory:
             anchor = empty_anchor(len(target), self.store.shape.size, self.store.fields.rgbd)
             none, unreal = anchor.mask[:, 0, 0, 0], torch.zeros_like(cells[:, 0])
             return Recall(torch.zeros_like(tables.anchors), anchor, none, unreal, none.bool(), retrieved)
-        anchors = policy.choose_cover(cells, pages, frames, tables.anchors.shape[1], policy.ANY)
-        if limbs is not None:
-            is_moving = limbs.present.any(1, keepdim=True)
-            anchors = torch.where(is_moving, self._latest_first(cells, pages, frames), anchors)
+        anchors = self._choose_anchors(cells, pages, frames, limbs)
         anchor = rebuild(*self._layers(anchors, limbs, target, intrinsics), target, intrinsics)
         is_anchor = pages[:, :, None] == anchors[:, None]
         is_real = (pages != BLANK) & (frames < tables.num_real[:, None])
@@ -149,6 +147,17 @@ class WorldMemory:
             for of in (anchors, with_hands)
         )
         return split_layers(still, hands, limbs, target, intrinsics)
+
+    def _choose_anchors(self, cells: Tensor, pages: Tensor, frames: Tensor, limbs: Limbs | None) -> Tensor:
+        """Pages long [B, A] to rebuild a view with these hands from, best first."""
+        num_anchors = self.tables.anchors.shape[1]
+        if limbs is None:
+            return policy.choose_cover(cells, pages, frames, num_anchors, policy.ANY)
+        is_moving = limbs.present.any(1, keepdim=True)
+        latest_first = self._latest_first(cells, pages, frames)
+        if not is_static(cells) and is_moving.all():
+            return latest_first
+        return torch.where(is_moving, latest_first, policy.choose_cover(cells, pages, frames, num_anchors, policy.ANY))
 
     def _latest_first(self, cells: Tensor, pages: Tensor, frames: Tensor) -> Tensor:
         """Pages long [B, A] to rebuild a view from in which things move: the latest frame, then those that show most of

@@ -38,6 +38,13 @@ class Critic(nn.Module):
         return self.layers(rgbd)
 
 
+def make_critic(width: int, seed: int) -> Critic:
+    """A critic that nothing has taught yet; the same for the same seed, whatever was drawn before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return Critic(width)
+
+
 class CriticLosses(NamedTuple):
     """What the critic minimises, what the pictures' maker minimises, and how sure the critic is (no gradient)."""
 

@@ -37,7 +37,7 @@ from worldscape.train.codec import (
     sharpness_ratio,
 )
 from worldscape.train.config import DEBUG, TrainConfig
-from worldscape.train.critic import Critic, critic_losses
+from worldscape.train.critic import Critic, critic_losses, make_critic
 from worldscape.train.decoder_hands import HandsStage, build_hands_stage
 from worldscape.train.heads import num_training
 from worldscape.train.rollouts import Moment, RolloutPlan, notes_at, owners_at, take_rollouts, told_of_hands
@@ -53,8 +53,8 @@ class DecoderTrainConfig(TrainConfig):
 
     dreams: stretches of episodes that are dreamed again; dream_frames: frames of each. adversarial: weight of the
     critic's opinion beside the pixel losses. blind_share: share of the recorded rows without memory. critic_width:
-    channels of the critic's first layer. hands_only: learn hands and what they uncover and keep all else, without a
-    critic (decoder_hands.py).
+    channels of the critic's first layer. hands_only: learn hands and what they uncover and keep all else
+    (decoder_hands.py).
     """
 
     dreams: int = 256
@@ -217,13 +217,10 @@ def build_stage(
     dreamer = load_world(init, choose_device(train_config.device))
     if train_config.hands_only:
         return build_hands_stage(dreamer, store, dataset, plan, train_config)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(train_config.seed)
-        critic = Critic(train_config.critic_width)
     return DecoderStage(
         store=store,
         rollouts=take_rollouts(dreamer, store, dataset, plan, what_decoder_sees),
         config=train_config,
         num_anchors=model_config.memory.num_anchors,
-        critic=critic,
+        critic=make_critic(train_config.critic_width, train_config.seed),
     )

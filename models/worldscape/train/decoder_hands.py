@@ -9,13 +9,15 @@ around the hole, and that much the decoder is shown.
 
 So in dreams along recorded motion, pixels on hands and closely around them, and those that memory does not show of a
 table, must be the recording's; all others stay as the decoder of `--init` paints them. A walker's holes are not filled:
-what comes into view there can be anything, and the mean of all rooms is a smear.
+what comes into view there can be anything, and the mean of all rooms is a smear. Hands have to look real to a critic
+too, or fingers that are a little off melt into their mean; what is in a hole is not asked of it.
 """
 
 from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -28,7 +30,7 @@ from worldscape.conditioning.reproject import Anchor
 from worldscape.data.clips import Datasets, FrameStore
 from worldscape.evaluate.metrics import error_to_psnr
 from worldscape.train.codec import picture_grid, picture_loss
-from worldscape.train.config import TrainConfig
+from worldscape.train.critic import Critic, critic_losses, make_critic
 from worldscape.train.rollouts import Moment, RolloutPlan, notes_at, owners_at, take_rollouts, told_of_hands
 from worldscape.world import WorldModel
 
@@ -38,37 +40,66 @@ AROUND = 2  # pixels around a hand that are to be the recording's too
 NUM_PICTURES = 12  # a row of the sample pictures
 
 
+class CriticSettings(Protocol):
+    """What the stage asks of its settings (`DecoderTrainConfig`)."""
+
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def adversarial(self) -> float: ...
+    @property
+    def maker_every(self) -> int: ...
+    @property
+    def critic_width(self) -> int: ...
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HandsStage:
-    """Trains the decoder on hands and in holes; `before` is the codec as it was, `with_truth` long [M] the places of
-    the rollouts' frames that have pixels to learn."""
+    """Trains the decoder on hands and in holes, and a critic of hands beside it that is thrown away in the end.
+
+    `before` is the codec as it was, `with_truth` long [M] the places of the rollouts' frames that have pixels to learn.
+    """
 
     store: FrameStore
     rollouts: dict[str, Tensor]
-    config: TrainConfig
+    config: CriticSettings
     before: Codec
     with_truth: Tensor
+    critic: Critic
     name: str = "decoder of hands"
 
     def trainable(self, model: WorldModel) -> nn.Module:
-        """The decoder."""
-        return model.codec.decoder
+        """The decoder and the critic."""
+        return nn.ModuleDict({"decoder": model.codec.decoder, "critic": self.critic})
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
-        """Moments of dreams (what_hands_show), and `twin`: the recorded frames, RGB-D."""
+        """Moments of dreams (what_hands_show), `twin`: the recorded frames, RGB-D, and whether it is the decoder's
+        turn."""
         rng, size = np.random.default_rng([self.config.seed, step, rank, 8]), self.config.batch_size
-        return self._draw(rng, round(TABLE_SHARE * size) if len(self.with_truth) else 0, size)
+        drawn = self._draw(rng, round(TABLE_SHARE * size) if len(self.with_truth) else 0, size)
+        return drawn | {"is_turn": torch.tensor((step + 1) % self.config.maker_every == 0)}
 
     def loss(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
-        """Pixels and edges; in decibels: the RGB of hands and of holes as it was and as it is, and what else has
-        changed."""
-        made, before = self._paint(model, batch)
+        """The critic's own loss; on the decoder's turn also pixels, edges and the critic's opinion of hands. In
+        decibels: the RGB of hands and of holes as it was and as it is, and what else has changed."""
+        with torch.set_grad_enabled(bool(batch["is_turn"])):
+            made, before = self._paint(model, batch)
         hand, hole, twin = batch["hand"], batch["hole"], batch["twin"]
         is_true = torch.maximum(hand, hole)
         wanted, weight = before.lerp(twin, is_true), 1.0 + (TRUE_WEIGHT - 1.0) * is_true
+        opinion = critic_losses(self.critic, wanted, wanted.lerp(made, hand), generator)
+        loss = opinion.critic
         squared = (made - wanted)[:, :3].square()
+        pixels = picture_loss(made, wanted, weight) + (weight * squared).mean()
+        if batch["is_turn"]:
+            loss = loss + pixels + self.config.adversarial * opinion.maker
         return {
-            "loss": picture_loss(made, wanted, weight) + (weight * squared).mean(),
+            "loss": loss,
+            "pixels": pixels.detach(),
+            "critic": opinion.critic.detach(),
+            "margin": opinion.margin,
             "hand_psnr_before": _decibels(before - twin, hand),
             "hand_psnr": _decibels(made - twin, hand),
             "hole_psnr_before": _decibels(before - twin, hole),
@@ -118,16 +149,20 @@ def what_hands_show(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
 
 
 def build_hands_stage(
-    dreamer: WorldModel, store: FrameStore, dataset: Datasets, plan: RolloutPlan, config: TrainConfig
+    dreamer: WorldModel, store: FrameStore, dataset: Datasets, plan: RolloutPlan, config: CriticSettings
 ) -> HandsStage:
     """The stage over the codec and generator of `dreamer`. Raises ValueError for recordings without hands."""
     if store.hands is None:
         raise ValueError("hands_only is about hands and what they uncover, and neither dataset nor weights know hands.")
     rollouts = take_rollouts(dreamer, store, dataset, plan, what_hands_show)
     is_true = (rollouts["hand"] | rollouts["hole"]).flatten(2).any(2).flatten()
-    before = deepcopy(dreamer.codec).requires_grad_(False).eval()
     return HandsStage(
-        store=store, rollouts=rollouts, config=config, before=before, with_truth=torch.nonzero(is_true)[:, 0]
+        store=store,
+        rollouts=rollouts,
+        config=config,
+        before=deepcopy(dreamer.codec).requires_grad_(False).eval(),
+        with_truth=torch.nonzero(is_true)[:, 0],
+        critic=make_critic(config.critic_width, config.seed),
     )
 
 

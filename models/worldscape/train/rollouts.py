@@ -25,7 +25,7 @@ from worldscape.train.cache import cached
 from worldscape.train.runtime import rows_at_once
 from worldscape.world import WorldModel
 
-KEPT = "with the pose video as it was told"
+KEPT = "with hands mended"
 """Names what notes hold: change it with them, and rollouts that were kept before are made again."""
 
 
