@@ -1,9 +1,9 @@
-"""`worldscape average`: the generator between two, for weights that one training stage made of the other.
+"""`worldscape average`: one part between two, for weights that one training stage made of the other.
 
 What self-forcing gains (sharper, steadier long dreams) and what it costs (closeness to the simulator) both change
 gradually along the line between the generator before and after it, so a share picks the compromise; the average of
 fine-tuned weights and those before them often keeps most of both (Wortsman et al. 2022,
-https://arxiv.org/abs/2109.01903).
+https://arxiv.org/abs/2109.01903). So it does with a decoder that learned hands and became softer elsewhere.
 """
 
 from __future__ import annotations
@@ -12,31 +12,39 @@ import argparse
 import copy
 from pathlib import Path
 
+from torch import nn
+
 from worldscape.checkpoint import load_world, read_provenance, save_world, weights_id
 from worldscape.world import WorldModel
+
+PARTS = ("generator", "decoder", "hand_decoder")
+"""What can be averaged."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `average` to the command line."""
-    parser = subparsers.add_parser("average", help="the generator between two", description=__doc__)
+    parser = subparsers.add_parser("average", help="one part between two", description=__doc__)
     parser.set_defaults(func=run)
     parser.add_argument("--weights", required=True, help="shipped name, or a directory of weights or of a run")
-    parser.add_argument("--towards", required=True, help="weights whose generator is the other end")
+    parser.add_argument("--towards", required=True, help="weights whose part is the other end")
     parser.add_argument("--share", type=float, required=True, help="how far towards it, 0 to 1")
-    parser.add_argument("--out", type=Path, required=True, help="new directory of weights; codec and heads: --weights'")
+    parser.add_argument("--part", choices=PARTS, default="generator", help="what lies between the two")
+    parser.add_argument("--out", type=Path, required=True, help="new directory of weights; other parts: --weights'")
 
 
 def run(args: argparse.Namespace) -> None:
-    """Average, save, say where. Raises ValueError as average_generators does."""
+    """Average, save, say where. Raises ValueError as average_worlds does."""
     first, second = load_world(args.weights), load_world(args.towards)
-    model = average_generators(first, second, args.share)
-    note = {"weights": weights_id(second), "share": args.share, "provenance": read_provenance(args.towards)}
-    save_world(model, args.out, {**read_provenance(args.weights), "averaged towards": note})
+    model = average_worlds(first, second, args.share, args.part)
+    own, other = read_provenance(args.weights), read_provenance(args.towards)
+    news = {name: entry for name, entry in other.items() if entry != own.get(name)}
+    note = {"weights": weights_id(second), "share": args.share, "provenance": news}
+    save_world(model, args.out, {**own, f"{args.part} averaged towards": note})
     print(f"wrote {args.out}")
 
 
-def average_generators(first: WorldModel, second: WorldModel, share: float) -> WorldModel:
-    """A copy of `first` whose transformer is (1 - share) of its own and share of the other's; neither is changed.
+def average_worlds(first: WorldModel, second: WorldModel, share: float, part: str = "generator") -> WorldModel:
+    """A copy of `first` of which one of PARTS is (1 - share) of its own and share of the other's; neither is changed.
 
     Raises ValueError for a share outside [0, 1], and for generators or codecs that do not go together: an average means
     something only where both read the same latents and one was trained from the other.
@@ -49,6 +57,15 @@ def average_generators(first: WorldModel, second: WorldModel, share: float) -> W
     if any(not ours[name].equal(theirs[name]) for name in ours):
         raise ValueError("the two weights have different codecs, so their latents mean different things")
     made = copy.deepcopy(first)
-    ours, theirs = first.transformer.state_dict(), second.transformer.state_dict()
-    made.transformer.load_state_dict({name: ours[name].lerp(theirs[name], share) for name in ours})
+    ours, theirs = _part(first, part).state_dict(), _part(second, part).state_dict()
+    _part(made, part).load_state_dict({name: ours[name].lerp(theirs[name], share) for name in ours})
     return made
+
+
+def _part(model: WorldModel, name: str) -> nn.Module:
+    codec = model.codec
+    if name == "hand_decoder" and codec.hand_decoder is None:
+        raise ValueError("these weights have no hand decoder that could be averaged.")
+    found = {"generator": model.transformer, "decoder": codec.decoder, "hand_decoder": codec.hand_decoder}[name]
+    assert found is not None
+    return found

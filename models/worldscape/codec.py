@@ -5,6 +5,7 @@ may copy its pixels. Neither need the outlines of hands, where it is shown the p
 Latent tokens have unit root mean square, so noise of level 1 is as large as the signal.
 """
 
+import copy
 from typing import NamedTuple
 
 import torch
@@ -17,7 +18,8 @@ from worldscape.conditioning.reproject import Anchor
 from worldscape.config import CodecConfig
 
 RGBD_CHANNELS = 4
-HAND_WEIGHTS = ("decoder.hands.",)  # what a decoder lacks that was never shown hands; it starts unnoticed
+HAND_WEIGHTS = ("decoder.hands.", "hand_decoder.")
+"""What a codec may lack: the layers that show hands start unnoticed, a hand decoder as a copy of the decoder."""
 
 
 class Encoded(NamedTuple):
@@ -127,8 +129,17 @@ class Codec(nn.Module):
         self.config = config
         self.encoder = Encoder(config)
         self.decoder = Decoder(config)
+        self.hand_decoder = Decoder(config) if config.hand_decoder else None
         # The layout in which convolutions are fast.
         self.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def for_hands(self) -> "Codec":
+        """This codec as worlds with hands use it, with its hand decoder where it has one; they share all weights."""
+        if self.hand_decoder is None:
+            return self
+        codec = copy.copy(self)
+        codec._modules = {**self._modules, "decoder": self.hand_decoder}
+        return codec
 
     def encode(self, rgbd: Tensor) -> Tensor:
         """A full frame [B, 4, h, w] -> latent [B, P, C]. Raises ValueError for another size."""

@@ -26,15 +26,19 @@ class CodecConfig:
     """Frames RGB + inverse depth (size x size) <-> latents (grid x grid tokens, latent_channels each).
 
     widths: channels of the stages, from half resolution down to the token grid. hand_width: channels of the first layer
-    that shows the decoder the pose video; 0 in weights whose decoder is not shown hands.
+    that shows the decoder the pose video; 0 in weights whose decoder is not shown hands. hand_decoder: whether worlds
+    with hands have a decoder of their own, so that what is learned about hands changes nothing for walkers.
     """
 
     size: int = 64
     widths: tuple[int, ...] = (64, 96, 160, 256)
     latent_channels: int = 32
     hand_width: int = 0
+    hand_decoder: bool = False
 
     def __post_init__(self) -> None:
+        is_shown = self.hand_width > 0 or not self.hand_decoder
+        _require(is_shown, "hand_decoder", "a decoder for hands has to be shown them: give hand_width")
         _require(len(self.widths) >= 2, f"widths {self.widths}", "a codec has at least two stages")
         _require(min(self.widths) >= 8, f"widths {self.widths}", "a stage has at least 8 channels")
         _require(self.latent_channels >= 1, f"latent_channels {self.latent_channels}", "it must be at least 1")

@@ -112,11 +112,13 @@ class WorldEngine:
         self.model = model.to(self.device).eval()
         self.levels = sampling_levels(calls, SAMPLER_SHIFT)[: None if num_calls is None else num_calls + 1]
         self.dtype = choose_dtype(precision, self.device) if use_fast else torch.float32
-        self.generator, self.codec = self.model.transformer, self.model.codec
+        self.generator, codec = self.model.transformer, self.model.codec
+        self.codec = codec if hands is None else codec.for_hands()
         if use_fast:
             self.generator = fast_generator(self.model, self._fast_levels, self.dtype)
-            self.codec = fast_codec(self.model, self.dtype)
+            self.codec = fast_codec(self.model, self.dtype, hands=hands is not None)
         self.rebuild = reproject_fast if use_fast else reproject
+        self._kept_rays: tuple[tuple[Tensor, ...], Tensor] | None = None
         self.state = self._empty(self._memory(num_slots, memory_budget))
         is_recorded = use_graphs and use_fast and self.device.type == "cuda"
         self.graphs = StepGraphs(self.state) if is_recorded else None
@@ -272,6 +274,8 @@ class WorldEngine:
 
     def move(self, state: SlotState, realised: Tensor) -> tuple[Tensor, Tensor]:
         """Where motion `realised` [B, 6] leads: the camera [B, 6], and the motion with the turn that it really made."""
+        if realised.device.type == "cpu" and not realised.any():
+            return state.camera, realised
         camera = apply_control(state.camera, realised, self.config.controls.max_pitch)
         return camera, torch.cat([realised[:, :3], angle_difference(camera, state.camera)], 1)
 
@@ -329,7 +333,7 @@ class WorldEngine:
         hands: those in the view; None takes the slots' own. before: hands and object a step earlier; None takes those
         of the current frame.
         """
-        pose = pose_from_state(camera)
+        pose = state.pose if camera is state.camera else pose_from_state(camera)
         shown = limbs = None
         if self.hands is not None:
             hands = state.hands if hands is None else hands
@@ -428,12 +432,22 @@ class WorldEngine:
     def _view(
         self, pose: Tensor, previous: Tensor, recall: Recall, intrinsics: Tensor, hands: ShownHands | None
     ) -> View:
-        rays = frame_rays(pose, invert_pose(level_pose(previous)), intrinsics, self.config.codec.grid)
+        rays = self._rays(pose, previous, intrinsics)
         guess = self.codec.encode_anchor(recall.anchor)
         coverage = token_coverage(recall.anchor.mask, self.config.codec.grid)
         drawn = None if hands is None else hands.picture[:, None]
         told = self.generator.embed_view(rays[:, None], guess.latent[:, None].float(), coverage[:, None], drawn)
         return View(pose, rays, coverage, told, recall, guess, hands)
+
+    def _rays(self, pose: Tensor, previous: Tensor, intrinsics: Tensor) -> Tensor:
+        """Rays of a view after `previous`; on a CPU kept for as long as all cameras stand still, as over a table."""
+        given = (pose, previous, intrinsics)
+        may_keep = pose.device.type == "cpu" and torch.is_inference_mode_enabled()
+        if may_keep and self._kept_rays is not None and all(map(torch.equal, given, self._kept_rays[0])):
+            return self._kept_rays[1]
+        rays = frame_rays(pose, invert_pose(level_pose(previous)), intrinsics, self.config.codec.grid)
+        self._kept_rays = (given, rays) if may_keep else None
+        return rays
 
     @property
     def _fast_levels(self) -> list[Levels]:

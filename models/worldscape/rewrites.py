@@ -21,14 +21,15 @@ def fast_generator(model: WorldModel, levels: Sequence[Levels], dtype: torch.dty
     return _shared(model, ("generator", *levels, dtype), lambda: FastTransformer(model.transformer, levels, dtype))
 
 
-def fast_codec(model: WorldModel, dtype: torch.dtype) -> FastCodec | HalfCodec | Codec:
-    """The model's codec; where there is no rewrite for its device, the codec itself."""
-    device = next(model.codec.parameters()).device
+def fast_codec(model: WorldModel, dtype: torch.dtype, *, hands: bool = False) -> FastCodec | HalfCodec | Codec:
+    """The model's codec, or the one for worlds with hands; where there is no rewrite for its device, itself."""
+    codec, key = (model.codec.for_hands() if hands else model.codec), ("codec", dtype, hands)
+    device = next(codec.parameters()).device
     if device.type == "cuda" and dtype != torch.float32:
-        return _shared(model, ("codec", dtype), lambda: HalfCodec(model.codec, dtype))
+        return _shared(model, key, lambda: HalfCodec(codec, dtype))
     if not FastCodec.runs_on(device):
-        return model.codec
-    return _shared(model, ("codec", dtype), lambda: FastCodec(model.codec, dtype))
+        return codec
+    return _shared(model, key, lambda: FastCodec(codec, dtype))
 
 
 def _shared(model: WorldModel, key: tuple[Any, ...], make: Callable[[], Made]) -> Made:

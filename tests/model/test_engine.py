@@ -3,8 +3,11 @@
 import pytest
 import torch
 
+import worldscape.engine as engine_module
+from worldscape.conditioning.camera import invert_pose, level_pose, pose_from_state
 from worldscape.engine import Start, WorldEngine
 from worldscape.slots import NewFrame
+from worldscape.transformer import frame_rays
 from worldscape.world import debug_world
 
 
@@ -210,6 +213,34 @@ def test_a_remembered_wall_stops_the_walk_but_not_the_retreat(model):
     walks = torch.tensor([[0.0, 0.0, 0.25, 0.0, 0.0, 0.0]]), torch.tensor([[0.0, 0.0, -0.25, 0.0, 0.0, 0.0]])
     assert float(engine.realise(engine.state, walks[0])[0, 2]) == 0.0
     assert float(engine.realise(engine.state, walks[1])[0, 2]) == -0.25
+
+
+def test_who_stands_still_sees_along_the_same_rays_alone_and_beside_one_who_walks(model, monkeypatch):
+    """Alone nothing of the camera is computed again; in company it is, and nothing changes."""
+    made = []
+    monkeypatch.setattr(engine_module, "frame_rays", lambda *args: made.append(args) or frame_rays(*args))
+    start = starts(2)
+    start.pose = pose_from_state(torch.tensor([0.3, -0.4, 1.0, 0.7, -0.5, 0.0])).repeat(2, 1, 1, 1)
+    still, moves = torch.zeros(4, 2, 6), controls(2, 4)
+    moves[:, 0] = 0.0
+    alone, counts = WorldEngine(model, 1), []
+    alone.open(pick(start, [0]), torch.tensor([5]))
+    both = WorldEngine(model, 2)
+    both.open(start, torch.tensor([5, 6]))
+    for told, told_both in zip(still, moves, strict=True):
+        before = len(made)
+        one = alone.step(told[:1])
+        counts.append(len(made) - before)
+        other = both.step(told_both)
+        torch.testing.assert_close(one.pose[0], other.pose[0], atol=1e-6, rtol=0)
+        assert torch.equal(one.pose[0], alone.state.pose[0]) and not one.realised.any()
+        assert_same_to_rounding(one.frame[0], other.frame[0])
+    assert counts[1:] == [0, 0, 0] and len(made) > 4  # the start's pose itself is one rounding off
+    alone.step(moves[0, 1:])
+    alone.step(still[0, :1])
+    assert not torch.equal(alone.state.pose[0], start.pose[0, 0])
+    expected = frame_rays(alone.state.pose, invert_pose(level_pose(alone.state.pose)), alone.state.intrinsics, 4)
+    assert torch.equal(alone.look(alone.state, alone.state.camera, alone.state.pose).rays, expected)
 
 
 def test_recorded_motion_is_not_judged_again(model, monkeypatch):

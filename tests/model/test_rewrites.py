@@ -1,12 +1,17 @@
 """Engines of one model share its rewrites, as long as its weights stay what they were."""
 
 import gc
+from dataclasses import replace
 
+import pytest
 import torch
 
 from worldscape import rewrites
+from worldscape.codec import empty_anchor
+from worldscape.config import preset
 from worldscape.engine import WorldEngine
-from worldscape.world import debug_world
+from worldscape.train.cli import copy_parts
+from worldscape.world import WorldModel, debug_world
 
 
 def test_engines_share_what_was_made_of_their_model():
@@ -16,6 +21,27 @@ def test_engines_share_what_was_made_of_their_model():
     assert first.generator is not other.generator and first.codec is not other.codec
     assert WorldEngine(model, 1, steps_per_frame=2).generator is not first.generator
     assert WorldEngine(debug_world(), 1).generator is not first.generator
+
+
+@pytest.mark.parametrize("use_fast", [True, False])
+def test_a_hand_decoder_paints_worlds_with_hands_and_no_others(use_fast):
+    config = preset("debug")
+    model = WorldModel(replace(config, codec=replace(config.codec, hand_decoder=True))).eval().requires_grad_(False)
+    assert copy_parts(plain := debug_world(), model)["codec"] == 1.0
+    guess = plain.codec.encode_anchor(anchor := empty_anchor(1, 64, torch.zeros(())))
+    drawn = torch.rand(1, 4, 64, 64, generator=torch.Generator().manual_seed(0))
+
+    def paint(hands: str | None) -> torch.Tensor:
+        codec = WorldEngine(model, 1, hands=hands, use_fast=use_fast).codec
+        return codec.decode(guess.latent, anchor, guess.skips, None if hands is None else drawn)
+
+    with torch.inference_mode():
+        expected = [plain.codec.decode(guess.latent, anchor, guess.skips, one) for one in (None, drawn)]
+        for hands, picture in zip((None, "right"), expected, strict=True):
+            torch.testing.assert_close(paint(hands), picture, atol=1e-5, rtol=1e-4)
+        model.codec.hand_decoder.to_pixels.bias += 0.25
+        torch.testing.assert_close(paint(None), expected[0], atol=1e-5, rtol=1e-4)
+        assert (paint("right") - expected[1]).abs().max() > 0.1
 
 
 def test_weights_that_changed_are_rewritten():

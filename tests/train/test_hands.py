@@ -312,6 +312,26 @@ def test_a_decoder_of_hands_is_named_apart_and_wants_hands(runs, datasets, tmp_p
         decoder.build_stage(replace(preset("debug"), transformer=handless()), config, datasets[:1], runs / "decoder")
 
 
+def test_a_hand_decoder_learns_and_leaves_walkers_their_decoder(runs, datasets, tmp_path, capsys):
+    given = [f"--data={data}" for data in datasets]
+    run = ["train", "decoder", "--preset", "debug", "--steps", "2", *QUIET, *given]
+    run += ["--model", "codec.hand_decoder=true"]
+    out = tmp_path / "run"
+    assert main([*run, "--set", "hands_only=true", "--init", str(runs / "heads"), "--out", str(out)]) == 0
+    one, other = (load_world(path) for path in (runs / "heads", out))
+    before, after = one.state_dict(), other.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+    learned, begun = other.codec.hand_decoder.state_dict(), other.codec.decoder.state_dict()
+    assert any(not torch.equal(value, learned[name]) for name, value in begun.items())
+    capsys.readouterr()
+    plain = ["train", "decoder", "--preset", "debug", "--steps", "1", *QUIET, *given, "--init", str(out)]
+    assert main([*plain, "--out", str(tmp_path / "plain")]) == 0
+    assert "hand decoder is left out" in capsys.readouterr().out
+    codec = ["train", "codec", "--preset", "debug", *given, "--model", "codec.hand_decoder=true"]
+    assert main([*codec, "--out", str(tmp_path / "codec")]) == 1
+    assert "hands_only=true" in capsys.readouterr().err
+
+
 def handless():
     """The debug generator's config, for one that knows no hands."""
     return replace(preset("debug").transformer, hands=False)

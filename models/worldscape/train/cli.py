@@ -204,13 +204,19 @@ def build_model(
             parts = " and ".join(NEEDS[stage_name])
             raise ValueError(f"train {stage_name} builds on a trained {parts}: give --init RUN_OR_WEIGHTS")
         return model, {}
-    taken = copy_parts(load_world(init), model)
+    source = load_world(init)
+    taken = copy_parts(source, model)
     for part in NEEDS[stage_name]:
         if taken[part] < 1.0:
             raise ValueError(f"the {part} of --init {init} does not fit this --preset: use the one of its training")
     words = [part if share == 1 else f"{share:.0%} of the {part}" for part, share in taken.items() if share]
     print(f"from {init}: {', '.join(words) or 'nothing fits'}", flush=True)
+    if source.codec.hand_decoder is not None and model.codec.hand_decoder is None:
+        print("its hand decoder is left out; keep it with --model codec.hand_decoder=true", flush=True)
     return model, copy.deepcopy(read_provenance(init))
+
+
+LEFT_OUT = "hand_decoder."  # what a codec may go on without
 
 
 def copy_parts(source: WorldModel, target: WorldModel) -> dict[str, float]:
@@ -218,7 +224,8 @@ def copy_parts(source: WorldModel, target: WorldModel) -> dict[str, float]:
 
     A part of another architecture is copied tensor by tensor where names and shapes agree, so that a model with, say,
     more latent channels starts from what the smaller one learned; where less than half would fit, nothing is. What a
-    generator or a decoder from before hands lacks does not count: it starts unnoticed.
+    generator or a decoder from before hands lacks does not count: it starts unnoticed. A hand decoder starts as the
+    decoder is, and is left out where the target has none.
     """
     from worldscape.checkpoint import PARTS
     from worldscape.codec import HAND_WEIGHTS as HANDS_OF_CODEC
@@ -228,6 +235,7 @@ def copy_parts(source: WorldModel, target: WorldModel) -> dict[str, float]:
     for part in PARTS:
         tensors, module = getattr(source, part).state_dict(), getattr(target, part)
         wanted = module.state_dict()
+        tensors = {k: v for k, v in tensors.items() if k in wanted or not k.startswith(LEFT_OUT)}
         fitting = {k: v for k, v in tensors.items() if k in wanted and v.shape == wanted[k].shape}
         needed = {k: v for k, v in wanted.items() if k in tensors or not k.startswith(unnoticed.get(part, ()))}
         total = max(sum(v.numel() for v in needed.values()), sum(v.numel() for v in tensors.values()))
@@ -236,6 +244,8 @@ def copy_parts(source: WorldModel, target: WorldModel) -> dict[str, float]:
             module.load_state_dict(fitting, strict=False)
         else:
             shares[part] = 0.0
+    if target.codec.hand_decoder is not None and source.codec.hand_decoder is None:
+        target.codec.hand_decoder.load_state_dict(target.codec.decoder.state_dict())
     return shares
 
 

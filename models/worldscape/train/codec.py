@@ -289,7 +289,13 @@ def picture_rows(rows: list[np.ndarray]) -> np.ndarray:
 def build_stage(
     model_config: WorldConfig, train_config: TrainConfig, dataset: Datasets, init: str | None
 ) -> CodecStage:
-    """The stage for a dataset. Raises ValueError when the dataset lacks depth or poses or has another picture size."""
+    """The stage for a dataset.
+
+    Raises ValueError when the dataset lacks depth or poses or has another picture size, and for a hand decoder, which
+    a stage that changes what latents mean would leave behind.
+    """
     assert isinstance(train_config, CodecTrainConfig)
+    if model_config.codec.hand_decoder:
+        raise ValueError("codec.hand_decoder is taught when the codec is done: train decoder --set hands_only=true.")
     store = load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands)
     return CodecStage(store=store, config=train_config, num_anchors=model_config.memory.num_anchors)

@@ -1,5 +1,7 @@
 """Stage `decoder` with `hands_only`: the decoder learns hands, and what they hid until now, and changes nothing else.
 
+With `codec.hand_decoder` that is the codec's second decoder, which no walker uses; it begins as a copy of the first.
+
 A hand's outline is known before it is dreamed: the pose video says where each bone is. A decoder that is shown it
 (`CodecConfig.hand_width`) need not guess that from a few tokens and from what memory has of the hand in another place.
 
@@ -72,7 +74,7 @@ class HandsStage:
 
     def trainable(self, model: WorldModel) -> nn.Module:
         """The decoder and the critic."""
-        return nn.ModuleDict({"decoder": model.codec.decoder, "critic": self.critic})
+        return nn.ModuleDict({"decoder": model.codec.for_hands().decoder, "critic": self.critic})
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """Moments of dreams (what_hands_show), `twin`: the recorded frames, RGB-D, and whether it is the decoder's
@@ -119,10 +121,11 @@ class HandsStage:
         """The batch's latents as the decoder paints them now, and as it did before: RGB-D."""
         anchor, drawn = Anchor(batch["anchor"], batch["mask"]), batch["drawn"]
         with torch.no_grad():
-            skips = model.codec.encode_anchor(anchor).skips
+            codec = model.codec.for_hands()
+            skips = codec.encode_anchor(anchor).skips
             before = self.before.to(batch["latent"].device)
             kept = before.decode(batch["latent"], anchor, skips, drawn).float()
-        return model.codec.decode(batch["latent"], anchor, skips, drawn).float(), kept
+        return codec.decode(batch["latent"], anchor, skips, drawn).float(), kept
 
     def _draw(self, rng: np.random.Generator, num_true: int, size: int) -> dict[str, Tensor]:
         frames = self.rollouts["frames"]
@@ -160,7 +163,7 @@ def build_hands_stage(
         store=store,
         rollouts=rollouts,
         config=config,
-        before=deepcopy(dreamer.codec).requires_grad_(False).eval(),
+        before=deepcopy(dreamer.codec.for_hands()).requires_grad_(False).eval(),
         with_truth=torch.nonzero(is_true)[:, 0],
         critic=make_critic(config.critic_width, config.seed),
     )
