@@ -27,7 +27,7 @@ from worldscape.train.cli import copy_parts
 from worldscape.train.config import override
 from worldscape.train.hand_heads import hand_labels
 from worldscape.train.prepare import NO_HAND
-from worldscape.train.rollouts import follow, hands_at, hands_in, start_at
+from worldscape.train.rollouts import RolloutPlan, _roll_all, follow, hands_at, hands_in, start_at, told_of_hands
 from worldscape.train.teacher import adapt_model
 from worldscape.world import WorldModel
 
@@ -214,6 +214,30 @@ def of_hands(runs, datasets):
     """The stage that learns hands and what they uncover."""
     config = override(decoder.DEFAULTS["debug"], {"hands_only": True, "device": "cpu"})
     return decoder.build_stage(preset("debug"), config, datasets, runs / "decoder")
+
+
+def test_rollouts_of_walkers_are_those_of_an_engine_without_hands(runs, store):
+    """In the order that was drawn, whoever has hands."""
+    plan = RolloutPlan(episodes=10, dreamed=6, recorded=4, length=4, seed=1)
+    frames, model, made = plan.draw(store), load_world(runs / "heads"), []
+
+    def note(store, moment):
+        made.append((moment.engine.hands, moment.index))
+        return {"latent": moment.engine.state.latent, **told_of_hands(store, moment)}
+
+    rolled = _roll_all(model, store, frames, plan.dreamed, note)
+    has_hands = store.hands.moves(frames[:, 0].numpy())
+    assert 0 < int(has_hands.sum()) < len(frames)
+    for hands, index in made:
+        assert (store.hands.moves(index) == (hands is not None)).all()
+    assert torch.equal(rolled["drawn"].flatten(1).any(1), has_hands)
+    alone = WorldEngine(model, 1, precision="auto")
+    for row in (~has_hands[: plan.dreamed]).nonzero()[:, 0].tolist():
+        start = frames[row, :1].numpy()
+        alone.open(replace(start_at(store, start), hands=None), torch.from_numpy(start))
+        for index in frames[row, 1:].numpy():
+            follow(alone, store, np.array([index]))
+        torch.testing.assert_close(rolled["latent"][row, -1].float(), alone.state.latent[0], atol=0.03, rtol=0)
 
 
 def test_holes_are_where_memory_shows_no_table_and_no_hand_is(of_hands, store):

@@ -194,7 +194,7 @@ def what_decoder_sees(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
     real = visible_from(first, poses[:, None], valid, depth, target, intrinsics)
     if store.hands is not None:
         real |= (owners_at(store, moment.index, device) > NOBODY)[:, None]
-    given = {"latent": state.latent, "anchor": rgbd, "mask": mask > 0, **told_of_hands(moment)}
+    given = {"latent": state.latent, "anchor": rgbd, "mask": mask > 0, **told_of_hands(store, moment)}
     sharpens = moment.view.hands is None and moment.engine.config.sharpen.is_on
     # A decoder that learned to paint what was sharpened after it would be sharpened twice.
     shown = moment.engine.paint(state.latent, moment.view) if sharpens else state.rgbd

@@ -147,7 +147,7 @@ def what_hands_show(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
         is_hand = (owner != NOBODY) & (owner != OBJECT) & (owner != OBJECT_RIM)
         hole = is_table & (owner == NOBODY) & (mask <= 0)
         hand = (F.max_pool2d(is_hand.to(mask.dtype), 2 * AROUND + 1, 1, AROUND) > 0) & ~hole
-    given = {"latent": moment.engine.state.latent, "anchor": rgbd, "mask": mask > 0, **told_of_hands(moment)}
+    given = {"latent": moment.engine.state.latent, "anchor": rgbd, "mask": mask > 0, **told_of_hands(store, moment)}
     return given | {"hand": hand, "hole": hole}
 
 

@@ -7,7 +7,7 @@ motion, so each of their frames has a recorded twin: same start, same pose.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from worldscape.train.cache import cached
 from worldscape.train.runtime import rows_at_once
 from worldscape.world import WorldModel
 
-KEPT = "with hands mended"
+KEPT = "with hands mended, walkers apart"
 """Names what notes hold: change it with them, and rollouts that were kept before are made again."""
 
 
@@ -101,22 +101,40 @@ def take_rollouts(
 
 
 def _roll_all(model: WorldModel, store: FrameStore, frames: Tensor, dreamed: int, note: Note) -> dict[str, Tensor]:
-    parts = []
+    """Stretches with hands and those without go into engines of their own: a walker's is sharpened, and has another
+    decoder."""
+    rows = torch.arange(len(frames))
+    has_hands = torch.zeros(len(frames), dtype=torch.bool)
+    if store.hands is not None:
+        has_hands = store.hands.moves(frames.numpy()).any(1)
+    parts, order = [], []
+    kinds = [(is_dreamed, hands) for is_dreamed in (True, False) for hands in dict.fromkeys([hands_in(store), None])]
     with Progress("frames rolled out", total=frames.numel()) as progress:
-        for rows, is_dreamed in ((frames[:dreamed], True), (frames[dreamed:], False)):
-            groups = rows.split(rows_at_once(next(model.parameters()).device)) if len(rows) else ()
-            parts += [_roll(model, store, group.numpy(), is_dreamed, note, progress) for group in groups]
-    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+        for is_dreamed, hands in kinds:
+            chosen = rows[((rows < dreamed) == is_dreamed) & (has_hands == (hands is not None))]
+            groups = chosen.split(rows_at_once(next(model.parameters()).device)) if len(chosen) else ()
+            for group in groups:
+                parts.append(_roll(model, store, frames[group].numpy(), hands, is_dreamed, note, progress))
+            order.append(chosen)
+    places = torch.cat(order).argsort()
+    return {name: torch.cat([part[name] for part in parts])[places] for name in parts[0]}
 
 
 @torch.inference_mode()
 def _roll(
-    model: WorldModel, store: FrameStore, frames: np.ndarray, is_dreamed: bool, note: Note, progress: Progress
+    model: WorldModel,
+    store: FrameStore,
+    frames: np.ndarray,
+    hands: str | None,
+    is_dreamed: bool,
+    note: Note,
+    progress: Progress,
 ) -> dict[str, Tensor]:
-    """One batch of stretches, frames [E, F]; the first of each is a recorded frame."""
+    """One batch of stretches, frames [E, F], in an engine with `hands`; the first of each is a recorded frame."""
     device = next(model.parameters()).device
-    engine = WorldEngine(model, len(frames), device=device, precision="auto", hands=hands_in(store))
-    engine.open(start_at(store, frames[:, 0]), torch.from_numpy(frames[:, 0]))
+    engine = WorldEngine(model, len(frames), device=device, precision="auto", hands=hands)
+    start = start_at(store, frames[:, 0])
+    engine.open(start if hands else replace(start, hands=None), torch.from_numpy(frames[:, 0]))
     state = engine.state
     view = engine.look(state, state.camera, state.pose)
     steps: dict[str, list[Tensor]] = {}
@@ -124,12 +142,14 @@ def _roll(
         index = frames[:, place]
         if place > 0 and is_dreamed:
             realised = torch.from_numpy(store.realised[index]).to(device)
-            hands = hands_at(engine, store, index)
-            view = engine.advance(state, realised, torch.ones_like(state.is_open), hands=hands).view
+            moved = hands_at(engine, store, index)
+            view = engine.advance(state, realised, torch.ones_like(state.is_open), hands=moved).view
         elif place > 0:
             pose = torch.from_numpy(store.pose[index]).to(device)
-            hands = None if store.hands is None else RecordedHands(*(x.to(device) for x in store.hands.at(index)))
-            view = engine.commit_real(state, store.rgbd(index).to(device), pose, hands)
+            seen = None
+            if engine.hands is not None and store.hands is not None:
+                seen = RecordedHands(*(x.to(device) for x in store.hands.at(index)))
+            view = engine.commit_real(state, store.rgbd(index).to(device), pose, seen)
         for name, value in note(store, Moment(engine, view, index, frames[:, 0])).items():
             kept = value.to("cpu", torch.float16 if value.is_floating_point() else value.dtype)
             steps.setdefault(name, []).append(kept)
@@ -164,11 +184,14 @@ def owners_at(store: FrameStore, index: np.ndarray, device: torch.device | str =
     return owned_by(depth, pose, intrinsics, store.hands.limbs(index, pose))
 
 
-def told_of_hands(moment: Moment) -> dict[str, Tensor]:
-    """`drawn` uint8 [E, 4, h, w]: the pose video that the dream was told of, black where no hand is; nothing in an
-    engine without hands."""
-    hands = moment.view.hands
-    return {} if hands is None else {"drawn": (255.0 * hands.picture).round().to(torch.uint8)}
+def told_of_hands(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
+    """`drawn` uint8 [E, 4, h, w]: the pose video that the dream was told of, black where no hand is; nothing of
+    recordings without hands."""
+    if store.hands is None:
+        return {}
+    hands, rgbd = moment.view.hands, moment.engine.state.rgbd
+    picture = torch.zeros_like(rgbd) if hands is None else hands.picture
+    return {"drawn": (255.0 * picture).round().to(torch.uint8)}
 
 
 def notes_at(rollouts: dict[str, Tensor], place: tuple[Tensor, ...]) -> tuple[np.ndarray, dict[str, Tensor]]:
