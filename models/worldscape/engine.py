@@ -402,7 +402,6 @@ class WorldEngine:
     def _finish(self, state: SlotState, new: NewFrame, prediction: Prediction, view: View, active: Tensor) -> None:
         """Write the new frame's results into the active slots."""
         features = prediction.features[:, 0].float()
-        events = torch.stack(self.model.heads.events(new.rgbd), 1).sigmoid()
         seen = {
             "camera": new.camera,
             "pose": view.pose,
@@ -411,7 +410,9 @@ class WorldEngine:
             "rgbd": new.rgbd,
             "latent": new.latent,
         }
-        told = {"features": features, "coverage": view.recall.coverage, "events": events, "steps": state.steps + 1}
+        told = {"features": features, "coverage": view.recall.coverage, "steps": state.steps + 1}
+        if self.hands is None:  # those of hands are another head's business
+            told["events"] = self.model.heads.happens(new.rgbd)
         hands = {} if view.hands is None else view.hands.fields()
         is_everyone = active.device.type == "cpu" and bool(active.all())
         for name, value in {**seen, **told, **hands}.items():

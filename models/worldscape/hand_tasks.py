@@ -48,10 +48,12 @@ class Worth(NamedTuple):
     success: Tensor
 
 
-def fingertip_and_palm(keypoints: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
+def fingertip_and_palm(keypoints: Tensor, present: Tensor, rows: tuple[int, ...] = (0, 1)) -> tuple[Tensor, Tensor]:
     """Keypoints [B, 2, 21, 3], present bool [B, 2] -> fingertip and palm [B, 3] of the right hand, or of the left one
-    where there is no other."""
-    points = torch.where(present[:, 1, None, None] | ~present[:, :1, None], keypoints[:, 1], keypoints[:, 0])
+    where there is no other. rows: the hands that can be present at all."""
+    points = keypoints[:, 1]
+    if rows != (1,):
+        points = torch.where(present[:, 1, None, None] | ~present[:, :1, None], points, keypoints[:, 0])
     return points[:, FINGERTIP], points[:, PALM].mean(1)
 
 

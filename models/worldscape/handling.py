@@ -26,7 +26,7 @@ def show_hands(
         return ShownHands(hands, limbs, picture)
     before = state.handled(workspace[:, 1, 3]) if before is None else before
     thing = before.thing._replace(present=before.thing.present & limbs.present.any(1))
-    motion = heads.object(before.keypoints, limbs.keypoints, limbs.present, thing, before.shift)
+    motion = heads.object(before.keypoints, limbs.keypoints, limbs.present, thing, before.shift, limbs.rows)
     shift = motion.likely() * thing.present[:, None]
     thing = thing._replace(centre=thing.centre + shift, moved=thing.moved + shift)
     return ShownHands(hands, limbs._replace(thing=thing), picture, motion, shift)
@@ -77,7 +77,7 @@ def judged(
     probable = Touch(*touch.sigmoid().unbind(1))
     was_lifted = torch.maximum(state.was_lifted, held_up(probable).to(state.was_lifted))
     thing_place, target = places.unbind(1)
-    tip, palm = fingertip_and_palm(limbs.keypoints, limbs.present)
+    tip, palm = fingertip_and_palm(limbs.keypoints, limbs.present, limbs.rows)
     facts = Facts(tip, palm, thing_place, target, probable, was_lifted)
     return {
         "tasks": torch.stack(judge(facts), 1),

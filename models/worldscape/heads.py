@@ -204,22 +204,39 @@ class ObjectHead(nn.Module):
             nn.Linear(width, 7),
         )
 
-    def forward(self, before: Tensor, after: Tensor, present: Tensor, thing: Thing, shift: Tensor) -> ObjectMotion:
+    def forward(
+        self,
+        before: Tensor,
+        after: Tensor,
+        present: Tensor,
+        thing: Thing,
+        shift: Tensor,
+        rows: tuple[int, ...] = (0, 1),
+    ) -> ObjectMotion:
         """Keypoints [B, 2, 21, 3] of both hands in world axes, present bool [B, 2], the object before the step, and its
-        shift [B, 3] in the step before. The nearer hand decides; a left one is seen in a mirror."""
-        after = after - thing.centre[:, None, None]
-        away = after.norm(dim=-1)
-        is_left = torch.where(present, away.amin(2), torch.inf).diff(dim=1)[:, 0] > 0
-        one = is_left[:, None, None]
-        after, away = torch.where(one, after[:, 0], after[:, 1]), torch.where(is_left[:, None], away[:, 0], away[:, 1])
-        before = torch.where(one, before[:, 0], before[:, 1]) - thing.centre[:, None]
+        shift [B, 3] in the step before. The nearer hand decides; a left one is seen in a mirror. rows: the hands that
+        can be present at all."""
+        if rows == (1,):
+            return self._answer(before[:, 1], after[:, 1], thing, shift)
+        away = (after - thing.centre[:, None, None]).norm(dim=-1).amin(2)
+        is_left = torch.where(present, away, torch.inf).diff(dim=1) > 0
+        one = is_left[..., None]
         mirror = torch.ones_like(shift)
-        mirror[:, 0] = torch.where(is_left, -1.0, 1.0)
-        steps, height = (after - before) * mirror[:, None], (thing.table - thing.centre[:, 1])[:, None]
-        points = (before * mirror[:, None]).flatten(1)
-        told = torch.cat([10 * points, 30 * steps.flatten(1), 10 * away, 30 * shift * mirror, 10 * height], 1)
+        mirror[:, :1] = torch.where(is_left, -1.0, 1.0)
+        centre = thing.centre[:, None]
+        sides = (torch.where(one, hands[:, 0], hands[:, 1]) for hands in (before, after))
+        before, after = (centre + (points - centre) * mirror[:, None] for points in sides)
+        found = self._answer(before, after, thing, shift * mirror)
+        return found._replace(shift=found.shift * mirror)
+
+    def _answer(self, before: Tensor, after: Tensor, thing: Thing, shift: Tensor) -> ObjectMotion:
+        """For the keypoints [B, 21, 3] of one hand, a right one."""
+        after, before = after - thing.centre[:, None], before - thing.centre[:, None]
+        height = (thing.table - thing.centre[:, 1])[:, None]
+        points, steps = before.flatten(1), (after - before).flatten(1)
+        told = torch.cat([10 * points, 30 * steps, 10 * after.norm(dim=-1), 30 * shift, 10 * height], 1)
         shift, moves, touch = self.net(told).split([3, 1, 3], 1)
-        return ObjectMotion(OBJECT_STEP * shift * mirror, moves[:, 0], touch)
+        return ObjectMotion(OBJECT_STEP * shift, moves[:, 0], touch)
 
 
 class Things(NamedTuple):
@@ -340,6 +357,10 @@ class Heads(nn.Module):
         self.object = ObjectHead(2 * config.width) if hands and config.object else None
         self.depth = DepthHead(max(config.width // 2, 16))
         self.goal = GoalHead(max(config.width // 4, 8)) if config.goal else None
+
+    def happens(self, rgbd: Tensor) -> Tensor:
+        """rgbd [B, 4, h, h] in [-1, 1] -> probabilities of reward and end [B, 2]."""
+        return torch.stack(self.events(rgbd), 1).sigmoid()
 
     def of_pictures(self) -> nn.ModuleDict:
         """Those that recordings teach without dreams: all but wrist, as far as they are there."""

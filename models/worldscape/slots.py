@@ -82,9 +82,10 @@ class EngineFrame:
 
     rgbd float32 [B, 4, h, w] in [-1, 1], the engine's own, not to be changed: `frame` and `depth` are made of it when
     somebody asks. pose [B, 4, 4]; camera [B, 6]; commanded [B, 6] control that the frame answers, realised [B, 6] what
-    of it took place; reward, end [B] probabilities; coverage [B] share of pixels anchored in memory; latent [B, P, C];
-    steps long [B]: frames since opening; model_calls: transformer forwards made by this call; hands: of an engine that
-    has them; find_goal: finds the goal in `rgbd`, for weights that can.
+    of it took place; coverage [B] share of pixels anchored in memory; latent [B, P, C]; steps long [B]: frames since
+    opening; model_calls: transformer forwards made by this call; hands: of an engine that has them; events
+    [B, 2]: probabilities of reward and end, or find_events, which looks for them in `rgbd`; find_goal: finds the goal
+    in it, for weights that can.
     """
 
     rgbd: Tensor
@@ -92,14 +93,32 @@ class EngineFrame:
     camera: Tensor
     commanded: Tensor
     realised: Tensor
-    reward: Tensor
-    end: Tensor
     coverage: Tensor
     latent: Tensor
     steps: Tensor
     model_calls: int
+    events: Tensor | None = None
+    find_events: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
     hands: HandFrame | None = None
     find_goal: Callable[[Tensor], SeenGoal] | None = field(default=None, repr=False)
+
+    @cached_property
+    def _happens(self) -> Tensor:
+        if self.events is not None:
+            return self.events
+        assert self.find_events is not None
+        with torch.inference_mode():
+            return self.find_events(self.rgbd)
+
+    @cached_property
+    def reward(self) -> Tensor:
+        """Probability that a walker is paid for this frame [B]."""
+        return self._happens[:, 0]
+
+    @cached_property
+    def end(self) -> Tensor:
+        """Probability that a walker's episode ends with it [B]."""
+        return self._happens[:, 1]
 
     @cached_property
     def goal(self) -> SeenGoal | None:
@@ -260,7 +279,6 @@ class SlotState:
     def present(self, model_calls: int, heads: Heads, has_hands: bool, is_overwritten: bool = False) -> EngineFrame:
         """The slots' current frames, after so many model calls, as tensors that later steps leave alone, also where
         these change the slots' tensors in place (is_overwritten)."""
-        reward, end = self.events.clone().unbind(1)
         rgbd, intrinsics = self.rgbd, self.intrinsics
         if is_overwritten:
             rgbd, intrinsics = rgbd.clone(), intrinsics.clone()
@@ -270,12 +288,12 @@ class SlotState:
             camera=self.camera.clone(),
             commanded=self.commanded.clone(),
             realised=self.realised.clone(),
-            reward=reward,
-            end=end,
             coverage=self.coverage.clone(),
             latent=self.latent.clone(),
             steps=self.steps.clone(),
             model_calls=model_calls,
+            find_events=heads.happens,
+            events=None if has_hands else self.events.clone(),
             hands=self._present_hands() if has_hands else None,
             find_goal=None if heads.goal is None else partial(heads.goal, intrinsics=intrinsics),
         )

@@ -102,8 +102,6 @@ class PerfectEngine:
             camera=torch.from_numpy(self.states),
             commanded=torch.from_numpy(realised),
             realised=torch.from_numpy(realised),
-            reward=none,
-            end=none,
             coverage=none,
             latent=none[:, None, None],
             steps=none.long(),

@@ -80,8 +80,6 @@ class ReplayEngine:
             camera=torch.zeros(NUM, 6),
             commanded=torch.zeros(NUM, 6),
             realised=torch.zeros(NUM, 6),
-            reward=none,
-            end=none,
             coverage=none,
             latent=none[:, None, None],
             steps=none.long(),

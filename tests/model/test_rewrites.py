@@ -39,7 +39,8 @@ def test_a_hand_decoder_paints_worlds_with_hands_and_no_others(use_fast):
         expected = [plain.codec.decode(guess.latent, anchor, guess.skips, one) for one in (None, drawn)]
         for hands, picture in zip((None, "right"), expected, strict=True):
             torch.testing.assert_close(paint(hands), picture, atol=1e-5, rtol=1e-4)
-        model.codec.hand_decoder.to_pixels.bias += 0.25
+        assert model.codec.hand_decoder is not None and model.codec.hand_decoder.to_pixels.bias is not None
+        model.codec.hand_decoder.to_pixels.bias.add_(0.25)
         torch.testing.assert_close(paint(None), expected[0], atol=1e-5, rtol=1e-4)
         assert (paint("right") - expected[1]).abs().max() > 0.1
 

@@ -82,7 +82,7 @@ class Finder(torch.nn.Module):
 class Mover(torch.nn.Module):
     """Moves every object by a centimetre to the right, whatever hands do, and says that they are lifted."""
 
-    def forward(self, before, after, present, thing, shift):
+    def forward(self, before, after, present, thing, shift, rows=(0, 1)):
         right = shift.new_tensor([0.01, 0.0, 0.0]).expand_as(shift)
         touch = shift.new_tensor([-5.0, -5.0, 5.0]).expand_as(shift)
         return ObjectMotion(right, shift.new_full((len(shift),), 50.0), touch)
@@ -364,3 +364,23 @@ def test_an_engine_without_hands_refuses_them(model):
     bad.hands = bad.hands._replace(state=bad.hands.state * torch.nan)
     with pytest.raises(ValueError, match="start hands"):
         WorldEngine(model, 1, hands="right").open(bad, torch.tensor([0]))
+
+
+def test_what_a_walker_is_paid_for_is_looked_for_when_somebody_asks(model, monkeypatch):
+    """Hands are paid by other heads; a walker's events are known with the frame."""
+    asked = []
+    heads = model.heads
+    monkeypatch.setattr(heads, "happens", lambda rgbd: asked.append(rgbd) or type(heads).happens(heads, rgbd))
+    engine = WorldEngine(model, 2, hands="right")
+    engine.open(starts(2), torch.tensor([0, 1]))
+    frame = engine.step(torch.zeros(2, 6), hands=actions(2, 1)[0])
+    assert not asked
+    reward, end = frame.reward, frame.end
+    assert len(asked) == 1
+    torch.testing.assert_close(torch.stack([reward, end], 1), torch.stack(heads.events(frame.rgbd), 1).sigmoid())
+    walker = WorldEngine(model, 2)
+    walker.open(starts(2), torch.tensor([0, 1]))
+    shown = walker.step(torch.zeros(2, 6))
+    count = len(asked)
+    torch.testing.assert_close(shown.reward, heads.events(shown.rgbd).reward.sigmoid())
+    assert len(asked) == count

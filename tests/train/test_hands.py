@@ -345,6 +345,7 @@ def test_a_hand_decoder_learns_and_leaves_walkers_their_decoder(runs, datasets, 
     one, other = (load_world(path) for path in (runs / "heads", out))
     before, after = one.state_dict(), other.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+    assert other.codec.hand_decoder is not None
     learned, begun = other.codec.hand_decoder.state_dict(), other.codec.decoder.state_dict()
     assert any(not torch.equal(value, learned[name]) for name, value in begun.items())
     capsys.readouterr()
