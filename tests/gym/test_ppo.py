@@ -174,9 +174,9 @@ class Shades:
 @pytest.mark.parametrize(
     ("is_continuous", "is_told", "num_updates", "settings"),
     [
-        (False, False, 40, {"lr": 5e-3, "entropy": 0.01}),
+        (False, False, 60, {"lr": 3e-3, "entropy": 0.05}),
         (True, False, 60, {"lr": 1e-2, "entropy": 0.0}),
-        (True, True, 100, {"lr": 5e-3, "entropy": 0.0, "reward_scale": 0.1}),
+        (True, True, 120, {"lr": 3e-3, "entropy": 0.001, "reward_scale": 0.1}),
     ],
 )
 def test_it_learns_what_a_picture_asks_for(is_continuous, is_told, num_updates, settings):

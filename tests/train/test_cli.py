@@ -92,7 +92,7 @@ def test_a_teacher_that_reads_another_history_is_refused():
 
 def test_the_shipped_weights_go_on_with_another_number_of_retrieved_keys():
     """Parameters are the same, and those of hands come in addition, so training continues from them."""
-    config = choose_model("nano", ["memory.num_retrieved=3"])
+    config = choose_model("nano", ["memory.num_retrieved=3", "codec.hand_decoder=true"])
     model, _ = build_model(config, "world", "nano", seed=3)
     assert model.config.memory.num_retrieved == 3 and preset("nano").memory.num_retrieved == 2
     shipped, found = load_world("nano").state_dict(), model.state_dict()
