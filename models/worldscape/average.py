@@ -64,8 +64,7 @@ def average_worlds(first: WorldModel, second: WorldModel, share: float, part: st
 
 def _part(model: WorldModel, name: str) -> nn.Module:
     codec = model.codec
-    if name == "hand_decoder" and codec.hand_decoder is None:
-        raise ValueError("these weights have no hand decoder that could be averaged.")
     found = {"generator": model.transformer, "decoder": codec.decoder, "hand_decoder": codec.hand_decoder}[name]
-    assert found is not None
+    if found is None:
+        raise ValueError("these weights have no hand decoder that could be averaged.")
     return found

@@ -186,13 +186,16 @@ def rotation_from_six(six: Tensor) -> Tensor:
     """
     first = torch.nn.functional.normalize(six[..., :3], dim=-1)
     second = six[..., 3:] - (first * six[..., 3:]).sum(-1, keepdim=True) * first
-    second = torch.nn.functional.normalize(second, dim=-1)
-    return torch.stack([first, second, torch.cross(first, second, dim=-1)], -1)
+    return _complete_rotation(first, torch.nn.functional.normalize(second, dim=-1))
 
 
 def rotation_from_columns(six: Tensor) -> Tensor:
     """The inverse of `rotation_to_six` of what it made itself, a fifth of the operations of `rotation_from_six`."""
-    first, second = six[..., :3], six[..., 3:]
+    return _complete_rotation(six[..., :3], six[..., 3:])
+
+
+def _complete_rotation(first: Tensor, second: Tensor) -> Tensor:
+    """The rotation [..., 3, 3] of which these are two columns [..., 3]."""
     return torch.stack([first, second, torch.cross(first, second, dim=-1)], -1)
 
 

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -36,25 +36,13 @@ from worldscape.train.critic import Critic, critic_losses, make_critic
 from worldscape.train.rollouts import Moment, RolloutPlan, notes_at, owners_at, take_rollouts, told_of_hands
 from worldscape.world import WorldModel
 
+if TYPE_CHECKING:
+    from worldscape.train.decoder import DecoderTrainConfig
+
 TRUE_WEIGHT = 4.0  # of a pixel that is to be the recording's against one that is to stay
 TABLE_SHARE = 0.75  # of a batch's rows have such pixels, where there are any
 AROUND = 2  # pixels around a hand that are to be the recording's too
 NUM_PICTURES = 12  # a row of the sample pictures
-
-
-class CriticSettings(Protocol):
-    """What the stage asks of its settings (`DecoderTrainConfig`)."""
-
-    @property
-    def batch_size(self) -> int: ...
-    @property
-    def seed(self) -> int: ...
-    @property
-    def adversarial(self) -> float: ...
-    @property
-    def maker_every(self) -> int: ...
-    @property
-    def critic_width(self) -> int: ...
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,7 +54,7 @@ class HandsStage:
 
     store: FrameStore
     rollouts: dict[str, Tensor]
-    config: CriticSettings
+    config: DecoderTrainConfig
     before: Codec
     with_truth: Tensor
     critic: Critic
@@ -152,7 +140,7 @@ def what_hands_show(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
 
 
 def build_hands_stage(
-    dreamer: WorldModel, store: FrameStore, dataset: Datasets, plan: RolloutPlan, config: CriticSettings
+    dreamer: WorldModel, store: FrameStore, dataset: Datasets, plan: RolloutPlan, config: DecoderTrainConfig
 ) -> HandsStage:
     """The stage over the codec and generator of `dreamer`. Raises ValueError for recordings without hands."""
     if store.hands is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -103,18 +104,17 @@ def take_rollouts(
 def _roll_all(model: WorldModel, store: FrameStore, frames: Tensor, dreamed: int, note: Note) -> dict[str, Tensor]:
     """Stretches with hands and those without go into engines of their own: a walker's is sharpened, and has another
     decoder."""
-    rows = torch.arange(len(frames))
-    has_hands = torch.zeros(len(frames), dtype=torch.bool)
+    rows, has_hands = torch.arange(len(frames)), torch.zeros(len(frames), dtype=torch.bool)
     if store.hands is not None:
         has_hands = store.hands.moves(frames.numpy()).any(1)
     parts, order = [], []
-    kinds = [(is_dreamed, hands) for is_dreamed in (True, False) for hands in dict.fromkeys([hands_in(store), None])]
     with Progress("frames rolled out", total=frames.numel()) as progress:
-        for is_dreamed, hands in kinds:
-            chosen = rows[((rows < dreamed) == is_dreamed) & (has_hands == (hands is not None))]
+        for is_dreamed, with_hands in product((True, False), repeat=2):
+            chosen = rows[((rows < dreamed) == is_dreamed) & (has_hands == with_hands)]
+            hands = hands_in(store) if with_hands else None
             groups = chosen.split(rows_at_once(next(model.parameters()).device)) if len(chosen) else ()
             for group in groups:
-                parts.append(_roll(model, store, frames[group].numpy(), hands, is_dreamed, note, progress))
+                parts += [_roll(model, store, frames[group].numpy(), hands, is_dreamed, note, progress)]
             order.append(chosen)
     places = torch.cat(order).argsort()
     return {name: torch.cat([part[name] for part in parts])[places] for name in parts[0]}
