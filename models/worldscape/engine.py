@@ -23,6 +23,7 @@ from worldscape.conditioning.camera import (
     state_from_pose,
 )
 from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HAND_STATE_WIDTH, HANDS
+from worldscape.conditioning.made_once import kept_while_equal
 from worldscape.conditioning.reproject import encode_depth, reproject, settle
 from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.conditioning.sharpen import sharpen
@@ -118,7 +119,7 @@ class WorldEngine:
             self.generator = fast_generator(self.model, self._fast_levels, self.dtype)
             self.codec = fast_codec(self.model, self.dtype, hands=hands is not None)
         self.rebuild = reproject_fast if use_fast else reproject
-        self._kept_rays: tuple[tuple[Tensor, ...], Tensor] | None = None
+        self._rays = kept_while_equal(_rays)
         self.state = self._empty(self._memory(num_slots, memory_budget))
         is_recorded = use_graphs and use_fast and self.device.type == "cuda"
         self.graphs = StepGraphs(self.state) if is_recorded else None
@@ -263,9 +264,10 @@ class WorldEngine:
     def realise_hands(self, state: SlotState, actions: Tensor) -> SlotHands:
         """Where the hands get to with actions [B, 2, 13]: the kinematic hand, held back by what the wrist head sees."""
         scale, wrist = self.config.hands, self.model.heads.wrist
-        assert wrist is not None
+        assert wrist is not None and self.hands is not None
         goal = state.hands.told(actions.clamp(-1.0, 1.0), scale)
-        return state.hands.moved(goal, wrist(state.features, state.latent, state.hand_state, goal), scale)
+        lag = wrist(state.features, state.latent, state.hand_state, goal, HANDS[self.hands])
+        return state.hands.moved(goal, lag, scale)
 
     def place_hands(self, state: SlotState, realised: Tensor, reached: Tensor) -> SlotHands:
         """The hands at states [B, 2, 16] in world axes that they reached while the camera moved by `realised`."""
@@ -433,22 +435,12 @@ class WorldEngine:
     def _view(
         self, pose: Tensor, previous: Tensor, recall: Recall, intrinsics: Tensor, hands: ShownHands | None
     ) -> View:
-        rays = self._rays(pose, previous, intrinsics)
+        rays = self._rays(pose, previous, intrinsics, self.config.codec.grid)
         guess = self.codec.encode_anchor(recall.anchor)
         coverage = token_coverage(recall.anchor.mask, self.config.codec.grid)
         drawn = None if hands is None else hands.picture[:, None]
         told = self.generator.embed_view(rays[:, None], guess.latent[:, None].float(), coverage[:, None], drawn)
         return View(pose, rays, coverage, told, recall, guess, hands)
-
-    def _rays(self, pose: Tensor, previous: Tensor, intrinsics: Tensor) -> Tensor:
-        """Rays of a view after `previous`; on a CPU kept for as long as all cameras stand still, as over a table."""
-        given = (pose, previous, intrinsics)
-        may_keep = pose.device.type == "cpu" and torch.is_inference_mode_enabled()
-        if may_keep and self._kept_rays is not None and all(map(torch.equal, given, self._kept_rays[0])):
-            return self._kept_rays[1]
-        rays = frame_rays(pose, invert_pose(level_pose(previous)), intrinsics, self.config.codec.grid)
-        self._kept_rays = (given, rays) if may_keep else None
-        return rays
 
     @property
     def _fast_levels(self) -> list[Levels]:
@@ -471,3 +463,8 @@ class WorldEngine:
         codec, generator = self.config.codec, self.config.transformer
         shape = PageShape(generator.num_layers, codec.num_tokens, generator.num_heads, generator.head_width, codec.size)
         return WorldMemory.empty(self.config.memory, slots, shape, torch.zeros((), device=self.device), budget)
+
+
+def _rays(pose: Tensor, previous: Tensor, intrinsics: Tensor, size: int) -> Tensor:
+    """Rays through the cells of a view after `previous`."""
+    return frame_rays(pose, invert_pose(level_pose(previous)), intrinsics, size)

@@ -82,7 +82,8 @@ class Paths(NamedTuple):
 
     def look(self, hands: Tensor) -> list[Tensor]:
         """What `to_features` takes, finest first."""
-        fine = self.stem(F.pixel_unshuffle(hands, 2).contiguous(memory_format=torch.channels_last), SILU)
+        pixels = rearrange(hands, "b c (h i) (w j) -> b h w (c i j)", i=2, j=2)  # as they lie with channels last
+        fine = self.stem(pixels.permute(0, 3, 1, 2), SILU)
         return [fine, self.down(fine, SILU)]
 
 

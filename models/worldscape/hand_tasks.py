@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from worldscape.conditioning.made_once import made_once
+
 HAND_TASKS = ("reach", "push", "pick_place")
 """What hands are rewarded for, in the order of the recorded `task_id`."""
 
@@ -59,15 +61,17 @@ def fingertip_and_palm(keypoints: Tensor, present: Tensor, rows: tuple[int, ...]
 
 def judge(facts: Facts) -> Worth:
     """What a frame is worth to each task."""
-    touch = facts.touch
+    touch, known = facts.touch, _known(facts.target.device, facts.target.dtype)
     is_lifted, is_grasped = (touch.lifted > 0.5).float(), (touch.grasped > 0.5).float()
     is_down = 1.0 - is_lifted
-    to_object, to_target = (facts.palm - facts.object).norm(dim=-1), (facts.fingertip - facts.target).norm(dim=-1)
-    on_disc = (facts.object - facts.target)[:, 0::2].norm(dim=-1)  # on the table: y points down
-    near, tip_near, disc_near = _nearness(torch.stack([to_object, to_target, on_disc])).unbind(0)
-    reached, is_there = _within(to_target, REACH_RADIUS), _within(on_disc, PLACE_RADIUS) * is_down
+    ways = torch.stack([facts.palm, facts.fingertip, facts.object])
+    ways = (ways - torch.stack([facts.object, facts.target, facts.target])) * known.counts
+    distances = ways.norm(dim=-1)  # from palm to object, from fingertip to target, and on the table from object to it
+    near, tip_near, disc_near = (1.0 - torch.tanh(5.0 * distances)).unbind(0)
+    reached, on_disc = torch.sigmoid((known.radii - distances[1:]) / SOFTNESS).unbind(0)
+    is_there = on_disc * is_down
     pushed = is_there * (1.0 - is_grasped)
-    is_placed = facts.was_lifted * is_down * (on_disc < PLACE_RADIUS).float()
+    is_placed = facts.was_lifted * is_down * (distances[2] < PLACE_RADIUS).float()
     placed = facts.was_lifted * is_there * (1.0 - touch.contact)
     either = torch.maximum(is_lifted * is_grasped, is_placed)
     grasped = torch.maximum(is_grasped, is_placed)
@@ -86,9 +90,15 @@ def held_up(touch: Touch) -> Tensor:
     return (touch.lifted > 0.5) & (touch.grasped > 0.5)
 
 
-def _nearness(distance: Tensor) -> Tensor:
-    return 1.0 - torch.tanh(5.0 * distance)
+class _Known(NamedTuple):
+    """counts [3, 1, 3]: which axes of three ways count (y points down, and the table is flat); radii [2, 1], metres,
+    around fingertip and object."""
+
+    counts: Tensor
+    radii: Tensor
 
 
-def _within(distance: Tensor, radius: float) -> Tensor:
-    return torch.sigmoid((radius - distance) / SOFTNESS)
+@made_once
+def _known(device: torch.device, dtype: torch.dtype) -> _Known:
+    counts = torch.tensor([[[1, 1, 1]], [[1, 1, 1]], [[1, 0, 1]]], device=device, dtype=dtype)
+    return _Known(counts, torch.tensor([[REACH_RADIUS], [PLACE_RADIUS]], device=device, dtype=dtype))

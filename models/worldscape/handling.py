@@ -53,7 +53,7 @@ def knows_places(state: SlotState, hands: ShownHands) -> bool:
     told of them, and a head says what became of them. False where that would have to be read back from a GPU."""
     if hands.limbs.thing is None or hands.motion is None or state.spread.device.type != "cpu":
         return False
-    return bool((state.spread == 0.0).all() & hands.limbs.present.any(1).all())
+    return not state.spread.any() and bool(hands.limbs.present.any(1).all())
 
 
 def judged(

@@ -163,15 +163,22 @@ class WristHead(nn.Module):
         nn.init.zeros_(self.head.pooled[-1].weight)  # pyright: ignore[reportArgumentType]
         nn.init.zeros_(self.head.pooled[-1].bias)  # pyright: ignore[reportArgumentType]
 
-    def forward(self, features: Tensor, latent: Tensor, state: Tensor, goal: Tensor) -> Tensor:
+    def forward(
+        self, features: Tensor, latent: Tensor, state: Tensor, goal: Tensor, rows: tuple[int, ...] = (0, 1)
+    ) -> Tensor:
         """features [B, P, D], latent [B, P, C], state and goal [B, 2, 16] of both hands (state_to_vector) -> how far
-        the wrists will be from their goals [B, 2, 6]: move and turn along workspace axes, in steps of a HandScale."""
-        is_right = torch.arange(2, device=goal.device, dtype=goal.dtype)[:, None].expand(*goal.shape[:2], 1)
+        the wrists will be from their goals [B, 2, 6]: move and turn along workspace axes, in steps of a HandScale.
+        rows: the hands that can be present at all; nothing is asked about others, and nothing holds them."""
+        first, last = rows[0], rows[-1]
+        state, goal = state[:, first : last + 1], goal[:, first : last + 1]
+        is_right = torch.arange(first, last + 1, device=goal.device, dtype=goal.dtype)[:, None]
+        is_right = is_right.expand(*goal.shape[:2], 1)
         told = self.told(torch.cat([goal, (goal - state) * 10.0, is_right], -1))  # metres: a step is about 0.03
-        seen = torch.cat([features, latent], -1)[:, None].expand(-1, 2, -1, -1)
+        seen = torch.cat([features, latent], -1)[:, None].expand(-1, len(rows), -1, -1)
         tokens = torch.cat([seen, told[:, :, None].expand(-1, -1, seen.shape[2], -1)], -1)
         lag = self.head(tokens.flatten(0, 1)).unflatten(0, goal.shape[:2])
-        return LARGEST_LAG * torch.tanh(lag / LARGEST_LAG)
+        lag = LARGEST_LAG * torch.tanh(lag / LARGEST_LAG)
+        return lag if len(rows) == 2 else F.pad(lag, (0, 0, first, 1 - last))
 
 
 class ObjectMotion(NamedTuple):

@@ -21,6 +21,7 @@ from worldscape.conditioning.hands import (
     state_to_vector,
 )
 from worldscape.conditioning.layers import Limbs
+from worldscape.conditioning.made_once import kept_while_equal
 from worldscape.conditioning.pose_video import draw_pose_video
 
 HANDS_UNDER_EYES = (
@@ -30,6 +31,9 @@ HANDS_UNDER_EYES = (
 )  # metres right, down, forward of the eyes to the workspace's origin: the tabletop's
 RESTING = (0.1, -0.2, 0.15)  # metres in the workspace: where a right hand begins that no recording placed
 HALF_OPEN = 0.4
+
+
+_levelled = kept_while_equal(level_pose)  # hands are used where one stands
 
 
 class SlotHands(NamedTuple):
@@ -72,7 +76,7 @@ class SlotHands(NamedTuple):
 
     def workspace(self, pose: Tensor) -> Tensor:
         """The workspace in world axes [B, 4, 4], with the camera at `pose` [B, 4, 4]. Its floor is the table."""
-        return level_pose(pose) @ self.base
+        return _levelled(pose) @ self.base
 
     def limbs(self, workspace: Tensor, rows: tuple[int, ...]) -> Limbs:
         """The hands in world axes, with the workspace there [B, 4, 4]; rows: those that can be present at all."""

@@ -251,7 +251,7 @@ def test_cores_are_where_the_hand_is_and_as_far_away():
     limbs = limbs_at(16)
     (seen,) = silhouettes(limbs, HERE, INTRINSICS, SIZE)
     cores = torch.full((SIZE, SIZE), torch.inf)
-    cores[seen.window.rows, seen.window.columns] = seen.cores[0]
+    cores[seen.inner.rows, seen.inner.columns] = seen.cores[0]
     there = cores < FAR
     assert there[14:18, 14:18].all() and not there[:12].any() and not there[:, :12].any()
     assert ((cores[there] < NEAR) & (cores[there] > NEAR - 0.03)).all()

@@ -26,8 +26,7 @@ def rebuild(pictures: torch.Tensor, poses: list[torch.Tensor], target: torch.Ten
     stacked = torch.stack(poses, 1)
     valid = torch.ones(1, pictures.shape[1], dtype=torch.bool) if valid is None else valid
     if moves is not None:
-        depth = decode_depth(pictures[:, :, 3])
-        valid = believed(depth, stacked, pixelwise(valid, pictures), INTRINSICS, torch.tensor([moves]))
+        valid = believed(pictures, stacked, pixelwise(valid, pictures), target, INTRINSICS, torch.tensor([moves]))
     return reproject(pictures, stacked, valid, target, INTRINSICS)
 
 

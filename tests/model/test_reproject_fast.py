@@ -5,7 +5,7 @@ import torch
 
 from worldscape.conditioning import reproject_fast as module
 from worldscape.conditioning.camera import pose_from_state
-from worldscape.conditioning.reproject import believed, decode_depth, encode_depth, reproject
+from worldscape.conditioning.reproject import believed, encode_depth, reproject
 from worldscape.conditioning.reproject_fast import reproject_fast
 
 SIZE, PICTURES = 32, 3
@@ -88,11 +88,16 @@ def test_a_row_of_a_batch_is_what_it_is_alone(still):
 
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("still", [(0,), (0, 1)])
-def test_what_is_believed_from_one_place_is_what_is_believed_anywhere(seed, still, monkeypatch):
+def test_what_is_believed_from_the_views_place_shows_what_is_believed_anywhere(seed, still, monkeypatch):
+    """It may leave out what lies behind the first picture's surfaces, which nobody sees from there."""
     pictures, poses, valid, target, intrinsics = standing_still(seed, torch.float64, still)
     poses[still, 0] = target[still,]  # the first picture decides, whether it counts or not
     valid[:, 0] |= torch.rand(2, SIZE, SIZE, generator=torch.Generator().manual_seed(seed)) < 0.8
-    arguments = (decode_depth(pictures[:, :, 3]), poses, valid, intrinsics, torch.tensor([True, seed % 2 == 0]))
-    split = believed(*arguments)
+    moves = torch.tensor([True, seed % 2 == 0])
+    here = believed(pictures, poses, valid, target, intrinsics, moves)
     monkeypatch.setattr("worldscape.conditioning.reproject.is_static", lambda like: True)
-    assert torch.equal(split, believed(*arguments)) and not torch.equal(split, valid)
+    anywhere = believed(pictures, poses, valid, target, intrinsics, moves)
+    assert not torch.equal(anywhere, valid) and not (here & ~anywhere).any()
+    one, other = (reproject(pictures, poses, counts, target, intrinsics) for counts in (here, anywhere))
+    assert torch.equal(one.mask, other.mask)
+    torch.testing.assert_close(one.rgbd, other.rgbd, atol=1e-8, rtol=0)

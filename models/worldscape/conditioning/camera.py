@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
+from torch.nn.functional import normalize, pad
+
+from worldscape.conditioning.made_once import kept_while_equal, made_once
 
 METRES_PER_RADIAN = 2.0  # how far apart two cameras must be to differ as much as one radian of turn
 
@@ -65,7 +68,7 @@ def apply_control(state: Tensor, control: Tensor, max_pitch: float) -> Tensor:
 def level_pose(pose: Tensor) -> Tensor:
     """A camera-to-world pose [..., 4, 4], |pitch| < 90 degrees, with pitch and roll removed."""
     forward = pose[..., 0:3:2, 2]  # on the floor plan: (sin yaw, cos yaw) * cos pitch
-    sin, cos = torch.nn.functional.normalize(forward, dim=-1).unbind(-1)
+    sin, cos = normalize(forward, dim=-1).unbind(-1)
     zero, one = torch.zeros_like(sin), torch.ones_like(sin)
     rotation = _matrix(cos, zero, sin, zero, one, zero, -sin, zero, cos)
     return _with_last_row(rotation, pose[..., :3, 3:], pose)
@@ -98,15 +101,53 @@ def square_intrinsics(field_of_view: float) -> np.ndarray:
     return np.array([focal, focal, 0.5, 0.5], np.float32)
 
 
-def camera_rays(intrinsics: Tensor, size: int) -> Tensor:
-    """Normalised intrinsics [..., 4] -> rays through the pixel centres, camera axes, z = 1: [..., size, size, 3]."""
+def camera_axes(intrinsics: Tensor, size: int) -> Tensor:
+    """Normalised intrinsics [..., 4] -> x of rays (z = 1) through the pixel centres of each column, camera axes, and y
+    of those of each row: [..., 2, size]."""
+    focal, middle = intrinsics.unflatten(-1, (2, 2))[..., None].unbind(-3)
     centres = (torch.arange(size, device=intrinsics.device, dtype=intrinsics.dtype) + 0.5) / size
-    fx, fy, cx, cy = intrinsics.unbind(-1)
-    x = (centres - cx[..., None]) / fx[..., None]
-    y = (centres - cy[..., None]) / fy[..., None]
-    x = x[..., None, :].expand(*x.shape[:-1], size, size)
-    y = y[..., :, None].expand(*y.shape[:-1], size, size)
-    return torch.stack([x, y, torch.ones_like(x)], -1)
+    return (centres - middle) / focal
+
+
+def camera_rays(intrinsics: Tensor, size: int, some: slice = slice(None)) -> Tensor:
+    """Normalised intrinsics [..., 4] -> rays through the pixel centres, camera axes, z = 1: [..., size, size, 3]; of
+    `some` rows and columns only."""
+    focal, middle = intrinsics[..., None, None, :].split(2, -1)
+    centres = pixel_centres(size, intrinsics.device, intrinsics.dtype)[some, some] / size
+    return pad((centres - middle) / focal, (0, 1), value=1.0)
+
+
+@made_once
+def pixel_centres(size: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Centres of pixels (column, row): [size, size, 2]."""
+    along = torch.arange(size, device=device, dtype=dtype) + 0.5
+    return torch.stack([along.expand(size, size), along[:, None].expand(size, size)], -1)
+
+
+@kept_while_equal
+def camera_matrices(intrinsics: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Normalised intrinsics [..., 4] -> the matrix from camera axes to pixels of a picture of size x size, and its
+    inverse: [..., 3, 3] each."""
+    focal, centre = (intrinsics * size).split(2, -1)
+    zero, one = torch.zeros_like(focal[..., 0]), torch.ones_like(focal[..., 0])
+    scale_and_move = (focal, centre), (1.0 / focal, -centre / focal)
+    (fx, fy, cx, cy), (gx, gy, dx, dy) = (torch.cat(both, -1).unbind(-1) for both in scale_and_move)
+    to_pixels = _matrix(fx, zero, cx, zero, fy, cy, zero, zero, one)
+    return to_pixels, _matrix(gx, zero, dx, zero, gy, dy, zero, zero, one)
+
+
+def pixel_motions(motion: Tensor, intrinsics: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """Motions [B, ..., 3, 4] from one camera's axes to another's -> the same and the way back, in pixels of pictures of
+    size x size: turn [2, B, ..., 3, 3] and shift [2, B, ..., 3, 1].
+
+    A point at pixel p = (column, row, 1) and depth d goes to turn @ p * d + shift = (column * z, row * z, z).
+    intrinsics [B, 4] are normalised, those of both cameras.
+    """
+    to_pixels, to_rays = camera_matrices(intrinsics.view(-1, *[1] * (motion.ndim - 3), 4), size)
+    turn, shift = motion.split([3, 1], -1)
+    turns = torch.stack([turn, turn.mT])
+    shifts = torch.stack([shift, -(turn.mT @ shift)])
+    return to_pixels @ turns @ to_rays, to_pixels @ shifts
 
 
 def plucker_map(pose: Tensor, intrinsics: Tensor, size: int) -> Tensor:
@@ -116,7 +157,7 @@ def plucker_map(pose: Tensor, intrinsics: Tensor, size: int) -> Tensor:
     """
     rays = camera_rays(intrinsics, size)
     rotation = pose[..., None, None, :3, :3]
-    direction = torch.nn.functional.normalize((rotation @ rays[..., None]).squeeze(-1), dim=-1)
+    direction = normalize((rotation @ rays[..., None]).squeeze(-1), dim=-1)
     origin = pose[..., None, None, :3, 3].expand_as(direction)
     moment = torch.cross(origin, direction, dim=-1)
     return rearrange(torch.cat([direction, moment], -1), "... h w c -> ... c h w")

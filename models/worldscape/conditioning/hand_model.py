@@ -6,11 +6,12 @@ which the wrist's two, the little finger's metacarpal and one of the thumb's are
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+from worldscape.conditioning.made_once import made_once
 
 NUM_KEYPOINTS = 21
 NUM_FINGERS = 5
@@ -116,15 +117,14 @@ class _Tables(NamedTuple):
     roots: Tensor
     lengths: Tensor
     root_rotations: Tensor
-    axes: Tensor
+    turning: tuple[Tensor, Tensor, Tensor]
     neutral: Tensor
     low: Tensor
     high: Tensor
     coupling: Tensor
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)  # they outlive the caller's mode, and gradients flow past them elsewhere
+@made_once
 def _tables(skeleton: HandSkeleton, device: torch.device, dtype: torch.dtype) -> _Tables:
     coupling = torch.zeros(NUM_FINGERS, 4, len(FINGER_STATE))
     for finger, joint, number, radians in skeleton.coupling:
@@ -136,13 +136,13 @@ def _tables(skeleton: HandSkeleton, device: torch.device, dtype: torch.dtype) ->
         torch.tensor(skeleton.roots),
         torch.tensor(skeleton.lengths),
         turned,
-        torch.tensor(skeleton.axes),
         torch.tensor(skeleton.neutral),
         limits[..., 0],
         limits[..., 1],
         coupling,
     )
-    return _Tables(*(tensor.to(device, dtype) for tensor in tensors))
+    roots, lengths, root_rotations, *angles = (tensor.to(device, dtype) for tensor in tensors)
+    return _Tables(roots, lengths, root_rotations, _turning(torch.tensor(skeleton.axes).to(device, dtype)), *angles)
 
 
 class _Fixed(NamedTuple):
@@ -155,8 +155,7 @@ class _Fixed(NamedTuple):
     is_left: Tensor
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
+@made_once
 def _fixed(device: torch.device, dtype: torch.dtype) -> _Fixed:
     skew = torch.zeros(3, 3, 3)
     for first, second, third in ((0, 1, 2), (1, 2, 0), (2, 0, 1)):
@@ -172,9 +171,22 @@ def _fixed(device: torch.device, dtype: torch.dtype) -> _Fixed:
 
 def rotation_about(axis: Tensor, angle: Tensor) -> Tensor:
     """Unit axes [..., 3] and angles [...] in radians -> rotations [..., 3, 3]."""
+    return _turned(_turning(axis), angle[..., None, None])
+
+
+def _turning(axis: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Unit axes [..., 3] -> what is always there of a rotation about them, what goes with the angle's sine, and what
+    with its cosine, [..., 3, 3] each (Rodrigues)."""
     fixed = _fixed(axis.device, axis.dtype)
-    cross, angle = (axis @ fixed.skew).unflatten(-1, (3, 3)), angle[..., None, None]
-    return fixed.identity[:3, :3] + angle.sin() * cross + (1 - angle.cos()) * (cross @ cross)
+    cross = (axis @ fixed.skew).unflatten(-1, (3, 3))
+    square = cross @ cross
+    return fixed.identity[:3, :3] + square, cross, -square
+
+
+def _turned(turning: tuple[Tensor, Tensor, Tensor], angle: Tensor) -> Tensor:
+    """Angles [..., 1, 1] in radians -> rotations [..., 3, 3] about axes (_turning)."""
+    always, of_sine, of_cosine = turning
+    return torch.addcmul(torch.addcmul(always, angle.sin(), of_sine), angle.cos(), of_cosine)
 
 
 def is_left_of_both(like: Tensor) -> Tensor:
@@ -202,7 +214,7 @@ def parts_in_hand(fingers: Tensor, skeleton: HandSkeleton = ADROIT) -> Tensor:
     its tip; a bone begins at its origin and points along its z.
     """
     tables = _tables(skeleton, fingers.device, fingers.dtype)
-    turns = rotation_about(tables.axes, joint_angles(fingers, skeleton))
+    turns = _turned(tables.turning, joint_angles(fingers, skeleton)[..., None, None])
     rotation = tables.root_rotations @ turns[..., 0, :, :] @ turns[..., 1, :, :]
     point = tables.roots.expand(*fingers.shape[:-1], NUM_FINGERS, 3)
     bones = []

@@ -7,7 +7,6 @@ hands are (left, right), in actions as in every array with a dimension of hands.
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -15,6 +14,7 @@ from einops import rearrange
 from torch import Tensor
 
 from worldscape.conditioning.hand_model import FINGER_STATE, HandState, rotation_about
+from worldscape.conditioning.made_once import made_once
 from worldscape.conditioning.shapes import is_static
 
 HAND_ACTION = (
@@ -115,8 +115,7 @@ def limit_hand(state: HandState, scale: HandScale) -> HandState:
     )
 
 
-@lru_cache(maxsize=16)
-@torch.inference_mode(False)
+@made_once
 def _box(
     low: tuple[float, ...], high: tuple[float, ...], device: torch.device, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:

@@ -7,18 +7,18 @@ The object that hands are about is one part more, which belongs to the scene unt
 The other pixels are a picture without them, behind which older pictures show the scene.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldscape.conditioning.camera import camera_rays, invert_pose
+from worldscape.conditioning.camera import camera_axes, invert_pose, pixel_centres
 from worldscape.conditioning.hand_model import BONES, NUM_FINGERS, NUM_PARTS
+from worldscape.conditioning.made_once import made_once
 from worldscape.conditioning.repose import Reposed, least_with_number, repose
-from worldscape.conditioning.reproject import FAR, MIN_DEPTH, believed, decode_depth, encode_depth, pixelwise
-from worldscape.conditioning.shapes import Window, is_static, window_around
+from worldscape.conditioning.reproject import FAR, MIN_DEPTH, believed, encode_depth, pixelwise
+from worldscape.conditioning.shapes import Window, is_static, windows_around
 
 NOBODY = 0  # owner of pixels of the still scene; part p of hand k owns those with NUM_PARTS k + p + 1
 NUM_MOVING = 2 * NUM_PARTS + 1  # parts of two hands, and the object
@@ -50,11 +50,13 @@ class Thing(NamedTuple):
 
 class Silhouette(NamedTuple):
     """A hand in a view, if nothing is before it: points in it, centres [B, K, 3] in camera axes (metres); the window of
-    the picture outside of which no pixel is of it or of its rim; and in there cores [B, h', w'], metres to the nearest
-    core of it in each pixel, FAR where there is none."""
+    the picture outside of which no pixel is of it or of its rim; within that, inner, outside of which no core of it is
+    nor what is closely around one; and in there cores [B, h', w'], metres to the nearest core in each pixel, FAR where
+    there is none."""
 
     centres: Tensor
     window: Window
+    inner: Window
     cores: Tensor
 
 
@@ -75,7 +77,7 @@ class Limbs(NamedTuple):
     def moving(self) -> Tensor:
         """Poses of all that moves, part to world: those of two hands, then the object's, [B, 33, 4, 4]."""
         hands = self.parts.flatten(1, 2)
-        thing = torch.eye(4, dtype=hands.dtype, device=hands.device).repeat(len(hands), 1, 1, 1)
+        thing = _identity(hands.device, hands.dtype).expand(len(hands), 1, 4, 4).clone()
         if self.thing is not None:
             thing[:, 0, :3, 3] = self.thing.moved
         return torch.cat([hands, thing], 1)
@@ -110,13 +112,13 @@ def owned_by(depth: Tensor, pose: Tensor, intrinsics: Tensor, limbs: Limbs, is_r
     they are the outlines of hands that are gone.
     """
     size, rim = depth.shape[-1], RIM_OF_REAL if is_real else RIM_OF_DREAMED
-    owner, points = torch.zeros_like(depth), camera_rays(intrinsics, size) * depth[..., None]
-    anatomy = _anatomy(depth.device)
+    owner, points, anatomy = torch.zeros_like(depth), _surface(depth, intrinsics), _anatomy(depth.device)
     for hand, seen in zip(limbs.rows, limbs.silhouettes or silhouettes(limbs, pose, intrinsics, size), strict=True):
         rows, columns = seen.window.rows, seen.window.columns
-        surface, reach = points[:, rows, columns].flatten(1, 2), anatomy.reach * limbs.present[:, hand, None]
-        reached = _reaches(surface, seen.centres, reach, anatomy.part).view_as(seen.cores)
-        is_own = (reached >= 0) | (seen.cores < FAR)
+        surface, reach = points[..., rows, columns], anatomy.reach * limbs.present[:, hand, None]
+        reached = _reaches(surface.flatten(2), seen.centres, reach, anatomy.part).view_as(surface[:, 0])
+        is_own = reached >= 0
+        is_own[(slice(None), *seen.inner.within(seen.window))].logical_or_(seen.cores < FAR)
         is_around = _around(is_own, rim)
         code = torch.where(is_around, RIM, owner[:, rows, columns])
         part = (NUM_PARTS * hand + 1 + reached).to(depth)
@@ -137,12 +139,12 @@ def silhouettes(limbs: Limbs, pose: Tensor, intrinsics: Tensor, size: int) -> tu
         places = torch.addcmul(middle, centres[..., :2] / ahead, focal)
         is_shown = (z > MIN_DEPTH) & limbs.present[:, hand, None, None]
         metre = torch.where(is_shown, focal[..., :1] / ahead, 0.0)[..., 0]  # in pixels
-        window = _window(places, metre * anatomy.reach, size)
-        pixels = _pixels(size, pose.device)[window.rows, window.columns]
-        flat = pixels.flatten(0, 1).expand(len(pose), -1, -1)
+        window, inner = _windows(places, metre, anatomy, size)
+        pixels = pixel_centres(size, pose.device, pose.dtype)[inner.rows, inner.columns]
+        flat = pixels.flatten(0, 1).mT.expand(len(pose), -1, -1)
         is_outside = _beyond(flat, places, metre * anatomy.core) >= 0.0
         nearest = torch.where(is_outside, FAR, z - anatomy.core[:, None]).amin(1)
-        found.append(Silhouette(centres, window, nearest.view(-1, *pixels.shape[:2])))
+        found.append(Silhouette(centres, window, inner, nearest.view(-1, *pixels.shape[:2])))
     return tuple(found)
 
 
@@ -159,14 +161,14 @@ def _around(mask: Tensor, reach: int) -> Tensor:
 
 
 def _own_object(owner: Tensor, points: Tensor, pose: Tensor, thing: Thing) -> Tensor:
-    """Owners [B, h, w] of surface points [B, h, w, 3] in camera axes, where the object has what no hand owns of its
+    """Owners [B, h, w] of surface points [B, 3, h, w] in camera axes, where the object has what no hand owns of its
     surroundings, above the table."""
-    centre = (thing.centre - pose[:, :3, 3])[:, None] @ pose[:, :3, :3]
-    away = points - centre[:, None]
-    below = (away @ pose[:, None, 1, :3, None])[..., 0]
+    centre = pose[:, :3, :3].mT @ (thing.centre - pose[:, :3, 3])[..., None]
+    away = points - centre[..., None]
+    below = (away * pose[:, 1, :3, None, None]).sum(1)
     is_above = below < (thing.table - thing.centre[:, 1] - ABOVE_TABLE)[:, None, None]
     is_free = (owner == NOBODY) & thing.present[:, None, None]
-    is_own = (away.square().sum(-1) < OBJECT_REACH**2) & is_above & is_free
+    is_own = (away.square().sum(1) < OBJECT_REACH**2) & is_above & is_free
     is_around = _around(is_own, 1) & is_free
     return torch.where(is_own, OBJECT, torch.where(is_around, OBJECT_RIM, owner))
 
@@ -180,19 +182,17 @@ def split_layers(still: Pictures, hands: Pictures, limbs: Limbs, target: Tensor,
     """
     moves = limbs.present.any(1)
     parts = limbs.moving()
-    depth = decode_depth(still.rgbd[:, :, 3])
     is_free = (still.owner == NOBODY) | ~moves[:, None, None, None]
     if limbs.thing is not None:
         stands = ~_is_carried(still, limbs.thing)[..., None, None]
         is_free = is_free | (((still.owner == OBJECT) | (still.owner == OBJECT_RIM)) & stands)
     valid = pixelwise(still.valid, still.rgbd) & is_free
-    scene = Layers(still.rgbd, still.poses, believed(depth, still.poses, valid, intrinsics, moves))
+    scene = Layers(still.rgbd, still.poses, believed(still.rgbd, still.poses, valid, target, intrinsics, moves))
     moved = parts[:, None] @ invert_pose(hands.parts)
     to_view = invert_pose(target)[:, None, None] @ moved @ hands.poses[:, :, None]
-    part = (hands.owner.long() - 1).clamp(0, NUM_MOVING - 1)
-    shown = repose(hands.rgbd, part, _shows(hands, limbs), to_view, _joined(part.device), intrinsics)
-    picture = _first_of(shown)
-    for seen in limbs.silhouettes or silhouettes(limbs, target, intrinsics, depth.shape[-1]):
+    part = (hands.owner.int() - 1).clamp(0, NUM_MOVING - 1)
+    picture = repose(hands.rgbd, part, _shows(hands, limbs), to_view, _joined(part.device), intrinsics)
+    for seen in limbs.silhouettes or silhouettes(limbs, target, intrinsics, picture.rgbd.shape[-1]):
         _mend(picture, seen)
     hand = Layers(picture.rgbd[:, None], target[:, None], picture.mask)
     return Layers(*(torch.cat(pair, 1) for pair in zip(hand, scene, strict=True)))
@@ -209,40 +209,40 @@ def _shows(hands: Pictures, limbs: Limbs) -> Tensor:
     [B, N, h, w]."""
     shows = torch.zeros_like(hands.owner, dtype=torch.bool)
     for hand in limbs.rows:
-        own = (hands.owner > NUM_PARTS * hand) & (hands.owner <= NUM_PARTS * (hand + 1))
+        own = (hands.owner - (NUM_PARTS * hand + 1)) < NUM_PARTS  # what is below 0 is large in uint8
         shows = shows | (own & limbs.present[:, hand, None, None, None])
     if limbs.thing is not None:
         shows = shows | ((hands.owner == OBJECT) & _is_carried(hands, limbs.thing)[..., None, None])
     return shows & hands.valid[..., None, None]
 
 
-def _first_of(shown: Reposed) -> Reposed:
-    """One picture of several: at each pixel the first that shows anything. rgbd [B, 4, h, w], mask and is_last
-    [B, 1, h, w]."""
-    first, mask, is_last = shown.rgbd[:, 0], shown.mask[:, :1], shown.is_last[:, :1]
-    for place in range(1, shown.rgbd.shape[1]):
-        one = slice(place, place + 1)
-        first = torch.where(mask, first, shown.rgbd[:, place])
-        is_last = torch.where(mask, is_last, shown.is_last[:, one])
-        mask = mask | shown.mask[:, one]
-    return Reposed(first, mask, is_last)
-
-
 def _mend(picture: Reposed, hand: Silhouette) -> None:
-    """Add as much of a hand as is certain to a picture of hands (_first_of): where cores of it are that no pixel shows,
+    """Add as much of a hand as is certain to a picture of hands (`repose`): where cores of it are that no pixel shows,
     the mean colour of what is shown of hands closely around."""
-    window, size = (..., hand.window.rows, hand.window.columns), 2 * PATCH + 1
+    window = (..., hand.inner.rows, hand.inner.columns)
     rgbd, mask, cores = picture.rgbd[window], picture.mask[window], hand.cores[:, None]
     counts = (mask & ~picture.is_last[window]).to(rgbd)
-    total, share = F.avg_pool2d(torch.cat([rgbd[:, :3] * counts, counts], 1), size, 1, PATCH).split([3, 1], 1)
-    is_mended = (cores < FAR) & ~mask & (share > 0.5 / size**2)
-    patch = torch.cat([total / share.clamp_min(0.5 / size**2), encode_depth(cores)], 1)
+    near = _near(picture.rgbd.shape[-1], rgbd.device, rgbd.dtype)
+    over, across = (near[:side, :side] for side in mask.shape[-2:])
+    total, number = (over @ torch.cat([rgbd[:, :3] * counts, counts], 1) @ across).split([3, 1], 1)
+    is_mended = (cores < FAR) & ~mask & (number > 0.5)
+    patch = torch.cat([total / number.clamp_min(1.0), encode_depth(cores)], 1)
     picture.rgbd[window] = torch.where(is_mended, patch, rgbd)
     picture.mask[window] = mask | is_mended
 
 
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)
+@made_once
+def _near(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """1 where rows (or columns) are at most PATCH apart, else 0: [size, size]."""
+    return torch.ones(size, size, dtype=dtype, device=device).triu(-PATCH).tril(PATCH)
+
+
+@made_once
+def _identity(device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.eye(4, dtype=dtype, device=device)
+
+
+@made_once
 def _joined(device: torch.device) -> Tensor:
     """Which of the parts that move go on into each other, bool [33, 33]: each into itself, bones into the next one, the
     palm into the roots of the fingers."""
@@ -276,8 +276,7 @@ class _Anatomy(NamedTuple):
     part: Tensor
 
 
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)
+@made_once
 def _anatomy(device: torch.device) -> _Anatomy:
     points = []
     for number, (first, second) in enumerate(BONES):
@@ -300,34 +299,34 @@ def _anatomy(device: torch.device) -> _Anatomy:
     )
 
 
-@lru_cache(maxsize=8)
-@torch.inference_mode(False)
-def _pixels(size: int, device: torch.device) -> Tensor:
-    """Centres of pixels [size, size, 2]: column, row."""
-    along = torch.arange(size, device=device) + 0.5
-    return torch.stack([along.expand(size, size), along[:, None].expand(size, size)], -1)
-
-
 def _reaches(surface: Tensor, centres: Tensor, reach: Tensor, part: Tensor) -> Tensor:
-    """Which part's points reach the surfaces [B, P, 3] from centres [B, K, 3], both in camera axes, with reaches [B, K]
+    """Which part's points reach the surfaces [B, 3, P] from centres [B, K, 3], both in camera axes, with reaches [B, K]
     in metres: long [B, P], the one that reaches farthest beyond it; -1 where none does. part int32 [K]."""
     middle = centres.mean(1, keepdim=True)  # near zero, or single precision loses the millimetres
-    least, number = least_with_number(_beyond(surface - middle, centres - middle, reach), part[:, None], 1)
+    least, number = least_with_number(_beyond(surface - middle.mT, centres - middle, reach), part[:, None], 1)
     return torch.where(least < 0.0, number, -1)
 
 
-def _window(places: Tensor, radius: Tensor, size: int) -> Window:
-    """The part of the picture outside of which no pixel is of a hand or its rim, by places [B, K, 2] and radius [B, K]
-    in pixels of points in it, radius 0 for those that do not show; all of it where shapes are to be static."""
+def _windows(places: Tensor, metre: Tensor, anatomy: _Anatomy, size: int) -> tuple[Window, Window]:
+    """`window` and `inner` of a Silhouette; all of the picture where shapes are to be static. places [B, K, 2] (pixels)
+    of points in a hand, and metre [B, K]: how many pixels a metre is there, 0 for points that do not show."""
     if is_static(places):
-        return Window(0, size, 0, size)
+        return Window(0, size, 0, size), Window(0, size, 0, size)
     # What lies nearer than the centre is larger in the picture, hence the half more; and a pixel beyond the rim.
-    reach = torch.where(radius > 0.0, 1.5 * radius + (1.0 + RIM_OF_DREAMED), -torch.inf)[..., None]
-    return window_around(torch.cat([reach - places, reach + places], -1), (size, size))
+    radii = torch.stack([1.5 * metre * anatomy.reach + (1.0 + RIM_OF_DREAMED), metre * anatomy.core + (1.0 + PATCH)])
+    radii = torch.where(metre > 0.0, radii, -torch.inf)[..., None]
+    outer, inner = windows_around(torch.cat([radii - places, radii + places], -1), (size, size))
+    return outer, inner
+
+
+def _surface(depth: Tensor, intrinsics: Tensor) -> Tensor:
+    """Depth [B, h, h] in metres -> the points that are seen, in camera axes, [B, 3, h, h]."""
+    x, y = camera_axes(intrinsics, depth.shape[-1]).unbind(1)
+    return torch.stack([x[:, None] * depth, y[..., None] * depth, depth], 1)
 
 
 def _beyond(points: Tensor, centres: Tensor, radius: Tensor) -> Tensor:
-    """By how much points [B, P, C] are beyond balls of radius [B, K] around centres [B, K, C]: the difference of
+    """By how much points [B, C, P] are beyond balls of radius [B, K] around centres [B, K, C]: the difference of
     squares, [B, K, P]."""
     excess = centres.square().sum(-1, keepdim=True) - radius.square()[..., None]
-    return torch.baddbmm(excess, centres, points.mT, alpha=-2.0).add_(points.square().sum(-1)[:, None])
+    return torch.baddbmm(excess, centres, points, alpha=-2.0).add_(points.square().sum(1, keepdim=True))

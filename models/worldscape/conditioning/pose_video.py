@@ -5,7 +5,6 @@ There is no loop over slots, and on a GPU or compiled, shapes are static, so a s
 window that the hands reach is drawn.
 """
 
-from functools import lru_cache
 from typing import NamedTuple
 
 import torch
@@ -13,13 +12,15 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from worldscape.conditioning.hand_model import BONES, NUM_KEYPOINTS
-from worldscape.conditioning.shapes import Window, is_static, window_around
+from worldscape.conditioning.made_once import made_once
+from worldscape.conditioning.shapes import Window, is_static, windows_around
 
 RADIUS = 0.007  # metres, half the thickness of a drawn bone
 SMALLEST_RADIUS = 0.55  # pixels, so that far hands stay visible
 NEAR = 0.02  # metres in front of the eyes from which on a joint can be drawn
 HIDDEN = 0.35  # opacity of a hidden joint
 CLOSE = 0.2  # metres from the eyes at which nearness is 1
+NOT_DRAWN = -1e3  # reach in pixels
 POSE_CHANNELS = 4
 
 _RIGHT_COLOURS = ((1.0, 0.2, 0.2), (1.0, 0.75, 0.1), (0.25, 0.95, 0.25), (0.2, 0.6, 1.0), (0.85, 0.35, 1.0))
@@ -28,28 +29,31 @@ _LEFT_TINT = 0.6
 
 
 class PoseVideo(NamedTuple):
-    """image [B, 3, h, w] in [0, 1], black where no hand is; nearness [B, 1, h, w] in [0, 1], `CLOSE` over the depth of
-    what is drawn, as opaque as that is; present bool [B, hands].
-    """
+    """picture [B, 4, h, w], which the generator is told: image and nearness; present bool [B, hands]."""
 
-    image: Tensor
-    nearness: Tensor
+    picture: Tensor
     present: Tensor
 
     @property
-    def picture(self) -> Tensor:
-        """What the generator is told: image and nearness [B, 4, h, w]."""
-        return torch.cat([self.image, self.nearness], 1)
+    def image(self) -> Tensor:
+        """[B, 3, h, w] in [0, 1], black where no hand is."""
+        return self.picture[:, :-1]
+
+    @property
+    def nearness(self) -> Tensor:
+        """[B, 1, h, w] in [0, 1]: `CLOSE` over the depth of what is drawn, as opaque as that is."""
+        return self.picture[:, -1:]
 
 
 class _Capsules(NamedTuple):
-    """Bones [B, N] in pictures: start and end [..., 2] in pixels; at both ends [C, B, N, 2] depth, radius and, unless
-    all are visible, opacity; and whether it is drawn."""
+    """Bones [B, N] in pictures: start and end [..., 2] in pixels; at both ends [..., 2] depth, reach (how far from
+    there they are seen, pixels; below 0 where they are not drawn), and opacity, None where all of it is visible."""
 
     start: Tensor
     end: Tensor
-    ends: Tensor
-    drawn: Tensor
+    depth: Tensor
+    reach: Tensor
+    opacity: Tensor | None
 
 
 def draw_pose_video(
@@ -71,9 +75,9 @@ def draw_pose_video(
     keypoints = torch.where(present[..., None, None], keypoints, torch.zeros_like(keypoints))
     capsules = _project(keypoints, visible, present, pose, intrinsics, size)
     window = Window(0, size[0], 0, size[1]) if is_static(keypoints) else _window(capsules, size)
-    image, nearness = _composite(capsules, window, _skeleton(keypoints.shape[1], keypoints).colours)
+    colours = _skeleton(keypoints.shape[1], keypoints.device, keypoints.dtype).colours
     around = (window.left, size[1] - window.right, window.top, size[0] - window.bottom)
-    return PoseVideo(pad(image, around), pad(nearness, around), present)
+    return PoseVideo(pad(_composite(capsules, window, colours), around), present)
 
 
 def bone_colours(num_hands: int) -> Tensor:
@@ -89,16 +93,9 @@ class _Skeleton(NamedTuple):
     colours: Tensor
 
 
-def _skeleton(num_hands: int, like: Tensor) -> _Skeleton:
-    make = _make_skeleton if torch.compiler.is_compiling() else _kept_skeleton  # the compiler looks through no cache
-    return make(num_hands, like.device, like.dtype)
-
-
-def _make_skeleton(num_hands: int, device: torch.device, dtype: torch.dtype) -> _Skeleton:
+@made_once
+def _skeleton(num_hands: int, device: torch.device, dtype: torch.dtype) -> _Skeleton:
     return _Skeleton(torch.tensor(BONES, device=device), bone_colours(num_hands).to(device, dtype))
-
-
-_kept_skeleton = lru_cache(maxsize=8)(torch.inference_mode(False)(_make_skeleton))
 
 
 def _project(
@@ -110,38 +107,41 @@ def _project(
     both = torch.stack([intrinsics[:, 0::2] * size[1], intrinsics[:, 1::2] * size[0]], -1)
     focal, middle = both[:, None, None].unbind(-2)
     pixels = torch.addcmul(middle, points[..., :2] / depth[..., None], focal)
-    known = [depth, (RADIUS * focal[..., 0] / depth).clamp_min(SMALLEST_RADIUS)]
-    if visible is not None:
-        known.append(HIDDEN + (1 - HIDDEN) * visible.to(keypoints.dtype).clamp(0.0, 1.0))
-    ends = _skeleton(keypoints.shape[1], keypoints).ends
-    drawn = (z > NEAR)[..., ends].all(-1) & present[..., None]
+    reach = (RADIUS * focal[..., 0] / depth).clamp_min(SMALLEST_RADIUS) + 0.5
+    ends = _skeleton(keypoints.shape[1], keypoints.device, keypoints.dtype).ends
+    is_drawn = (z > NEAR)[..., ends].all(-1) & present[..., None]
     start, end = pixels[..., ends, :].flatten(1, 2).unbind(2)
-    return _Capsules(start, end, torch.stack(known)[..., ends].flatten(2, 3), drawn.flatten(1))
+    depth, reach = torch.stack([depth, reach])[..., ends].unbind(0)
+    reach = torch.where(is_drawn[..., None], reach, NOT_DRAWN)
+    opacity = None
+    if visible is not None:
+        opacity = (HIDDEN + (1 - HIDDEN) * visible.to(keypoints.dtype).clamp(0.0, 1.0))[..., ends].flatten(1, 2)
+    return _Capsules(start, end, depth.flatten(1, 2), reach.flatten(1, 2), opacity)
 
 
 def _window(capsules: _Capsules, size: tuple[int, int]) -> Window:
     """The part of the picture, of at least a pixel, outside of which no bone of any row is drawn."""
-    reach = torch.where(capsules.drawn, capsules.ends[1].amax(-1) + 1.0, -torch.inf)[..., None]
+    reach = capsules.reach.amax(-1, keepdim=True) + 0.5
+    reach = torch.where(reach > 0.0, reach, -torch.inf)
     ends = torch.cat(
         [reach - torch.minimum(capsules.start, capsules.end), reach + torch.maximum(capsules.start, capsules.end)], -1
     )
-    return window_around(ends, size)
+    return windows_around(ends[None], size)[0]
 
 
-def _composite(capsules: _Capsules, window: Window, colours: Tensor) -> tuple[Tensor, Tensor]:
-    """What each pixel of the window shows of N bones of these colours [N, 3], the nearest in front: image [B, 3, h, w]
-    and nearness [B, 1, h, w]."""
+def _composite(capsules: _Capsules, window: Window, colours: Tensor) -> Tensor:
+    """What each pixel of the window shows of N bones of these colours [N, 3], the nearest in front: image and nearness
+    [B, 4, h, w]."""
     # Bones last and in one piece: sorting them is most of the drawing's time, and a third faster like this.
     alpha, depth = (value.permute(0, 2, 3, 1) for value in _cover(capsules, window))
     shape = alpha.shape[:3]
     if is_static(alpha):
         drawn = torch.cat(_blend(alpha.contiguous(), depth.contiguous(), colours), -1)
     else:  # most of a window is black
-        is_drawn = (alpha > 0.0).any(-1)
-        shown = torch.cat(_blend(alpha[is_drawn], depth[is_drawn], colours), -1)
-        drawn = shown.new_zeros(*shape, POSE_CHANNELS).index_put((is_drawn,), shown)
-    image, nearness = drawn.permute(0, 3, 1, 2).split([POSE_CHANNELS - 1, 1], 1)
-    return image, nearness
+        where = (alpha > 0.0).any(-1).nonzero().unbind(1)
+        shown = torch.cat(_blend(alpha[where], depth[where], colours), -1)
+        drawn = shown.new_zeros(*shape, POSE_CHANNELS).index_put(where, shown)
+    return drawn.permute(0, 3, 1, 2)
 
 
 def _blend(alpha: Tensor, depth: Tensor, colours: Tensor) -> tuple[Tensor, Tensor]:
@@ -158,16 +158,22 @@ def _cover(capsules: _Capsules, window: Window) -> tuple[Tensor, Tensor]:
     """-> opacity and depth of each bone at each pixel of the window, [B, N, h, w] each."""
     like = {"device": capsules.start.device, "dtype": capsules.start.dtype}
     rows, columns = (torch.arange(first + 0.5, last, **like) for first, last in (window[:2], window[2:]))
-    x0, y0, across, down = torch.cat([capsules.start, capsules.end - capsules.start], -1)[..., None, None].unbind(2)
+    along = capsules.end - capsules.start
+    per_length = along / along.square().sum(-1, keepdim=True).clamp_min(1e-6)
+    x0, y0, across, down, a, b = torch.cat([capsules.start, along, per_length], -1)[..., None, None].unbind(2)
     x, y = columns - x0, rows[:, None] - y0
-    length = torch.addcmul(across.square(), down, down).clamp_min(1e-6)
-    share = (torch.addcmul(x * across, y, down) / length).clamp(0.0, 1.0)
+    share = torch.addcmul(x * a, y, b).clamp(0.0, 1.0)
     aside, above = torch.addcmul(x, share, across, value=-1.0), torch.addcmul(y, share, down, value=-1.0)
     distance = torch.addcmul(aside.square() + 1e-12, above, above).sqrt()
-    one, other = capsules.ends[..., None, None].unbind(3)
-    depth, radius, *opacity = torch.addcmul(one, share, other - one).unbind(0)
-    alpha = (radius + 0.5 - distance).clamp(0.0, 1.0) * capsules.drawn[..., None, None]
-    return (alpha * opacity[0] if opacity else alpha), depth
+    alpha = (_between(capsules.reach, share) - distance).clamp(0.0, 1.0)
+    alpha = alpha if capsules.opacity is None else alpha * _between(capsules.opacity, share)
+    return alpha, _between(capsules.depth, share)
+
+
+def _between(ends: Tensor, share: Tensor) -> Tensor:
+    """Values [B, N, 2] at the ends of bones -> at shares [B, N, h, w] of the way."""
+    one, other = ends[..., None, None].unbind(2)
+    return torch.addcmul(one, share, other - one)
 
 
 def _check(keypoints: Tensor, visible: Tensor | None, present: Tensor) -> None:

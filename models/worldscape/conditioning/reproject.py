@@ -55,7 +55,10 @@ def reproject(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrin
     depth = decode_depth(rgbd[:, :, 3])
     rays = camera_rays(intrinsics, rgbd.shape[-1])
     fine = _splat_depth(depth, rays, invert_pose(target)[:, None] @ poses, valid, intrinsics)
-    seen = _look_back(depth, _candidates(fine), rays, invert_pose(poses) @ target[:, None], valid, intrinsics)
+    # Seen from where the pictures were taken nothing lands apart.
+    is_still = stand_still(poses, target, valid)[:, None, None, None]
+    surfaces = torch.where(is_still, fine[:, None], _candidates(fine))
+    seen = _look_back(depth, surfaces, rays, invert_pose(poses) @ target[:, None], valid, intrinsics)
     return _gather(rgbd, _choose(seen))
 
 
@@ -64,37 +67,40 @@ def pixelwise(valid: Tensor, rgbd: Tensor) -> Tensor:
     return valid if valid.ndim == 4 else valid[..., None, None].expand(-1, -1, *rgbd.shape[-2:])
 
 
-def believed(depth: Tensor, poses: Tensor, valid: Tensor, intrinsics: Tensor, moves: Tensor) -> Tensor:
-    """Which pixels of N pictures of depth [B, N, h, w] (metres) count where things move: bool [B, N, h, w].
+def believed(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrinsics: Tensor, moves: Tensor) -> Tensor:
+    """Which pixels of N pictures [B, N, 4, h, w] count in the view from `target` where things move: bool [B, N, h, w].
 
     There pictures contradict each other, and the first, the latest, decides: of the others only those of the `valid`
     pixels bool [B, N, h, w] count that lie out of its view or behind its surfaces. moves bool [B]: rows where things
-    move; in others all valid pixels count. poses and intrinsics are those of `reproject`.
+    move; in others all valid pixels count. The other arguments are those of `reproject`.
     """
-    if depth.shape[1] == 1:
+    if rgbd.shape[1] == 1:
         return valid
-    parts = (depth, poses, valid, intrinsics, moves)
-    if is_static(depth):
+    parts = (rgbd, poses, valid, intrinsics, moves)
+    if is_static(rgbd):
         return _believed_anywhere(*parts)
-    return row_by_row(stand_still(poses, poses[:, 0], valid), _believed_here, _believed_anywhere, parts)
+    return row_by_row(stand_still(poses, target, valid), _believed_here, _believed_anywhere, parts)
 
 
 def stand_still(poses: Tensor, target: Tensor, valid: Tensor) -> Tensor:
     """In which rows all pictures that count were taken from the place of the view `target`: bool [B]. poses and valid
     are those of `reproject`. Such pictures need not be warped: their pixels are the view's."""
+    is_there = (poses - target[:, None]).abs().flatten(2).amax(2) < STILL
+    if not is_static(valid) and is_there.all():
+        return is_there.all(1)
     counts = valid.flatten(2).any(2) if valid.ndim == 4 else valid
-    return ((poses - target[:, None]).abs().flatten(2).amax(2) < STILL).logical_or_(~counts).all(1)
+    return (is_there | ~counts).all(1)
 
 
-def _believed_here(depth: Tensor, poses: Tensor, valid: Tensor, intrinsics: Tensor, moves: Tensor) -> Tensor:
-    """`believed` of pictures that were all taken from one place."""
-    stored = depth[:, :1].masked_fill(~valid[:, :1], -FAR)
-    is_known = (depth - stored < DEPTH_TOLERANCE * depth + DEPTH_MARGIN) & (depth > MIN_DEPTH)
-    is_known[:, 0] = False
-    return valid & ~(is_known & moves[:, None, None, None])
+def _believed_here(rgbd: Tensor, poses: Tensor, valid: Tensor, intrinsics: Tensor, moves: Tensor) -> Tensor:
+    """`believed` of pictures that were all taken from the view's place: what lies behind the first one's surfaces would
+    not be seen."""
+    first, others = valid[:, :1], valid[:, 1:]
+    return torch.cat([first, others & ~(first & moves[:, None, None, None])], 1)
 
 
-def _believed_anywhere(depth: Tensor, poses: Tensor, valid: Tensor, intrinsics: Tensor, moves: Tensor) -> Tensor:
+def _believed_anywhere(rgbd: Tensor, poses: Tensor, valid: Tensor, intrinsics: Tensor, moves: Tensor) -> Tensor:
+    depth = decode_depth(rgbd[:, :, 3])
     rays = camera_rays(intrinsics, depth.shape[-1])
     points = rearrange(rays[:, None] * depth[:, 1:, ..., None], "b n h w xyz -> b n (h w) xyz")
     to_first = invert_pose(poses[:, :1]) @ poses[:, 1:]

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from worldscape.conditioning.camera import pixel_centres, pixel_motions
+from worldscape.conditioning.made_once import made_once
 from worldscape.conditioning.reproject import (
     BLUR_RATIO,
     DEPTH_MARGIN,
@@ -53,15 +55,13 @@ def reproject_fast(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, i
 def _overlay(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrinsics: Tensor) -> Tensor:
     """The anchor with its mask [B, 5, h, w] from pictures that were all taken from the view's place."""
     depth = decode_depth(rgbd[:, :, 3])
-    surfaces = _candidates(depth.masked_fill((depth <= MIN_DEPTH) | ~valid, FAR).amin(1))
-    stored = depth.masked_fill(~valid, -FAR).flatten(2)[:, :, None]
-    disagreement = (stored - surfaces[:, None]).abs_().sub_(surfaces[:, None], alpha=DEPTH_TOLERANCE)
-    index, mask, sees = _choose(surfaces, (disagreement < DEPTH_MARGIN) & (surfaces > MIN_DEPTH)[:, None])
-    sees = sees.view(valid.shape)[:, :, None]
+    counts = valid & (depth > MIN_DEPTH)
+    surface = depth.masked_fill(~counts, FAR).amin(1, keepdim=True)
+    sees = counts & (depth - surface < DEPTH_TOLERANCE * surface + DEPTH_MARGIN)
     colours = rgbd[:, -1, :3]
     for number in range(rgbd.shape[1] - 2, -1, -1):
-        colours = torch.where(sees[:, number], rgbd[:, number, :3], colours)
-    return _anchored(colours, surfaces.gather(1, index), mask)
+        colours = torch.where(sees[:, number : number + 1], rgbd[:, number, :3], colours)
+    return _anchored(colours, surface.flatten(2), (surface < FAR).flatten(1))
 
 
 def _warp(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrinsics: Tensor) -> Tensor:
@@ -70,6 +70,8 @@ def _warp(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrinsics
     depth = decode_depth(rgbd[:, :, 3]).flatten(2)
     to_target, to_source = _warps(poses, target, intrinsics, size)
     surfaces = _candidates(_splat_depth(depth, to_target, invalid, size))
+    if is_static(depth):  # else pictures from the view's place are laid over each other
+        surfaces = torch.where(stand_still(poses, target, valid)[:, None, None], surfaces[:, :1], surfaces)
     index, mask, sees = _choose(surfaces, _look_back(depth, surfaces, to_source, invalid, size))
     surface = surfaces.gather(1, index)
     colours = _sample_best(rgbd[:, :, :3], surface, sees, to_source)
@@ -85,33 +87,18 @@ def _anchored(colours: Tensor, surface: Tensor, mask: Tensor) -> Tensor:
 
 def _warps(poses: Tensor, target: Tensor, intrinsics: Tensor, size: int) -> tuple[Warp, Warp]:
     """Pictures -> view and view -> pictures, of poses [B, N, 4, 4] and target [B, 4, 4]."""
-    to_pixels, to_rays = _camera_matrices(intrinsics, size)
     relative = poses[:, :, :3] - F.pad(target[:, None, :3, 3:], (3, 0))
-    turn, shift = (target[:, None, :3, :3].mT @ relative).split([3, 1], -1)
-    turns = torch.stack([turn, turn.mT])
-    shifts = torch.stack([shift, -(turn.mT @ shift)])
-    turns, shifts = to_pixels @ turns @ to_rays, to_pixels @ shifts
+    turns, shifts = pixel_motions(target[:, None, :3, :3].mT @ relative, intrinsics, size)
     # One product per pair, whatever the batch: a row of one large product may round otherwise than it does alone.
-    pixels = _pixels(size, poses).expand(turns[..., 0, 0].numel(), -1, -1)
+    pixels = _pixels(size, poses.device, poses.dtype).expand(turns[..., 0, 0].numel(), -1, -1)
     seen = torch.bmm(turns.flatten(0, 2), pixels).unflatten(0, turns.shape[:3])
     return Warp(seen[0], shifts[0]), Warp(seen[1], shifts[1])
 
 
-def _camera_matrices(intrinsics: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """Intrinsics [B, 4] -> the matrix from camera axes to pixels, and its inverse: [B, 1, 3, 3] each."""
-    focal, centre = intrinsics[:, None, :2] * size, intrinsics[:, None, 2:] * size
-    one = torch.ones_like(focal[..., :1])
-    scale, inverse = torch.cat([focal, one], -1), torch.cat([1.0 / focal, one], -1)
-    move, back = F.pad(centre, (0, 1)), F.pad(-centre / focal, (0, 1))
-    last = F.pad(one, (2, 0))[..., None, :]
-    return torch.diag_embed(scale) + move[..., None] * last, torch.diag_embed(inverse) + back[..., None] * last
-
-
-def _pixels(size: int, like: Tensor) -> Tensor:
+@made_once
+def _pixels(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Homogeneous pixel centres [3, size ** 2]: column, row, 1."""
-    centre = torch.arange(size, device=like.device, dtype=like.dtype) + 0.5
-    column, row = centre.expand(size, size), centre[:, None].expand(size, size)
-    return torch.stack([column, row, torch.ones_like(column)]).flatten(1)
+    return F.pad(pixel_centres(size, device, dtype).flatten(0, 1), (0, 1), value=1.0).mT.contiguous()
 
 
 def _splat_depth(depth: Tensor, warp: Warp, invalid: Tensor, size: int) -> Tensor:

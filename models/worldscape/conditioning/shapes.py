@@ -29,11 +29,21 @@ class Window(NamedTuple):
     def columns(self) -> slice:
         return slice(self.left, self.right)
 
+    def within(self, other: "Window") -> tuple[slice, slice]:
+        """Its rows and columns in the part of the picture that another window cuts out, which holds all of it."""
+        rows = slice(self.top - other.top, self.bottom - other.top)
+        return rows, slice(self.left - other.left, self.right - other.left)
 
-def window_around(ends: Tensor, size: tuple[int, int]) -> Window:
-    """The part of a picture of (h, w) pixels, of at least one, that boxes reach: ends [..., 4] are those of each, in
-    pixels: left and upper edge, negated, right and lower edge; all -inf for a box that does not count."""
-    left, top, right, bottom = ends.flatten(0, -2).amax(0).tolist()
+
+def windows_around(ends: Tensor, size: tuple[int, int]) -> list[Window]:
+    """The parts of a picture of (h, w) pixels, of at least one, that G groups of boxes reach: ends [G, ..., 4] are
+    those of each box, in pixels: left and upper edge, negated, right and lower edge; all -inf for one that does not
+    count."""
+    return [_window_around(edges, size) for edges in ends.flatten(1, -2).amax(1).tolist()]
+
+
+def _window_around(edges: list[float], size: tuple[int, int]) -> Window:
+    left, top, right, bottom = edges
     if left == -math.inf:
         return Window(0, 1, 0, 1)
     top, left = (min(max(math.floor(-edge), 0), most - 1) for edge, most in zip((top, left), size, strict=True))

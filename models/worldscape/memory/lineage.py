@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from worldscape.conditioning.made_once import made_once
 from worldscape.memory.pages import probe_places
 from worldscape.memory.policy import CELLS
 
@@ -26,6 +27,7 @@ def inherited_real(numbers: Tensor, real: Tensor, mask: Tensor) -> Tensor:
     return rebuilt * torch.where(is_shown, share, average)
 
 
+@made_once
 def probe_cells(size: int, device: torch.device) -> Tensor:
     """The cell of its own picture, of `size` pixels a side, that each probe lies in: long [M]."""
     along = torch.arange(size, device=device)[probe_places(size)] * CELLS // size

@@ -9,7 +9,8 @@ import math
 import torch
 from torch import Tensor
 
-from worldscape.conditioning.camera import invert_pose, pose_distance
+from worldscape.conditioning.camera import camera_matrices, invert_pose, pose_distance
+from worldscape.conditioning.made_once import made_once
 from worldscape.conditioning.reproject import MIN_DEPTH, Anchor
 from worldscape.memory.pages import BLANK, probe_stride
 from worldscape.memory.surroundings import surfaces_shown
@@ -33,16 +34,20 @@ def cell_numbers(probes: Tensor, target: Tensor, intrinsics: Tensor) -> Tensor:
 
     Returns long [B, N, M], row by row, CELLS ** 2 for what is out of view. intrinsics [B, 4] normalised.
     """
-    to_view = invert_pose(target)
-    seen = probes @ to_view[:, None, :3, :3].transpose(-1, -2) + to_view[:, None, None, :3, 3]
-    x, y, z = seen.unbind(-1)
-    fx, fy, cx, cy = intrinsics[..., None, None].unbind(1)
-    depth = z.clamp_min(MIN_DEPTH)
-    column = ((x / depth * fx + cx) * CELLS).floor_()
-    row = ((y / depth * fy + cy) * CELLS).floor_()
-    # Inside are both that do not move when they are held within the view.
-    inside = (z > MIN_DEPTH) & (column == column.clamp(0, CELLS - 1)) & (row == row.clamp(0, CELLS - 1))
-    return torch.where(inside, row * CELLS + column, CELLS**2).long()
+    to_cells, _ = camera_matrices(intrinsics, CELLS)
+    turn, shift = (to_cells @ invert_pose(target)[:, :3]).split([3, 1], -1)
+    seen = torch.baddbmm(shift.mT, probes.flatten(1, 2), turn.mT).view_as(probes)
+    z = seen[..., 2]
+    column, row = (seen[..., :2] / z.clamp_min(MIN_DEPTH)[..., None]).floor_().clamp_(-1, CELLS).unbind(-1)
+    place = torch.add(column, row, alpha=CELLS + 2).add_(CELLS + 3).long()
+    return _bordered_numbers(probes.device)[place.masked_fill_(z <= MIN_DEPTH, 0)]
+
+
+@made_once
+def _bordered_numbers(device: torch.device) -> Tensor:
+    """Numbers of cells, long, row by row, within a border of cells that are out of view: [(CELLS + 2) ** 2]."""
+    numbers = torch.arange(CELLS**2, device=device).view(CELLS, CELLS)
+    return torch.nn.functional.pad(numbers, (1, 1, 1, 1), value=CELLS**2).flatten()
 
 
 def choose_cover(shown: Tensor, pages: Tensor, frames: Tensor, num_picks: int, least: float) -> Tensor:

@@ -69,7 +69,7 @@ def surfaces_in(depth: Tensor, pose: Tensor, intrinsics: Tensor, size: int, stri
 
     depth: metres at `every(stride)` row and column of them, [..., n, n]. intrinsics [..., 4] normalised.
     """
-    rays = camera_rays(intrinsics, size)[..., every(stride), every(stride), :]
+    rays = camera_rays(intrinsics, size, every(stride))
     points = (rays * depth[..., None]).flatten(-3, -2) @ pose[..., :3, :3].mT + pose[..., None, :3, 3]
     return Surfaces(points, torch.ones_like(points[..., 0], dtype=torch.bool))
 
