@@ -301,7 +301,7 @@ class WorldEngine:
         camera, realised = self.move(state, realised)
         view = self.look(state, camera, state.pose, hands)
         history = self.read(state, view)
-        latent = self.denoise(state, view, history)
+        latent, history = self.denoise(state, view, history)
         with torch.no_grad():
             finished = latent.detach()
             new = NewFrame(camera, realised, self.decode(finished, view), finished, commanded)
@@ -349,20 +349,21 @@ class WorldEngine:
         """History as this step's model calls read it."""
         return self.generator.place(state.memory.read(view.recall.retrieved), view.told.present)
 
-    def denoise(self, state: SlotState, view: View, history: PlacedHistory) -> Tensor:
+    def denoise(self, state: SlotState, view: View, history: PlacedHistory) -> tuple[Tensor, PlacedHistory]:
         """Refine this step's noise into the new frame's latent [B, P, C]; reads history, writes nothing.
 
-        Only the last model call carries gradient.
+        Only the last model call carries gradient. Returns the latent, and the history for `commit`, in which is what
+        that call made of the pose video: to look at it again would take 2 % of a step and gain 0.1 dB (docs/LOG.md).
         """
         shape, levels = state.latent.shape[1:], self.levels
         noise = slot_noise(state.seeds, state.memory.count, shape.numel()).reshape(-1, *shape)
         positions = state.memory.next_positions()
-        latent = clean = noise[:, None]
+        latent = noise[:, None]
         for level, next_level in zip(levels[:-1], levels[1:], strict=True):
             with torch.set_grad_enabled(torch.is_grad_enabled() and next_level == levels[-1]):
-                clean = self.generator.refine(latent, level, view.told, positions, history).latent
-                latent = euler_step(latent, clean, level, next_level)
-        return normalise_tokens(clean[:, 0].float())
+                found = self.generator.refine(latent, level, view.told, positions, history)
+                latent = euler_step(latent, found.latent, level, next_level)
+        return normalise_tokens(found.latent[:, 0].float()), history._replace(hands=found.hands)
 
     def commit(self, state: SlotState, new: NewFrame, view: View, history: PlacedHistory, active: Tensor) -> None:
         """Run the finished frame once, append it to the active slots' memory and make it their current frame."""

@@ -183,30 +183,36 @@ class FastTransformer:
     def refine(
         self, latent: Tensor, level: Levels, view: EmbeddedView, positions: Tensor, history: PlacedHistory
     ) -> Prediction:
-        """As WorldTransformer.refine, for T new frames: latent [B, T, P, C], positions [B, T], a level of `levels`."""
+        """As WorldTransformer.refine, for T new frames: latent [B, T, P, C], positions [B, T], a level of `levels`.
+
+        What an earlier call made of the pose video lies where that call has put it, behind the new frame.
+        """
         known, (slots, times, tokens, _) = self.levels[level], latent.shape
         time = turns(time_angles(positions, self.config.head_width, self.config.rope_base))
         turn = self.space * time
         x = self.embed_latent(latent.flatten(0, 2)) + view.tokens.flatten(0, 2)
-        kinds = 1 if view.hands is None else 2
-        if view.hands is not None:
+        kinds = 1 if view.hands is None or history.hands is not None else 2
+        if view.hands is not None and kinds == 2:
             turn = torch.cat([turn, turn], 2)
             x = torch.cat([x.view(*latent.shape[:3], -1), view.hands], 2).flatten(0, 2)
         turn, num_new = turn.flatten(1, 2)[:, :, None], times * kinds * tokens
-        new_keys, new_values = history.keys[:, :, -num_new:], history.values[:, :, -num_new:]
+        past = history.keys.shape[2] - times * tokens * (1 if view.hands is None else 2)
+        new_keys, new_values = (every[:, :, past : past + num_new] for every in (history.keys, history.values))
         places = zip(history.keys, history.values, new_keys, new_values, strict=True)
         # Nobody asks what the last block makes of the pose video.
         asked = tokens if times == 1 else num_new
         for layer, modulation, place in zip(self.layers, known.blocks, places, strict=True):
             is_last = layer is self.layers[-1]
             x = self._block(layer, modulation, x, turn, place, history.valid, asked if is_last else num_new)
-        new_keys, new_values = (y.unflatten(2, (times, -1))[:, :, :, :tokens] for y in (new_keys, new_values))
-        if view.hands is not None and times > 1:
+        both = KeysValues(*(y.unflatten(2, (times * kinds, -1)) for y in (new_keys, new_values)))
+        new_keys, new_values = (y[:, :, ::kinds] for y in both)
+        hands = KeysValues(*(y[:, :, 1:] for y in both)) if kinds == 2 and times == 1 else None
+        if kinds == 2 and times > 1:
             x = x.view(slots, times, kinds * tokens, -1)[:, :, :tokens].flatten(0, 2)
         stored = torch.view_as_real(as_complex(new_keys) * time.conj()).flatten(-2)
         layers = [KeysValues(k, v) for k, v in zip(stored, new_values, strict=True)]
         clean = self._read_clean(x, known, view.anchor.flatten(0, 2), slots).view_as(latent)
-        return Prediction(clean, x.view(slots, times, tokens, -1), layers)
+        return Prediction(clean, x.view(slots, times, tokens, -1), layers, hands)
 
     def _block(
         self, layer: Layer, level: Modulation, x: Tensor, turn: Tensor, place, mask: Tensor, asked: int

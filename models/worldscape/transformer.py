@@ -54,13 +54,15 @@ class History(NamedTuple):
 
 class PlacedHistory(NamedTuple):
     """History ready to be read in one step, by the generator that placed it: keys rotated to their relative times; and
-    which of the step's T new frames sees which, bool [B, T, T] (None: each itself and earlier ones).
+    which of the step's T new frames sees which, bool [B, T, T] (None: each itself and earlier ones). hands: what an
+    earlier call of this step made of the pose video (Prediction); it is read as that and not looked at again.
     """
 
     keys: Tensor
     values: Tensor
     valid: Tensor
     sees: Tensor | None = None
+    hands: KeysValues | None = None
 
 
 class EmbeddedView(NamedTuple):
@@ -77,11 +79,13 @@ class EmbeddedView(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """latent [B, T, P, C] clean estimate; features [B, T, P, D]; layers: the new frames' keys and values."""
+    """latent [B, T, P, C] clean estimate; features [B, T, P, D]; layers: the new frames' keys and values; hands
+    [L, B, 1, P, H, K]: those of the pose video of one new frame, None where there is none."""
 
     latent: Tensor
     features: Tensor
     layers: list[KeysValues]
+    hands: KeysValues | None = None
 
 
 class WorldTransformer(nn.Module):
@@ -158,6 +162,8 @@ class WorldTransformer(nn.Module):
         self, latent: Tensor, level: Levels, view: EmbeddedView, positions: Tensor, history: PlacedHistory
     ) -> Prediction:
         """As forward, for frames all at one noise level, or each at its own, whose view is embedded already."""
+        if history.hands is not None:
+            history, view = self._with_seen(history, view, positions), view._replace(hands=None, present=None)
         layout = self._layout(positions, history, history.sees, view.present)
         levels = torch.tensor(level, device=latent.device).expand(latent.shape[:2])
         return self._refine(latent, levels, view, layout, history)
@@ -170,13 +176,24 @@ class WorldTransformer(nn.Module):
         x, tokens = self.embed_latent(latent) + view.tokens, latent.shape[2]
         if view.hands is not None:
             x = torch.cat([x, view.hands], 2)
-        layers = []
+        layers, hands = [], []
         for index, block in enumerate(self.blocks):
             past = None if history is None else KeysValues(history.keys[index], history.values[index])
             x, new = block(x, modulation, past, layout)
             layers.append(KeysValues(*(part[:, :, :tokens] for part in new)))
-        x = x[:, :, :tokens]
-        return Prediction(self._read_clean(x, level, view.anchor), x, layers)
+            hands.append(KeysValues(*(part[:, :, tokens:] for part in new)))
+        x, seen = x[:, :, :tokens], None
+        if view.hands is not None and latent.shape[1] == 1:
+            seen = KeysValues(*(torch.stack(parts) for parts in zip(*hands, strict=True)))
+        return Prediction(self._read_clean(x, level, view.anchor), x, layers, seen)
+
+    def _with_seen(self, history: PlacedHistory, view: EmbeddedView, positions: Tensor) -> PlacedHistory:
+        """History with what was made of the pose video of one new frame in it, as one more frame of the past."""
+        assert history.hands is not None and view.present is not None
+        time = time_angles(positions, self.config.head_width, self.config.rope_base)
+        keys = torch.cat([history.keys, rotate(history.hands.keys, Rotation.of(time))], 2)
+        values = torch.cat([history.values, history.hands.values], 2)
+        return PlacedHistory(keys, values, torch.cat([history.valid, view.present], 1), history.sees)
 
     def _layout(
         self, positions: Tensor, history: PlacedHistory | None, sees: Tensor | None, present: Tensor | None
@@ -242,7 +259,7 @@ def pack_hands(hands: Tensor, grid: int) -> Tensor:
 
 def shows_hand(hands: Tensor) -> Tensor:
     """Whether frames of a pose video [B, T, 4, h, w] show a hand: bool [B, T]."""
-    return hands.flatten(2).any(2)
+    return (hands[:, :, -1].flatten(2) > 0).any(2)  # whatever is drawn is somewhere near
 
 
 def no_hands_known() -> ValueError:

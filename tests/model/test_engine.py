@@ -104,7 +104,7 @@ def test_denoise_writes_nothing_and_commit_appends_one_frame(model):
     view = engine.look(state, state.camera, torch.eye(4).repeat(2, 1, 1))
     before = state.memory.save(torch.arange(2))
     history = engine.read(state, view)
-    latent = engine.denoise(state, view, history)
+    latent, history = engine.denoise(state, view, history)
     after = state.memory.save(torch.arange(2))
     assert all(torch.equal(after[name], before[name]) for name in before) and state.memory.count.tolist() == [1, 1]
     new = NewFrame(state.camera, state.realised, state.rgbd, latent, state.realised)

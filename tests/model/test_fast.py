@@ -80,6 +80,32 @@ def test_a_window_of_frames_at_their_own_levels(has_hands):
             torch.testing.assert_close(many.values[:, :1], one.values, atol=2e-5, rtol=1e-4)
 
 
+def test_a_pose_video_is_looked_at_in_the_first_call_of_a_step_alone():
+    """What that call made of it, the calls after it read: the same call again gives the same, whatever the pose video
+    has become, and a call at another level gives what the plain generator's does."""
+    model, rng = debug_world().transformer.eval(), torch.Generator().manual_seed(2)
+    fast, clip = FastTransformer(model, [0.3, 0.0]), random_clip(4, rng, has_hands=True)
+    sees, now, committed = torch.ones(2, 4, 4, dtype=torch.bool).tril(), slice(3, None), []
+    for generator in (fast, model):
+        past, view = clip_history(generator, clip, sees[:, :3, :3]), seen(generator, clip, now)
+        assert view.hands is not None and view.present is not None and view.present.tolist() == [[False], [True]]
+        placed, positions = generator.place(past, view.present), torch.full((2, 1), 3)
+        first = generator.refine(clip.latent[:, now], 0.3, view, positions, placed)
+        assert first.hands is not None
+        known, blind = placed._replace(hands=first.hands), view._replace(hands=view.hands * torch.nan)
+        again = generator.refine(clip.latent[:, now], 0.3, blind, positions, known)
+        torch.testing.assert_close(again.latent, first.latent, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(again.features, first.features, atol=2e-5, rtol=1e-4)
+        last = generator.refine(clip.latent[:, now], 0.0, blind, positions, known)
+        values = last.layers[-1].values.clone()  # the next call of a fast one writes to the same place
+        committed.append((last.latent, last.features, values))
+        anew = generator.refine(clip.latent[:, now], 0.0, view, positions, placed)
+        torch.testing.assert_close(last.latent[0], anew.latent[0], atol=2e-5, rtol=1e-4)  # shows no hand
+        assert not torch.allclose(last.latent[1], anew.latent[1], atol=1e-4)
+    for one, other in zip(*committed, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+
+
 def random_clip(times: int, rng: torch.Generator, has_hands: bool) -> FrameInputs:
     hands = torch.rand(2, times, 4, 64, 64, generator=rng) if has_hands else None
     if hands is not None:
