@@ -18,8 +18,8 @@ SHARED = ("weights", "device", "steps", "threads", "starts", "env", "obs", "outp
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Setting:
     """What one process measures. threads 0 leaves torch's own choice; horizon 0 skips the long dream; steps_per_frame
-    and size None are the weights' own; at most split_steps are divided among their parts, 0: none. Names of metrics end
-    in `ending`."""
+    and size None are the weights' own, starts None the environment's; at most split_steps are divided among their
+    parts, 0: none. Names of metrics end in `ending`."""
 
     num_envs: int
     weights: str
@@ -28,7 +28,7 @@ class Setting:
     horizon: int
     threads: int
     ending: str
-    starts: str = "train"
+    starts: str | None = None
     steps_per_frame: int | None = None
     size: int | None = None
     sampler: str = "blockwise"
@@ -40,8 +40,9 @@ class Setting:
     @property
     def keywords(self) -> dict[str, Any]:
         """Keyword arguments of gym.make and gym.make_vec."""
-        names = ("weights", "device", "starts", "steps_per_frame", "sampler", "size", "obs")
-        return {name: getattr(self, name) for name in names}
+        names = ("weights", "device", "steps_per_frame", "sampler", "size", "obs")
+        told = {} if self.starts is None else {"starts": self.starts}
+        return {name: getattr(self, name) for name in names} | told
 
     @property
     def is_vector(self) -> bool:
@@ -108,7 +109,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--split-steps", type=int, default=100, help=split)
     parser.add_argument("--horizon", type=int, default=0, help="steps of the long dream, 200 or more; 0 for none")
     parser.add_argument("--threads", type=int, default=0, help="torch threads; 0 for torch's own choice")
-    parser.add_argument("--starts", default="train", help="the environment's option: train, heldout, drawn or a path")
+    parser.add_argument("--starts", help="where dreams begin: train, heldout, drawn, a path; default: the env's own")
     parser.add_argument("--out", type=Path, help="folder for the sweep as env_steps.csv and env_steps.png")
     return parser
 
