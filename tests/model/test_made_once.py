@@ -44,7 +44,8 @@ def test_the_last_result_is_kept_until_an_argument_changes():
         assert twice(x.clone(), 1) is first and len(asked) == 1
         x[0] = 5.0  # written into where it lies
         assert twice(x, 1).tolist() == [11.0, 5.0] and len(asked) == 2
-        assert twice(x, 2).tolist() == [12.0, 6.0] and twice(x.double(), 2).dtype == torch.float64
+        assert twice(x, 2).tolist() == [12.0, 6.0] and twice(x, 1).tolist() == [11.0, 5.0] and len(asked) == 3
+        assert twice(x.double(), 2).dtype == torch.float64
         assert twice(x[:1], 2).tolist() == [12.0] and len(asked) == 5
 
 

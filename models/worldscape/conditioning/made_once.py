@@ -29,27 +29,25 @@ def made_once(make: Callable[Given, Made]) -> Callable[Given, Made]:
 def kept_while_equal(make: Callable[..., Made]) -> Callable[..., Made]:
     """Hand out what `make` made last for as long as it is asked for the same: where a camera stands still, say.
 
-    Arguments are tensors, which may be written into in between, or plain values; nobody may write into what is handed
-    out. Only in inference mode on a CPU: a GPU would have to be waited for, and elsewhere gradients may be wanted.
+    Arguments are tensors, which may be written into in between, and then few different plain (hashable) values, for
+    each of which something is kept; nobody may write into what is handed out. Only in inference mode on a CPU: a GPU
+    would have to be waited for, and elsewhere gradients may be wanted.
     """
-    last: tuple[tuple[Any, ...], Made] | None = None  # replaced as a whole, so that no other thread sees half of it
+    last: dict[tuple[Any, ...], tuple[list[Tensor], Made]] = {}  # replaced as wholes, so that no thread sees half
 
     @wraps(make)
     def get(*given: Any) -> Made:
-        nonlocal last
         tensors = [value for value in given if isinstance(value, Tensor)]
         if not torch.is_inference_mode_enabled() or any(value.device.type != "cpu" for value in tensors):
             return make(*given)
-        known = last
-        if known is None or not all(map(_are_equal, known[0], given)):
-            copies = tuple(value.clone() if isinstance(value, Tensor) else value for value in given)
-            last = known = copies, make(*given)
+        plain = given[len(tensors) :]
+        known = last.get(plain)
+        if known is None or not all(map(_are_equal, known[0], tensors)):
+            last[plain] = known = [value.clone() for value in tensors], make(*given)
         return known[1]
 
     return get
 
 
-def _are_equal(one: Any, other: Any) -> bool:
-    if isinstance(one, Tensor) and isinstance(other, Tensor):
-        return one.dtype == other.dtype and torch.equal(one, other)
-    return one == other
+def _are_equal(one: Tensor, other: Tensor) -> bool:
+    return one.dtype == other.dtype and torch.equal(one, other)

@@ -57,14 +57,14 @@ def choose_cover(shown: Tensor, pages: Tensor, frames: Tensor, num_picks: int, l
     picture, which lies nearer to a real one. Returns pages long [B, num_picks], oldest first, then BLANK.
     """
     older = torch.where(frames < 0, -torch.inf, 0.5 / (frames.clamp_min(0) + 1))
-    picks, gains = [], []
-    for _ in range(num_picks):
-        gain, best = (shown.sum(-1) + older).max(1, keepdim=True)
+    picks, gains, is_open = [], [], torch.ones_like(shown[:, 0])
+    for number in range(num_picks):
+        gain, best = ((shown @ is_open[..., None])[..., 0] + older).max(1, keepdim=True)
         picks.append(best)
         gains.append(gain)
-        older = older.scatter(1, best, -torch.inf)
-        covered = shown.gather(1, best[..., None].expand(-1, -1, shown.shape[-1]))
-        shown = shown * (1 - covered)
+        if number < num_picks - 1:
+            older = older.scatter(1, best, -torch.inf)
+            is_open = is_open - is_open * shown.gather(1, best[..., None].expand(-1, -1, shown.shape[-1]))[:, 0]
     index, is_worth = torch.cat(picks, 1), torch.cat(gains, 1) >= least
     order = torch.where(is_worth, frames.gather(1, index), OLDEST_LAST).argsort(dim=1, stable=True)
     return torch.where(is_worth, pages.gather(1, index), BLANK).gather(1, order)

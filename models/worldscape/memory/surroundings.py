@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from worldscape.conditioning.camera import camera_rays
+from worldscape.conditioning.made_once import kept_while_equal
 from worldscape.conditioning.reproject import decode_depth
 from worldscape.config import BodyConfig
 
@@ -69,9 +70,14 @@ def surfaces_in(depth: Tensor, pose: Tensor, intrinsics: Tensor, size: int, stri
 
     depth: metres at `every(stride)` row and column of them, [..., n, n]. intrinsics [..., 4] normalised.
     """
-    rays = camera_rays(intrinsics, size, every(stride))
+    rays = _some_rays(intrinsics, size, stride)
     points = (rays * depth[..., None]).flatten(-3, -2) @ pose[..., :3, :3].mT + pose[..., None, :3, 3]
     return Surfaces(points, torch.ones_like(points[..., 0], dtype=torch.bool))
+
+
+@kept_while_equal
+def _some_rays(intrinsics: Tensor, size: int, stride: int) -> Tensor:
+    return camera_rays(intrinsics, size, every(stride))
 
 
 def surfaces_shown(rgbd: Tensor, pose: Tensor, intrinsics: Tensor, stride: int = STRIDE) -> Surfaces:
