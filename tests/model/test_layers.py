@@ -18,6 +18,7 @@ from worldscape.conditioning.layers import (
     split_layers,
 )
 from worldscape.conditioning.reproject import Anchor, decode_depth, encode_depth, reproject, settle
+from worldscape.conditioning.reproject_fast import reproject_fast
 
 SIZE = 32
 HERE = torch.eye(4)[None]
@@ -309,3 +310,25 @@ def test_a_picture_settles_where_nothing_changed():
     assert torch.equal(settled[0, :, :8, 4:], known[0, :, :8, 4:]) and torch.equal(
         settled[0, :, 19:, 4:], known[0, :, 19:, 4:]
     )
+
+
+def test_with_static_shapes_the_layers_are_the_same(monkeypatch):
+    """As on a GPU, where nothing may depend on how many pixels show a hand: two rows, in one of which
+    the camera has moved."""
+    one, other = (remember((10, limbs_at(10)), (24, limbs_at(24))), remember((12, limbs_at(12)), (None, limbs_at(20))))
+    seen = Pictures(*(torch.cat(part) for part in zip(one, other, strict=True)))
+    now = [limbs_at(16), limbs_at(14)]
+    parts, keypoints, present = (torch.cat([getattr(limbs, name) for limbs in now]) for name in Limbs._fields[:3])
+    limbs, target = Limbs(parts, keypoints, present, (1,)), HERE.repeat(2, 1, 1)
+    target[1, 0, 3] = 0.02
+    given = (seen, seen, limbs, target, INTRINSICS.repeat(2, 1))
+    free = split_layers(*given)
+    for module in ("layers", "repose", "reproject", "reproject_fast"):
+        monkeypatch.setattr(f"worldscape.conditioning.{module}.is_static", lambda like: True)
+    static = split_layers(*given)
+    assert free.valid[:, 0].any((1, 2)).all() and torch.equal(free.valid[:, 0], static.valid[:, 0])
+    shown = free.valid[:, :1, None]
+    torch.testing.assert_close(free.rgbd[:, :1] * shown, static.rgbd[:, :1] * shown, atol=1e-6, rtol=0)
+    one, other = (reproject_fast(*layers, target, INTRINSICS.repeat(2, 1)) for layers in (free, static))
+    assert torch.equal(one.mask, other.mask)
+    torch.testing.assert_close(one.rgbd, other.rgbd, atol=2e-5, rtol=0)
