@@ -10,7 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 from benchmarks.clock import Clock
-from worldscape import engine as engines
+from worldscape import frame_maker
 from worldscape.memory import world_memory
 from worldscape.memory.world_memory import WorldMemory
 from worldscape.rolling import RollingEngine
@@ -86,8 +86,8 @@ def timed_calls(core: WorldCore) -> list[tuple[Any, str, str]]:
         (engine, "read", "history"),
         (engine, "denoise", "denoise"),
         (engine.codec, "decode", "decode"),
-        (engines, "sharpen", "reprojection"),
-        (engines, "settle", "reprojection"),
+        (frame_maker, "sharpen", "reprojection"),
+        (frame_maker, "settle", "reprojection"),
         (engine, "commit", "commit"),
         (WorldMemory, "append", "memory"),
         (core.task, "step", "task"),

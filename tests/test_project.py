@@ -29,6 +29,7 @@ LAYERS = (
     {"rewrites"},
     {"slots", "slot_hands", "checks", "opening", "snapshot"},
     {"handling", "graphs"},
+    {"frame_maker"},
     {"engine"},
     {"rolling", "clip_engine"},
     {"engines"},

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-import worldscape.engine as engine_module
+import worldscape.frame_maker as frame_maker
 from worldscape.conditioning.camera import invert_pose, level_pose, pose_from_state
 from worldscape.engine import Start, WorldEngine
 from worldscape.slots import NewFrame
@@ -218,7 +218,7 @@ def test_a_remembered_wall_stops_the_walk_but_not_the_retreat(model):
 def test_who_stands_still_sees_along_the_same_rays_alone_and_beside_one_who_walks(model, monkeypatch):
     """Alone nothing of the camera is computed again; in company it is, and nothing changes."""
     made = []
-    monkeypatch.setattr(engine_module, "frame_rays", lambda *args: made.append(args) or frame_rays(*args))
+    monkeypatch.setattr(frame_maker, "frame_rays", lambda *args: made.append(args) or frame_rays(*args))
     start = starts(2)
     start.pose = pose_from_state(torch.tensor([0.3, -0.4, 1.0, 0.7, -0.5, 0.0])).repeat(2, 1, 1, 1)
     still, moves = torch.zeros(4, 2, 6), controls(2, 4)
