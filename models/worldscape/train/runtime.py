@@ -62,6 +62,8 @@ def occupy(config: TrainConfig) -> Iterator[Place]:
     try:
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             yield Place(rank, world_size, device)
+        if starts_group:
+            dist.barrier()  # who leaves while another is still saving is now and then aborted by gloo
     finally:
         torch.set_num_threads(threads)
         if starts_group:
