@@ -26,7 +26,8 @@ if __name__ == "__main__":
 from benchmarks.env_steps import AROUND, resident_bytes
 from worldscape.checkpoint import load_world
 from worldscape.conditioning.controls import discrete_controls
-from worldscape.engine import Start, WorldEngine
+from worldscape.engine import WorldEngine
+from worldscape.engine_frames import Start
 from worldscape.evaluate.memory import with_policy
 from worldscape.evaluate.pictures import save_plot
 from worldscape.evaluate.report import Table, print_report, report_on

@@ -13,8 +13,8 @@ from worldscape.clip_engine import ClipEngine
 from worldscape.data.clips import FrameStore
 from worldscape.dream import dream_walk
 from worldscape.engine import WorldEngine
+from worldscape.engine_frames import Start
 from worldscape.engines import open_engine
-from worldscape.slots import Start
 from worldscape.train.cli import copy_parts
 from worldscape.train.rollouts import start_at
 from worldscape.train.teacher import adapt_model

@@ -27,6 +27,7 @@ LAYERS = (
     {"world"},
     {"checkpoint", "fast", "fast_codec"},
     {"rewrites"},
+    {"engine_frames"},
     {"slots", "slot_hands", "checks", "opening", "snapshot"},
     {"handling", "graphs"},
     {"frame_maker"},

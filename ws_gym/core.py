@@ -19,7 +19,8 @@ from torch import Tensor
 
 from worldscape.checkpoint import load_aggregator, load_world
 from worldscape.codec import rgbd_to_frame
-from worldscape.engine import EngineFrame, WorldEngine
+from worldscape.engine import WorldEngine
+from worldscape.engine_frames import EngineFrame
 from worldscape.engines import open_engine
 from worldscape.memory.report import report_memory, report_trust
 from worldscape.snapshot import Snapshot

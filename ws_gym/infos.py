@@ -8,8 +8,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from worldscape.engine import EngineFrame
-from worldscape.slots import HandFrame
+from worldscape.engine_frames import EngineFrame, HandFrame
 
 BLOCKED_SHARE = 0.5
 """A step is a collision when less than this share of the commanded distance was realised."""

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from torch import Tensor
 
 from worldscape.config import CodecConfig
-from worldscape.engine import EngineFrame
+from worldscape.engine_frames import EngineFrame
 from ws_gym.infos import resize_depth, resize_frames
 
 

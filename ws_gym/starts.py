@@ -22,9 +22,8 @@ from worldscape.checkpoint import DEBUG, SHIPPED
 from worldscape.conditioning.hands import HANDS
 from worldscape.data.episode import EpisodeReader
 from worldscape.data.starts import WINDOWED, Starts, load_starts
-from worldscape.engine import Start
+from worldscape.engine_frames import RecordedHands, Start
 from worldscape.slot_hands import limit_to
-from worldscape.slots import RecordedHands
 from ws_gym.drawn_rooms import draw_room
 from ws_gym.pictures import load_last_frame, load_picture, resize
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from worldscape.conditioning.hands import HAND_STATE_WIDTH, HANDS
 from worldscape.config import TransformerConfig
-from worldscape.slots import RecordedHands, Start
+from worldscape.engine_frames import RecordedHands, Start
 
 
 def checked_rows(rows: Tensor | None, num_slots: int, device: torch.device) -> Tensor:

@@ -18,13 +18,14 @@ from worldscape.conditioning.camera import invert_pose, level_pose, pose_from_st
 from worldscape.conditioning.hands import HANDS
 from worldscape.config import MemoryConfig
 from worldscape.engine import WorldEngine
+from worldscape.engine_frames import EngineFrame, Start
 from worldscape.handling import recognise
 from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import Frame, WorldMemory
 from worldscape.noise import slot_noise
 from worldscape.scoring import Clip, compose_clip, sample_clip
 from worldscape.slot_hands import SlotHands, draw_hands
-from worldscape.slots import EngineFrame, NewFrame, SlotState, Start, View
+from worldscape.slots import NewFrame, SlotState, View
 from worldscape.snapshot import Snapshot
 from worldscape.transformer import FrameInputs, PlacedHistory, Prediction, frame_rays
 from worldscape.world import WorldModel

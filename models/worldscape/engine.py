@@ -16,13 +16,14 @@ from worldscape.codec import frame_to_rgbd
 from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HAND_STATE_WIDTH
 from worldscape.conditioning.reproject import encode_depth
 from worldscape.config import MemoryConfig
+from worldscape.engine_frames import EngineFrame, Start
 from worldscape.flow import sampling_levels
 from worldscape.frame_maker import FrameMaker
 from worldscape.graphs import StepGraphs
 from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import WorldMemory
 from worldscape.opening import complete_start
-from worldscape.slots import EngineFrame, SlotState, Start
+from worldscape.slots import SlotState
 from worldscape.snapshot import Snapshot
 from worldscape.world import WorldModel
 

@@ -22,6 +22,7 @@ from worldscape.conditioning.reproject import reproject, settle
 from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.conditioning.sharpen import sharpen
 from worldscape.config import WorldConfig
+from worldscape.engine_frames import RecordedHands
 from worldscape.flow import euler_step
 from worldscape.handling import recognise, show_hands
 from worldscape.memory.surroundings import surroundings_along
@@ -30,7 +31,7 @@ from worldscape.noise import slot_noise
 from worldscape.precision import choose_dtype
 from worldscape.rewrites import fast_codec, fast_generator
 from worldscape.slot_hands import SlotHands, resting_hands
-from worldscape.slots import Dreamed, Handled, NewFrame, RecordedHands, ShownHands, SlotState, View
+from worldscape.slots import Dreamed, Handled, NewFrame, ShownHands, SlotState, View
 from worldscape.transformer import Levels, PlacedHistory, Prediction, frame_rays
 from worldscape.world import WorldModel
 

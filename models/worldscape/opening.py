@@ -6,7 +6,7 @@ from torch import Tensor
 
 from worldscape.conditioning.camera import square_intrinsics
 from worldscape.conditioning.reproject import decode_depth
-from worldscape.slots import RecordedHands, Start
+from worldscape.engine_frames import RecordedHands, Start
 from worldscape.world import WorldModel
 
 

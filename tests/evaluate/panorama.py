@@ -8,7 +8,7 @@ import torch
 
 from worldscape.conditioning.camera import pose_from_state_numpy
 from worldscape.conditioning.controls import ControlScale, discrete_controls
-from worldscape.engine import EngineFrame, Start
+from worldscape.engine_frames import EngineFrame, Start
 
 SIZE, LIMIT = 32, 3
 SCALE = ControlScale()

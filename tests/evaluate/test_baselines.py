@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from worldscape.conditioning.camera import pose_from_state
-from worldscape.engine import Start
+from worldscape.engine_frames import Start
 from worldscape.evaluate.baselines import fill_holes, warp_start
 
 

@@ -10,7 +10,7 @@ import torch
 from tests.evaluate.panorama import PanoramaEnv, random_keys
 from tests.evaluate.test_documented import undocumented
 from worldscape.conditioning.camera import pose_from_state
-from worldscape.engine import EngineFrame, Start
+from worldscape.engine_frames import EngineFrame, HandFrame, Start
 from worldscape.evaluate import hands
 from worldscape.evaluate.dream import DreamedHands
 from worldscape.evaluate.episodes import EpisodeBatch, Judge
@@ -28,7 +28,6 @@ from worldscape.evaluate.hand_reader import HandReader, HandReaderConfig, find_p
 from worldscape.evaluate.hand_truth import hand_surface
 from worldscape.evaluate.metrics import to_unit
 from worldscape.hand_tasks import HAND_TASKS
-from worldscape.slots import HandFrame
 
 NUM, STEPS = 2, 12
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from worldscape.engine import EngineFrame
+from worldscape.engine_frames import EngineFrame
 from worldscape.heads import SeenGoal
 from ws_gym.tasks import Coverage, GoalImage, GoalObject, GoalPose, Task, TaskResult, make_task
 

@@ -5,7 +5,8 @@ import torch
 
 import worldscape.frame_maker as frame_maker
 from worldscape.conditioning.camera import invert_pose, level_pose, pose_from_state
-from worldscape.engine import Start, WorldEngine
+from worldscape.engine import WorldEngine
+from worldscape.engine_frames import Start
 from worldscape.slots import NewFrame
 from worldscape.transformer import frame_rays
 from worldscape.world import debug_world

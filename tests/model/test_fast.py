@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from worldscape.engine import Start, WorldEngine
+from worldscape.engine import WorldEngine
+from worldscape.engine_frames import Start
 from worldscape.fast import FastTransformer
 from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import WorldMemory

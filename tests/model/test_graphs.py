@@ -20,7 +20,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from worldscape.checkpoint import load_world
-from worldscape.engine import Start, WorldEngine
+from worldscape.engine import WorldEngine
+from worldscape.engine_frames import Start
 from worldscape.engines import SAMPLERS
 from worldscape.graphs import WARM_UPS, StepGraphs
 from worldscape.world import debug_world

@@ -7,9 +7,9 @@ import torch
 
 from worldscape.config import CodecConfig, MemoryConfig, TransformerConfig, preset
 from worldscape.engine import WorldEngine
+from worldscape.engine_frames import Start
 from worldscape.nn.blocks import KeysValues
 from worldscape.scoring import cut
-from worldscape.slots import Start
 from worldscape.train.cli import copy_parts
 from worldscape.transformer import FrameInputs, History, PlacedHistory, WorldTransformer
 from worldscape.world import WorldModel, debug_world

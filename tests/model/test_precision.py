@@ -5,7 +5,8 @@ import torch
 
 from tests.model.test_fast_codec import anchors
 from worldscape import precision
-from worldscape.engine import Start, WorldEngine
+from worldscape.engine import WorldEngine
+from worldscape.engine_frames import Start
 from worldscape.fast_codec import FastCodec, HalfCodec
 from worldscape.precision import choose_dtype
 from worldscape.world import debug_world

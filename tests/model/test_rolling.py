@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from worldscape.engine import EngineFrame, Start, WorldEngine
+from worldscape.engine import WorldEngine
+from worldscape.engine_frames import EngineFrame, HandFrame, Start
 from worldscape.engines import open_engine
 from worldscape.rolling import RollingEngine
-from worldscape.slots import HandFrame
 from worldscape.world import debug_world
 
 

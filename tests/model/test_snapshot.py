@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from worldscape.config import preset
-from worldscape.engine import Start, WorldEngine
+from worldscape.engine import WorldEngine
+from worldscape.engine_frames import Start
 from worldscape.snapshot import FORMAT, LENGTH_BYTES, Snapshot
 from worldscape.world import WorldModel, debug_world
 

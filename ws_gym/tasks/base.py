@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from worldscape.engine import EngineFrame
+    from worldscape.engine_frames import EngineFrame
 
 
 @dataclass(kw_only=True, slots=True)

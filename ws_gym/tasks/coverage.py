@@ -13,7 +13,7 @@ from torch import Tensor
 from ws_gym.tasks.base import Task, TaskResult
 
 if TYPE_CHECKING:
-    from worldscape.engine import EngineFrame
+    from worldscape.engine_frames import EngineFrame
 
 NUM_CELLS = 32  # along x and along z; what lies beyond counts as the cell at the border
 NUM_DIRECTIONS = 4

@@ -14,7 +14,7 @@ from ws_gym.pictures import load_picture
 from ws_gym.tasks.base import Task, TaskResult
 
 if TYPE_CHECKING:
-    from worldscape.engine import EngineFrame
+    from worldscape.engine_frames import EngineFrame
 
 GRID = 8  # the comparison averages colours over GRID x GRID fields of the picture
 

@@ -13,7 +13,7 @@ from worldscape.goals import floor_distance, nearness
 from ws_gym.tasks.base import Task, TaskResult
 
 if TYPE_CHECKING:
-    from worldscape.engine import EngineFrame
+    from worldscape.engine_frames import EngineFrame
 
 
 class GoalObject(Task):

@@ -9,7 +9,7 @@ from torch import Tensor
 from ws_gym.tasks.base import Task, TaskResult
 
 if TYPE_CHECKING:
-    from worldscape.engine import EngineFrame
+    from worldscape.engine_frames import EngineFrame
 
 
 class HandTask(Task):

@@ -9,8 +9,8 @@ from einops import rearrange
 from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HAND_STATE_WIDTH, HANDS
 from worldscape.conditioning.layers import Limbs, Thing
 from worldscape.data.episode import Episode
+from worldscape.engine_frames import RecordedHands
 from worldscape.slot_hands import SlotHands
-from worldscape.slots import RecordedHands
 
 NO_TASK = -1
 

@@ -6,7 +6,7 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from worldscape.conditioning.reproject import encode_depth, reproject
-from worldscape.engine import Start
+from worldscape.engine_frames import Start
 from worldscape.evaluate.fidelity import Warped
 
 

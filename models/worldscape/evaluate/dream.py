@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from worldscape.clip_engine import ClipEngine
-from worldscape.engine import EngineFrame, Start
+from worldscape.engine_frames import EngineFrame, HandFrame, Start
 from worldscape.evaluate.episodes import EpisodeBatch
 from worldscape.progress import Progress
-from worldscape.slots import HandFrame
 
 KEPT = {"frame": torch.uint8, "depth": torch.float16, "pose": torch.float32, "realised": torch.float32}
 """What is kept of each step's EngineFrame."""

@@ -16,7 +16,7 @@ from einops import rearrange
 from torch import Tensor
 
 from worldscape.data.episode import MAX_DEPTH
-from worldscape.engine import Start
+from worldscape.engine_frames import Start
 from worldscape.evaluate import metrics as scores
 from worldscape.evaluate.dream import Dream, Engine, dream_episodes, make_start
 from worldscape.evaluate.episodes import EpisodeBatch

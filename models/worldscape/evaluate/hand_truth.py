@@ -12,7 +12,7 @@ from torch import Tensor
 from worldscape.conditioning.camera import camera_rays
 from worldscape.conditioning.hand_model import BONES
 from worldscape.conditioning.hands import HAND_ACTION_WIDTH
-from worldscape.slots import RecordedHands
+from worldscape.engine_frames import RecordedHands
 
 MOVED = 0.02
 """Metres from where it stood at the start at which an object counts as moved."""

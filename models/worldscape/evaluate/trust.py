@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from worldscape.engine import EngineFrame, Start, WorldEngine
+from worldscape.engine import WorldEngine
+from worldscape.engine_frames import EngineFrame, Start
 from worldscape.evaluate import metrics as scores
 from worldscape.evaluate.dream import Dream, dream_episodes
 from worldscape.evaluate.episodes import EpisodeBatch

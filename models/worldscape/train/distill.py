@@ -26,10 +26,10 @@ from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.config import MemoryConfig, WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, load_frames
 from worldscape.engine import WorldEngine
+from worldscape.engine_frames import RecordedHands
 from worldscape.engines import SAMPLERS, open_engine
 from worldscape.flow import add_noise
 from worldscape.scoring import Clip, compose_clip, estimate_end
-from worldscape.slots import RecordedHands
 from worldscape.train.config import DEBUG, TrainConfig, require
 from worldscape.train.heads import num_training
 from worldscape.train.matching import draw_shared_levels, flow_matching_loss, matching_gradient, matching_loss

@@ -18,10 +18,11 @@ from torch import Tensor
 from worldscape.conditioning.hands import HANDS
 from worldscape.conditioning.layers import owned_by
 from worldscape.data.clips import Datasets, FrameStore
-from worldscape.engine import Start, WorldEngine
+from worldscape.engine import WorldEngine
+from worldscape.engine_frames import EngineFrame, RecordedHands, Start
 from worldscape.progress import Progress
 from worldscape.slot_hands import SlotHands
-from worldscape.slots import EngineFrame, RecordedHands, View
+from worldscape.slots import View
 from worldscape.train.cache import cached
 from worldscape.train.runtime import rows_at_once
 from worldscape.world import WorldModel
