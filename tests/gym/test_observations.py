@@ -11,7 +11,7 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from tests.gym.helpers import DREAM, assert_same, core_of, engine_of, make_env, make_vec
-from worldscape import slots
+from worldscape import engine_frames
 from ws_gym.env import WorldScapeEnv
 from ws_gym.infos import resize_frames
 from ws_gym.observations import Latent
@@ -35,8 +35,8 @@ def made_pictures(monkeypatch) -> list:
     """Notes each time that RGB-D becomes a picture or a depth map for somebody who holds an EngineFrame."""
     made = []
     for name in ("rgbd_to_frame", "decode_depth"):
-        make = getattr(slots, name)
-        monkeypatch.setattr(slots, name, lambda x, make=make, name=name: [made.append(name), make(x)][1])
+        make = getattr(engine_frames, name)
+        monkeypatch.setattr(engine_frames, name, lambda x, make=make, name=name: [made.append(name), make(x)][1])
     return made
 
 
