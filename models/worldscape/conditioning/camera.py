@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
-from torch.nn.functional import normalize, pad
+from torch.nn.functional import normalize
 
 from worldscape.conditioning.made_once import kept_while_equal, made_once
 
@@ -112,9 +112,10 @@ def camera_axes(intrinsics: Tensor, size: int) -> Tensor:
 def camera_rays(intrinsics: Tensor, size: int, some: slice = slice(None)) -> Tensor:
     """Normalised intrinsics [..., 4] -> rays through the pixel centres, camera axes, z = 1: [..., size, size, 3]; of
     `some` rows and columns only."""
-    focal, middle = intrinsics[..., None, None, :].split(2, -1)
-    centres = pixel_centres(size, intrinsics.device, intrinsics.dtype)[some, some] / size
-    return pad((centres - middle) / focal, (0, 1), value=1.0)
+    x, y = camera_axes(intrinsics, size)[..., some].unbind(-2)
+    rays = x.new_ones(*x.shape, x.shape[-1], 3)
+    rays[..., 0], rays[..., 1] = x[..., None, :], y[..., :, None]
+    return rays
 
 
 @made_once
