@@ -4,12 +4,12 @@ Drift is lineage, not looks: sharpness, colour and disagreement with memory say 
 much of it goes back to real pixels says most (docs/LOG.md).
 """
 
-from functools import cache
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from worldscape.conditioning.made_once import made_once
 from worldscape.memory.pages import BLANK
 from worldscape.memory.tables import SlotTables
 
@@ -70,8 +70,7 @@ def _ages(groups: tuple[Tensor, ...], count: Tensor) -> tuple[Tensor, ...]:
     return ages.split(sizes, 1)
 
 
-@cache
-@torch.inference_mode(False)
+@made_once
 def _earlier(sizes: tuple[int, ...], device: torch.device) -> Tensor:
     """Which places [N, N] come before which in the same of groups of these sizes."""
     return torch.block_diag(*(torch.ones(size, size, device=device).tril(-1) for size in sizes)).bool()
