@@ -8,6 +8,7 @@ import torch
 
 from tests.evaluate.panorama import PerfectEngine
 from worldscape.evaluate import geometry
+from worldscape.evaluate.dream import make_start
 from worldscape.evaluate.geometry import GeometryConfig, judge_geometry
 from worldscape.splats.unproject import unproject
 
@@ -42,6 +43,30 @@ def test_wrong_depth_and_frames_that_disagree_are_caught(episodes):
     assert found["warp_psnr_dream_g1"] < found["warp_psnr_simulator_g1"] - 2
 
 
+@pytest.mark.parametrize("context", [1, 3])
+def test_a_dream_may_begin_with_more_real_frames(episodes, context, tmp_path):
+    config = GeometryConfig(horizons=(1, 4), gaps=(1,), context=context)
+    walked = episodes.cut(0, config.num_walked)
+    judged = judge_geometry(PerfectEngine(5), walked, unproject, config)
+    assert judged.dream.frames.shape[1] == config.num_steps == config.num_walked - context + 1
+    # The last real frames show more of what comes than the first alone, and truth stays the frames dreamed of.
+    assert judged.metrics["psnr_realised_h4"] > 40 and judged.metrics["depth_abs_rel_h4"] == 0
+    geometry.save_pictures(tmp_path, judged.dream, walked, unproject, config, num_shown=1)
+
+
+def test_what_any_of_the_real_frames_shows_counts_as_covered(episodes):
+    config = GeometryConfig(horizons=(1,), gaps=(1,), context=4)
+    dream = judge_geometry(WarpedEngine(5), episodes, unproject, config).dream
+    part = geometry.dreamed_part(episodes, config)
+    seen = [
+        geometry.warp_start(start, torch.from_numpy(part.pose[:, 1])).covered.sum()
+        for start in (make_start(part, 1), make_start(episodes, 4))
+    ]
+    assert seen[1] > seen[0]
+    found = geometry.measure_depth(dream, part, 1, make_start(episodes, 4))
+    assert found["depth_abs_rel_covered_h1"] == pytest.approx(0.3, abs=1e-3)
+
+
 def test_scores_without_a_number_do_not_count():
     assert geometry._mean(torch.tensor([1.0, math.nan, 3.0])) == 2.0
     assert math.isnan(geometry._mean(torch.tensor([math.nan])))
@@ -58,6 +83,11 @@ def test_pictures_are_written(episodes, tmp_path):
 def test_bad_settings_are_named(settings):
     with pytest.raises(ValueError, match="increasing"):
         GeometryConfig(**settings)
+
+
+def test_a_dream_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least 1 real frame"):
+        GeometryConfig(context=0)
 
 
 def test_a_dream_is_long_enough_for_all_that_is_measured():

@@ -58,6 +58,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     geometry = add_evaluation(evaluations, "geometry", run_geometry, episodes=32, policy="explore")
     geometry.add_argument("--horizons", type=read_counts, default=(1, 4, 16, 64), help="comma-separated steps")
     geometry.add_argument("--gaps", type=read_counts, default=(1, 4, 16), help="steps between frames that are compared")
+    geometry.add_argument("--context", type=int, default=1, help="real frames that each dream begins with")
     hands = add_evaluation(evaluations, "hands", run_hands, episodes=64, policy="mixed", sources=("tabletop",))
     hands.add_argument("--horizons", type=read_counts, default=(4, 16, 32), help="comma-separated steps")
     hands.add_argument("--untold", action="store_true", help="look for object and target in the first picture")
@@ -251,8 +252,8 @@ def run_geometry(args: argparse.Namespace) -> None:
     from worldscape.evaluate import geometry
 
     begin = time.perf_counter()
-    config = geometry.GeometryConfig(horizons=args.horizons, gaps=args.gaps)
-    engine, episodes = _prepare(args, config.num_steps)
+    config = geometry.GeometryConfig(horizons=args.horizons, gaps=args.gaps, context=args.context)
+    engine, episodes = _prepare(args, config.num_walked)
     make = geometry.choose_maker(engine.model, load_aggregator(args.weights, args.device))
     judged = geometry.judge_geometry(engine, episodes, make, config)
     if args.out:

@@ -18,6 +18,7 @@ from torch import Tensor
 from worldscape.codec import frame_to_rgbd
 from worldscape.conditioning.camera import pose_distance
 from worldscape.conditioning.reproject import decode_depth, encode_depth, reproject
+from worldscape.engine_frames import Start
 from worldscape.evaluate import metrics as scores
 from worldscape.evaluate.baselines import fill_holes, warp_start
 from worldscape.evaluate.dream import Dream, Engine, dream_episodes, make_start
@@ -45,21 +46,31 @@ Maker = Callable[[Tensor, Tensor, Tensor], Gaussians]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GeometryConfig:
-    """Steps after which depth is compared, and gaps in steps between the frames that are warped onto each other."""
+    """Steps after which depth is compared, gaps in steps between the frames that are warped onto each other, and how
+    many real frames each dream begins with.
+    """
 
     horizons: tuple[int, ...] = (1, 4, 16, 64)
     gaps: tuple[int, ...] = (1, 4, 16)
+    context: int = 1
 
     def __post_init__(self) -> None:
         for name in ("horizons", "gaps"):
             values = getattr(self, name)
             if not values or min(values) < 1 or list(values) != sorted(set(values)):
                 raise ValueError(f"{name} {values} must be increasing numbers of steps, 1 or more")
+        if self.context < 1:
+            raise ValueError(f"context is {self.context}; a dream begins with at least 1 real frame")
 
     @property
     def num_steps(self) -> int:
         """Steps of each dream: enough for every horizon, for one pair at every gap and for one clip."""
         return max(*self.horizons, 1 + max(self.gaps), CLIP)
+
+    @property
+    def num_walked(self) -> int:
+        """Steps of each episode: those between the frames that its dream begins with, and those of the dream."""
+        return self.context - 1 + self.num_steps
 
 
 class Geometry(NamedTuple):
@@ -91,12 +102,13 @@ def choose_maker(model: WorldModel, aggregator: Aggregator | None) -> Maker:
 @torch.inference_mode()
 def judge_geometry(engine: Engine, episodes: EpisodeBatch, make: Maker, config: GeometryConfig) -> Geometry:
     """Dream the episodes along the simulator's own motion and measure depth, consistency and new views."""
-    dream = dream_episodes(engine, episodes, num_steps=config.num_steps, is_realised=True)
+    dream = dream_episodes(engine, episodes, num_steps=config.num_steps, context=config.context, is_realised=True)
+    start, episodes = make_start(episodes, config.context), dreamed_part(episodes, config)
     found: dict[str, float] = {}
     for horizon in config.horizons:
         shown, truth = torch.from_numpy(dream.frames[:, horizon - 1]), torch.from_numpy(episodes.frames[:, horizon])
         found[f"psnr_realised_h{horizon}"] = _mean(scores.psnr(scores.to_unit(shown), scores.to_unit(truth)))
-        found |= measure_depth(dream, episodes, horizon)
+        found |= measure_depth(dream, episodes, horizon, start)
     for gap in config.gaps:
         found |= measure_consistency(dream, episodes, gap)
     for name, frames, depth in _sequences(dream, episodes):
@@ -105,11 +117,16 @@ def judge_geometry(engine: Engine, episodes: EpisodeBatch, make: Maker, config: 
     return Geometry(found, [tabulate(found, config)], dream)
 
 
-def measure_depth(dream: Dream, episodes: EpisodeBatch, horizon: int) -> dict[str, float]:
-    """Error of the dream's depth after `horizon` steps, also apart where the start frame truly shows what is there."""
+def dreamed_part(episodes: EpisodeBatch, config: GeometryConfig) -> EpisodeBatch:
+    """What was dreamed of the episodes: from the last real frame that the dreams begin with, `num_steps` steps."""
+    return episodes.cut(config.context - 1, config.num_steps)
+
+
+def measure_depth(dream: Dream, episodes: EpisodeBatch, horizon: int, start: Start) -> dict[str, float]:
+    """Error of the dream's depth after `horizon` steps, also apart where the start frames truly show what is there."""
     depth = torch.from_numpy(dream.depth[:, horizon - 1]).float()
     target = torch.from_numpy(episodes.depth[:, horizon])
-    covered = warp_start(make_start(episodes, 1), torch.from_numpy(episodes.pose[:, horizon])).covered
+    covered = warp_start(start, torch.from_numpy(episodes.pose[:, horizon])).covered
     errors = {
         "abs_rel": scores.depth_error(depth, target, max_depth=MAX_DEPTH),
         "abs_rel_covered": scores.depth_error(depth, target, max_depth=MAX_DEPTH, mask=covered),
@@ -207,6 +224,7 @@ def save_pictures(
     out: Path, dream: Dream, episodes: EpisodeBatch, make: Maker, config: GeometryConfig, *, num_shown: int = 4
 ) -> list[Path]:
     """Write a grid of frames and inverse depth at the horizons, and one of held-out views; returns the paths."""
+    episodes = dreamed_part(episodes, config)
     chosen = [horizon - 1 for horizon in config.horizons]
     frames: dict[str, list[np.ndarray]] = {}
     views: dict[str, list[np.ndarray]] = {}
