@@ -1,9 +1,9 @@
 """ClipEngine: dreams of a bidirectional teacher, which refines whole clips and so has to be told its controls ahead.
 
 It has the slots, memory, heads and codec of WorldEngine and the same way of stepping, so everything that judges dreams
-judges a teacher's too. A clip holds sink, retrieved frames, the last finished ones and new ones: all but the first
-after a start of one frame, later half of its local window and target. What a wall refuses is asked of what is known
-when the clip begins.
+judges a teacher's too. A clip holds sink, retrieved frames, the last finished ones and new ones, half of its local
+window and target (`MemoryConfig.num_refined`). What memory shows of the new frames, and what a wall refuses, is asked
+of what is known when the clip begins.
 """
 
 from __future__ import annotations
@@ -14,8 +14,6 @@ import torch
 from torch import Tensor
 
 from worldscape.codec import normalise_tokens
-from worldscape.conditioning.camera import invert_pose, level_pose, pose_from_state
-from worldscape.conditioning.hands import HANDS
 from worldscape.config import MemoryConfig
 from worldscape.engine import WorldEngine
 from worldscape.engine_frames import EngineFrame, Start
@@ -24,10 +22,10 @@ from worldscape.memory.pages import PageShape
 from worldscape.memory.world_memory import Frame, WorldMemory
 from worldscape.noise import slot_noise
 from worldscape.scoring import Clip, compose_clip, sample_clip
-from worldscape.slot_hands import SlotHands, draw_hands
+from worldscape.slot_hands import SlotHands
 from worldscape.slots import NewFrame, SlotState, View
 from worldscape.snapshot import Snapshot
-from worldscape.transformer import FrameInputs, PlacedHistory, Prediction, frame_rays
+from worldscape.transformer import FrameInputs, PlacedHistory, Prediction
 from worldscape.world import WorldModel
 
 CALLS = 16  # that refine a clip, unless somebody asks for another number
@@ -174,8 +172,7 @@ class ClipEngine(WorldEngine):
 
     def _refine(self, plan: Plan) -> list[Refined]:
         """Refine the next clip's new frames together."""
-        place, left = len(self._frames), plan.controls.shape[1] - self._place
-        num_new = min(max(self.clip_length // 2, self.clip_length - place), left)
+        num_new = min(self.config.memory.num_refined, plan.controls.shape[1] - self._place)
         motions = self._move(plan, num_new)
         clip = self._compose(motions)
         shape = self.state.latent.shape[1:]
@@ -202,32 +199,20 @@ class ClipEngine(WorldEngine):
         return motions
 
     def _compose(self, motions: list[Motion]) -> Clip:
-        """The clip in which the next frames are refined, memory shown in the first of them only."""
+        """The clip in which the next frames are refined, all of them shown by memory as it stands."""
         state, memory, num_new = self.state, self.config.memory, len(motions)
-        view = self.look(state, motions[0].camera, state.pose, motions[0].hands)
-        blank = torch.zeros_like(view.guess.latent[:, None].float()), torch.zeros_like(view.token_coverage[:, None])
-        shown = view.guess.latent[:, None].float(), view.token_coverage[:, None]
-        new, previous = [], state.pose
+        views, previous, before = [], state.pose, None
         for motion in motions:
-            pose = pose_from_state(motion.camera)
-            rays = frame_rays(pose, invert_pose(level_pose(previous)), state.intrinsics, self.config.codec.grid)
-            hands = None if motion.hands is None else self._draw(motion.hands, pose)
-            level = torch.ones_like(pose[:, :1, 0])
-            new.append(FrameInputs(blank[0], level, rays[:, None], *(blank if new else shown), hands))
-            previous = pose
+            view = self.look(state, motion.camera, previous, motion.hands, before)
+            previous, before = view.pose, None if view.hands is None else view.hands.handled
+            views.append(view)
         opening = self._frames
         if len(opening) + num_new > self.clip_length:
             opening = opening[: memory.num_sink] + opening[memory.num_sink + num_new - self.clip_length :]
-        frames = [*opening, *new]
-        recall = state.memory.recall(previous, state.intrinsics, use_anchor=False)
-        numbers = state.memory.store.fields.frame[recall.retrieved]
+        frames = [*opening, *(view.inputs(torch.zeros_like(state.latent), 1.0) for view in views)]
+        numbers = state.memory.store.fields.frame[views[-1].recall.retrieved]
         sink, tail = frames[: memory.num_sink], frames[memory.num_sink :]
         return compose_clip(sink, tail, self._frames, numbers, is_causal=False)
-
-    def _draw(self, hands: SlotHands, pose: Tensor) -> Tensor:
-        assert self.hands is not None
-        limbs = hands.limbs(hands.workspace(pose), HANDS[self.hands])
-        return draw_hands(limbs, pose, self.state.intrinsics, self.config.codec.size)[:, None]
 
     def _show(self, refined: Refined) -> None:
         """Decode a refined frame with what memory shows of it now, and make it the slots' current one."""

@@ -129,6 +129,11 @@ class MemoryConfig:
         """Frames of history that the generator reads at most."""
         return self.num_sink + self.num_retrieved + self.local_window
 
+    @property
+    def num_refined(self) -> int:
+        """New frames that a bidirectional teacher refines at once: half of a clip, one more than the local window."""
+        return self.local_window // 2 + 1
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadsConfig:

@@ -123,25 +123,16 @@ class Sampled(NamedTuple):
 def sample_clip(transformer: WorldTransformer, clip: Clip, noise: Tensor, levels: list[float]) -> Sampled:
     """Refine a clip's last N frames together, from noise [B, N, P, C] down the sampler's levels, from 1 to 0.
 
-    The frames before them are looked at as they are; of the new ones memory shows the first.
+    The frames before them are looked at as they are.
     """
-    num_new, frames, last = noise.shape[1], hide_later(clip.frames, noise.shape[1]), []
+    num_new, last = noise.shape[1], []
 
     def estimate(latent: Tensor, level: float) -> Tensor:
-        found = predict_end(
-            transformer, clip._replace(frames=frames), latent, torch.full_like(frames.level[:, 0], level)
-        )
+        found = predict_end(transformer, clip, latent, torch.full_like(clip.frames.level[:, 0], level))
         last[:] = [found.features[:, -num_new:]]
         return found.latent[:, -num_new:].float()
 
     return Sampled(follow_flow(estimate, noise, levels)[-1], *last)
-
-
-def hide_later(frames: FrameInputs, num_new: int) -> FrameInputs:
-    """What memory shows of the frames after the first of num_new new ones, withheld."""
-    is_shown = torch.ones_like(frames.coverage)
-    is_shown[:, frames.level.shape[1] - num_new + 1 :] = 0.0
-    return frames._replace(anchor=frames.anchor * is_shown[..., None], coverage=frames.coverage * is_shown)
 
 
 def _positions(frames: FrameInputs) -> Tensor:

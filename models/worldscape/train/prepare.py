@@ -40,7 +40,9 @@ class PreparedFrames:
     positions in the FrameStore; retrieved long [E, F, R]: places in the dream of the earlier frames whose keys and
     values MACO chose for this one, oldest first, then -1. The first frame of each dream opens it: memory shows nothing
     of it. hands uint8 [M, 4, h, w]: pose video of the frames with hands, hand_index long [E, F]: place in it, NO_HAND
-    without; both None where the recordings have none.
+    without; both None where the recordings have none. ahead_guess [E, F, A, P, C] and ahead_coverage [E, F, A, P]: what
+    memory, as it stands before it takes in a frame, shows of the views of the A frames after that one; None where
+    nobody asked.
     """
 
     latent: Tensor
@@ -50,6 +52,8 @@ class PreparedFrames:
     retrieved: Tensor
     hands: Tensor | None = None
     hand_index: Tensor | None = None
+    ahead_guess: Tensor | None = None
+    ahead_coverage: Tensor | None = None
 
     @property
     def has_hands(self) -> np.ndarray:
@@ -75,25 +79,29 @@ def prepare(
     seed: int,
     *,
     own_dreams: int = 0,
+    num_ahead: int = 0,
 ) -> PreparedFrames:
     """Replay every episode through memory, or read the result of an earlier call with the same inputs.
 
     length: frames of each dream, cut from a random place of its episode. memory: the policy of the dreams. own_dreams:
-    in so many of those with hands, memory holds what the model dreams along the recorded motion.
+    in so many of those with hands, memory holds what the model dreams along the recorded motion. num_ahead: of so many
+    frames after each one is kept what memory shows of them beforehand.
     """
     config = replace(model.config, memory=memory).to_dict()
     settings = [config["codec"], config["memory"], len(store.frames), store.num_episodes, length, seed]
     if store.hands is not None:
         settings.append("hands are taken along bone by bone without rims, the first frame's before others")
+    if num_ahead > 0:
+        settings.append(f"{num_ahead} ahead")
     tensors = cached(
         dataset,
         [*settings, LARGEST_DISTURBANCE],
         [model.codec],
-        lambda: _replay_all(model, memory, store, length, seed),
+        lambda: _replay_all(model, memory, store, length, seed, num_ahead),
     )
     if own_dreams > 0 and store.hands is not None:
         config |= {"length": length, "seed": seed, "frames": len(store.frames)}
-        settings = ["own dreams", config, store.num_episodes, own_dreams]
+        settings = ["own dreams", config, store.num_episodes, own_dreams, *([num_ahead] if num_ahead > 0 else [])]
         parts = [model.codec, model.transformer]
         tensors |= cached(dataset, settings, parts, lambda: _dream_some(model, memory, store, tensors, own_dreams))
     nothing = tensors["frames"].new_empty(*tensors["frames"].shape, 0)  # not kept where nothing can be retrieved
@@ -101,7 +109,7 @@ def prepare(
 
 
 def _replay_all(
-    model: WorldModel, memory: MemoryConfig, store: FrameStore, length: int, seed: int
+    model: WorldModel, memory: MemoryConfig, store: FrameStore, length: int, seed: int, num_ahead: int
 ) -> dict[str, Tensor]:
     rng = np.random.default_rng([seed, 3])
     sizes = np.diff(store.starts)
@@ -111,7 +119,8 @@ def _replay_all(
     parts = []
     with Progress("episodes prepared", total=len(frames)) as progress:
         for rows in frames.split(rows_at_once(next(model.parameters()).device)):
-            parts.append(_replay(model, memory, store, rows, torch.Generator().manual_seed(seed + int(rows[0, 0]))))
+            generator = torch.Generator().manual_seed(seed + int(rows[0, 0]))
+            parts.append(_replay(model, memory, store, rows, num_ahead, generator))
             progress.update(len(rows))
     hands = {} if store.hands is None else draw_tracks(store, store.hands, frames, next(model.parameters()).device)
     return {"frames": frames, **{name: torch.cat([part[name] for part in parts]) for name in parts[0]}, **hands}
@@ -121,14 +130,15 @@ def _dream_some(
     model: WorldModel, memory: MemoryConfig, store: FrameStore, tensors: dict[str, Tensor], count: int
 ) -> dict[str, Tensor]:
     """What memory shows in replayed dreams, the first `count` of those that have hands dreamed by the model: guess,
-    coverage and, where there are any, retrieved."""
+    coverage and, where there are any, retrieved and what is shown ahead."""
     assert store.hands is not None
-    frames = tensors["frames"]
-    shown = {name: tensors[name].clone() for name in ("guess", "coverage", "retrieved") if name in tensors}
+    frames, names = tensors["frames"], ("guess", "coverage", "retrieved", "ahead_guess", "ahead_coverage")
+    shown = {name: tensors[name].clone() for name in names if name in tensors}
+    num_ahead = shown["ahead_coverage"].shape[2] if "ahead_coverage" in shown else 0
     with_hands = torch.from_numpy(store.hands.present[frames[:, 0].numpy()].any(1)).nonzero()[:count, 0]
     with Progress("episodes dreamed", total=len(with_hands)) as progress:
         for rows in with_hands.split(rows_at_once(next(model.parameters()).device)):
-            dreamed = _dream(model, memory, store, frames[rows].numpy())
+            dreamed = _dream(model, memory, store, frames[rows].numpy(), num_ahead)
             for name, kept in shown.items():
                 kept[rows] = dreamed[name].to(kept.dtype)
             progress.update(len(rows))
@@ -136,8 +146,11 @@ def _dream_some(
 
 
 @torch.inference_mode()
-def _dream(model: WorldModel, memory: MemoryConfig, store: FrameStore, frames: np.ndarray) -> dict[str, Tensor]:
-    """One batch of closed-loop dreams along recorded motion, frames [E, F] -> guess, coverage and retrieved."""
+def _dream(
+    model: WorldModel, memory: MemoryConfig, store: FrameStore, frames: np.ndarray, num_ahead: int
+) -> dict[str, Tensor]:
+    """One batch of closed-loop dreams along recorded motion, frames [E, F] -> guess, coverage, retrieved and, with
+    num_ahead, what is shown ahead."""
     device = next(model.parameters()).device
     engine = WorldEngine(model, len(frames), device=device, precision="auto", hands=hands_in(store), memory=memory)
     engine.open(start_at(store, frames[:, 0]), torch.from_numpy(frames[:, 0]))
@@ -148,13 +161,18 @@ def _dream(model: WorldModel, memory: MemoryConfig, store: FrameStore, frames: n
         "coverage": [torch.zeros(len(frames), config.num_tokens)],
         "retrieved": [state.memory.tables.retrieved.cpu()],
     }
-    for index in frames.T[1:]:
+    ahead = [_nothing_ahead(model, len(frames), num_ahead)]
+    for step in range(1, frames.shape[1]):
+        index = frames[:, step]
+        if num_ahead > 0:
+            ahead.append(_look_ahead(model, state.memory, store, frames, step, num_ahead))
         realised, active = torch.from_numpy(store.realised[index]).to(engine.device), torch.ones_like(state.is_open)
         view = engine.advance(state, realised, active, hands=hands_at(engine, store, index)).view
         now = (view.guess.latent, view.token_coverage, state.memory.tables.retrieved)
         for kept, value in zip(steps.values(), now, strict=True):
             kept.append(value.cpu())
-    return {name: torch.stack(values, 1) for name, values in steps.items()}
+    shown = {name: torch.stack(values, 1) for name, values in steps.items()}
+    return shown | (_stack_ahead(ahead) if num_ahead > 0 else {})
 
 
 @torch.inference_mode()
@@ -183,9 +201,15 @@ def draw_tracks(
 
 @torch.inference_mode()
 def _replay(
-    model: WorldModel, policy: MemoryConfig, store: FrameStore, frames: Tensor, generator: torch.Generator
+    model: WorldModel,
+    policy: MemoryConfig,
+    store: FrameStore,
+    frames: Tensor,
+    num_ahead: int,
+    generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """One batch of dreams, frames long [E, F] -> latent, guess, coverage, and retrieved where anything can be."""
+    """One batch of dreams, frames long [E, F] -> latent, guess, coverage; retrieved where anything can be; and with
+    num_ahead what is shown ahead."""
     device = next(model.parameters()).device
     shape = PageShape(layers=0, tokens=0, heads=0, head_width=0, size=model.config.codec.size)
     memory = WorldMemory.empty(policy, len(frames), shape, torch.zeros((), device=device))
@@ -194,12 +218,15 @@ def _replay(
     strength = LARGEST_DISTURBANCE * torch.rand(len(frames), 1, 1, generator=generator).to(device)
     steps: dict[str, list[Tensor]] = {"latent": [], "guess": [], "coverage": []}
     retrieved: list[Tensor] = []
+    ahead = [_nothing_ahead(model, len(frames), num_ahead)]
     for step in range(frames.shape[1]):
         index = frames[:, step].numpy()
         rgbd, pose = store.rgbd(index).to(device), torch.from_numpy(store.pose[index]).to(device)
         limbs = None if store.hands is None else store.hands.limbs(index, pose)
         recall = memory.recall(pose, intrinsics, rebuild=reproject_fast, limbs=limbs)
         anchor = recall.anchor
+        if step > 0 and num_ahead > 0:
+            ahead.append(_look_ahead(model, memory, store, frames.numpy(), step, num_ahead))
         with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
             latent, guess = model.codec.encode(rgbd).float(), model.codec.encode_anchor(anchor)
             kept = rgbd
@@ -217,4 +244,41 @@ def _replay(
         retrieved.append(memory.tables.retrieved.cpu())
     if retrieved[0].shape[1] > 0:
         steps["retrieved"] = retrieved
-    return {name: torch.stack(values, 1) for name, values in steps.items()}
+    shown = {name: torch.stack(values, 1) for name, values in steps.items()}
+    return shown | (_stack_ahead(ahead) if num_ahead > 0 else {})
+
+
+Shown = tuple[Tensor, Tensor]
+"""What memory shows of the A views ahead of one frame of E dreams: guess [E, A, P, C] and coverage [E, A, P]."""
+
+
+def _look_ahead(
+    model: WorldModel, memory: WorldMemory, store: FrameStore, frames: np.ndarray, step: int, num_ahead: int
+) -> Shown:
+    """What memory, before it takes in frame `step` of the dreams [E, F], shows of the num_ahead frames after it; of the
+    last frame again where a dream ends."""
+    device, shown = next(model.parameters()).device, []
+    intrinsics = torch.from_numpy(store.intrinsics[frames[:, 0]]).to(device)
+    for place in range(step + 1, step + 1 + num_ahead):
+        index = frames[:, min(place, frames.shape[1] - 1)]
+        pose = torch.from_numpy(store.pose[index]).to(device)
+        limbs = None if store.hands is None else store.hands.limbs(index, pose)
+        anchor = memory.recall(pose, intrinsics, rebuild=reproject_fast, limbs=limbs).anchor
+        with torch.autocast(device.type, torch.bfloat16, enabled=has_fast_bf16(device)):
+            guess = model.codec.encode_anchor(anchor).latent
+        shown.append((guess, token_coverage(anchor.mask, model.config.codec.grid)))
+    guess, coverage = (torch.stack(parts, 1).to("cpu", torch.float16) for parts in zip(*shown, strict=True))
+    return guess, coverage
+
+
+def _nothing_ahead(model: WorldModel, dreams: int, num_ahead: int) -> Shown:
+    """Before anything was seen."""
+    codec = model.config.codec
+    empty = torch.zeros(dreams, num_ahead, codec.num_tokens, codec.latent_channels, dtype=torch.float16)
+    return empty, empty[..., 0].clone()
+
+
+def _stack_ahead(ahead: list[Shown]) -> dict[str, Tensor]:
+    """PreparedFrames' ahead_guess and ahead_coverage, of all frames of the dreams."""
+    guess, coverage = (torch.stack(parts, 1) for parts in zip(*ahead, strict=True))
+    return {"ahead_guess": guess, "ahead_coverage": coverage}

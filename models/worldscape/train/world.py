@@ -267,9 +267,9 @@ def odds_of_one_kind(odds: np.ndarray, has_hands: np.ndarray, rng: np.random.Gen
 
 
 def build_stage(
-    model_config: WorldConfig, train_config: TrainConfig, dataset: Datasets, init: str | None
+    model_config: WorldConfig, train_config: TrainConfig, dataset: Datasets, init: str | None, *, num_ahead: int = 0
 ) -> WorldStage:
-    """The stage for a dataset, with memory replayed through the codec of `init`."""
+    """The stage for a dataset, with memory replayed through the codec of `init`; num_ahead as in `prepare`."""
     assert init is not None and isinstance(train_config, WorldTrainConfig)
     store = load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands)
     prepared = prepare(
@@ -280,6 +280,7 @@ def build_stage(
         train_config.dream_frames,
         train_config.dreams_seed,
         own_dreams=train_config.own_dreams,
+        num_ahead=num_ahead,
     )
     needed = model_config.memory.num_sink + model_config.memory.local_window + 1
     if prepared.frames.shape[1] < needed + 1:
