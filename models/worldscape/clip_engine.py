@@ -201,11 +201,7 @@ class ClipEngine(WorldEngine):
     def _compose(self, motions: list[Motion]) -> Clip:
         """The clip in which the next frames are refined, all of them shown by memory as it stands."""
         state, memory, num_new = self.state, self.config.memory, len(motions)
-        views, previous, before = [], state.pose, None
-        for motion in motions:
-            view = self.look(state, motion.camera, previous, motion.hands, before)
-            previous, before = view.pose, None if view.hands is None else view.hands.handled
-            views.append(view)
+        views = self.look_ahead(state, [motion.camera for motion in motions], [motion.hands for motion in motions])
         opening = self._frames
         if len(opening) + num_new > self.clip_length:
             opening = opening[: memory.num_sink] + opening[memory.num_sink + num_new - self.clip_length :]

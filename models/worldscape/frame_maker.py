@@ -4,6 +4,8 @@ The motion head says what the world lets happen, memory is reprojected into the 
 against fixed history, the codec decodes it, `commit` appends exactly one frame.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -169,6 +171,16 @@ class FrameMaker:
         use_anchor = self.config.transformer.anchor
         recall = state.memory.recall(pose, state.intrinsics, use_anchor=use_anchor, rebuild=self.rebuild, limbs=limbs)
         return self._view(pose, previous, recall, state.intrinsics, shown)
+
+    def look_ahead(self, state: SlotState, cameras: Sequence[Tensor], hands: Sequence[SlotHands | None]) -> list[View]:
+        """The views of frames that follow one another, from cameras [B, 6] each and with these hands, as far as memory
+        shows them now."""
+        views, previous, before = [], state.pose, None
+        for camera, held in zip(cameras, hands, strict=True):
+            view = self.look(state, camera, previous, held, before)
+            previous, before = view.pose, None if view.hands is None else view.hands.handled
+            views.append(view)
+        return views
 
     def read(self, state: SlotState, view: View) -> PlacedHistory:
         """History as this step's model calls read it."""

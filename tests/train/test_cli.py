@@ -82,6 +82,7 @@ def test_a_bidirectional_teacher_is_refused():
     teacher = WorldModel(choose_model("debug", ["transformer.is_causal=false"]))
     with pytest.raises(ValueError, match="distil from a causal one"):
         check_teacher(teacher, teacher, "run")
+    check_teacher(teacher, teacher, "run", may_see_ahead=True)
 
 
 def test_a_teacher_that_reads_another_history_is_refused():

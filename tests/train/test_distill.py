@@ -11,13 +11,19 @@ import torch
 from torch import Tensor
 
 from tests.train.walks import walk_store
+from worldscape.checkpoint import save_world
+from worldscape.codec import token_coverage
+from worldscape.conditioning.camera import apply_control, pose_from_state
 from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.data.clips import FrameStore
 from worldscape.engine import WorldEngine
+from worldscape.engines import open_engine
 from worldscape.rolling import RollingEngine
+from worldscape.train import distill
 from worldscape.train.config import override
 from worldscape.train.distill import DEFAULTS, DistillStage, DistillTrainConfig, roll_out
 from worldscape.train.rollouts import start_at
+from worldscape.train.teacher import adapt_model
 from worldscape.world import WorldModel, debug_world
 
 
@@ -160,6 +166,63 @@ def test_a_critic_that_agrees_with_the_teacher_leaves_the_student_alone(store):
     stage, model = build(store)
     parts = stage.loss(model, stage.batch(1, 0, 1), torch.Generator().manual_seed(0))
     assert float(parts["gap"]) == 0.0 and float(parts["matching"]) == 0.0
+
+
+def shown_ahead(engine: WorldEngine, batch: dict[str, Tensor], first: int) -> tuple[list[Tensor], list[Tensor]]:
+    """Latents and coverage that memory suggests now for the frames after controls number `first` and on."""
+    state, camera = engine.state, engine.state.camera
+    guess, coverage = [], []
+    for control in batch["controls"].unbind(1)[first:]:
+        camera = apply_control(camera, control, engine.config.controls.max_pitch)
+        recall = state.memory.recall(pose_from_state(camera), state.intrinsics, rebuild=reproject_fast)
+        guess.append(engine.model.codec.encode_anchor(recall.anchor).latent)
+        coverage.append(token_coverage(recall.anchor.mask, engine.config.codec.grid))
+    return guess, coverage
+
+
+@pytest.mark.parametrize(("sampler", "calls"), [("blockwise", 1), ("rolling", 1), ("rolling", 2)])
+def test_a_bidirectional_teacher_is_shown_the_window_as_it_was_known_before(store, sampler, calls):
+    """In the clips of a causal one memory shows a later frame of the window what the student dreamed in it."""
+    stage, model = build(store, steps_per_frame=2, rollout=6)
+    batch = stage.batch(3, 0, 1) | {"num_calls": torch.tensor(calls)}
+    causal, both_ways = (roll_out(model, batch, 2, sampler, is_causal=c).frames for c in (True, False))
+    engine = open_engine(model, len(batch["seeds"]), sampler=sampler, num_calls=calls, use_fast=False)
+    engine.rebuild = reproject_fast
+    starts = [int(np.flatnonzero((store.pose == pose.numpy()).all((1, 2)))[0]) for pose in batch["pose"][:, 0]]
+    with torch.inference_mode():
+        engine.open(start_at(store, np.array(starts)), batch["seeds"])
+        for control in batch["controls"].unbind(1)[: 4 + engine.action_latency]:
+            engine.step(control, is_realised=True)
+        guess, coverage = shown_ahead(engine, batch, 4)
+    torch.testing.assert_close(both_ways.anchor[:, -2:], torch.stack(guess, 1), atol=2e-5, rtol=1e-4)
+    torch.testing.assert_close(both_ways.coverage[:, -2:], torch.stack(coverage, 1), atol=1e-6, rtol=0)
+    for name in ("latent", "rays", "level"):
+        assert torch.equal(getattr(causal, name), getattr(both_ways, name))
+    torch.testing.assert_close(causal.anchor[:, :-1], both_ways.anchor[:, :-1], atol=2e-5, rtol=1e-4)
+    assert float((causal.anchor[:, -1] - both_ways.anchor[:, -1]).detach().abs().max()) > 1e-3
+
+
+def test_a_student_learns_from_a_bidirectional_teacher(store):
+    stage, model = build(store, student_every=1)
+    for scorer in (stage.teacher, stage.critic):
+        scorer.config = replace(scorer.config, is_causal=False)
+    parts = stage.loss(model, stage.batch(1, 0, 1), torch.Generator().manual_seed(0))
+    assert float(parts["gap"]) == 0.0, "a critic that is the teacher agrees with it"
+    stage.teacher.to_latent.bias.data += 1.0
+    parts = stage.loss(model, stage.batch(1, 0, 1), torch.Generator().manual_seed(0))
+    parts["loss"].backward()
+    gradient = model.transformer.to_latent.weight.grad
+    assert gradient is not None and float(parts["gap"]) > 0 and float(gradient.abs().max()) > 0
+
+
+def test_a_bidirectional_teacher_refines_so_many_frames_and_no_more(tmp_path, monkeypatch):
+    monkeypatch.setattr(distill, "load_frames", lambda *_, **__: walk_store())
+    model = WorldModel(adapt_model(debug_world().config))
+    path, config = str(save_world(model, tmp_path / "teacher", {})), override(DEFAULTS["debug"], {"window": 3})
+    with pytest.raises(ValueError, match="window is 3; a bidirectional teacher refines 2 frames at once: --set win"):
+        distill.build_stage(debug_world().config, config, "rooms", None, path)
+    config = override(config, {"window": 2})
+    assert not distill.build_stage(debug_world().config, config, "rooms", None, path).teacher.config.is_causal
 
 
 def test_ranks_share_the_number_of_calls_and_nothing_else(store):

@@ -26,6 +26,12 @@ def test_each_stage_builds_on_the_one_before_and_students_learn_from_the_world(t
     assert next(run for run in runs if run.stage == "distill").config.steps == 3
 
 
+def test_a_plan_may_say_who_teaches(tmp_path):
+    order = ("codec", "teacher", "world", "distill")
+    runs = plan_runs("debug", ("rooms",), tmp_path, Plan(order=order, teachers={"distill": "teacher"}))
+    assert [run.teacher for run in runs] == [None, None, None, str(tmp_path / "teacher")]
+
+
 def test_the_first_stage_may_start_from_weights(tmp_path):
     runs = plan_runs("debug", ("rooms",), tmp_path, Plan(order=("teacher", "world")), "nano")
     assert [run.init for run in runs] == ["nano", str(tmp_path / "teacher")]
@@ -55,6 +61,9 @@ def test_toml_reads_as_json_does(tmp_path):
         ('{"stage": {}}', "unknown sections"),
         ('{"stages": {"wings": {}}}', "unknown stage 'wings'"),
         ('{"order": ["codec", "codec"]}', "each once"),
+        ('{"teachers": {"world": "codec"}}', "name a student, ode or distill"),
+        ('{"teachers": {"distill": "decoder"}}', "a stage before it"),
+        ('{"teachers": {"distill": "teacher"}}', "a stage before it"),
     ],
 )
 def test_config_files_that_are_not_understood_are_named(tmp_path, text, message):

@@ -62,7 +62,8 @@ def add_parser(subparsers: Any) -> None:
         stage.add_argument("--init", help="weights to start from: a run, a weights directory or a shipped name")
         if name in TAUGHT:
             stage.add_argument(
-                "--teacher", help="frozen weights of stage world to learn from (default: those of --init)"
+                "--teacher",
+                help="frozen weights to learn from: of world, or for distill of teacher (default: --init)",
             )
         stage.add_argument("--steps", type=int, help="optimiser steps in all")
         assignment = {"action": "append", "default": [], "metavar": "KEY=VALUE"}
@@ -124,7 +125,7 @@ def train_stage(wanted: StageRun) -> int:
     if wanted.stage in TAUGHT:
         teacher = wanted.teacher or wanted.init
         assert teacher is not None
-        check_teacher(load_world(teacher), model, teacher)
+        check_teacher(load_world(teacher), model, teacher, may_see_ahead=wanted.stage == "distill")
         facts["teacher"] = weights_id(load_world(teacher))
         sources.append(teacher)
     stage = module.build_stage(model_config, wanted.config, *sources)
@@ -133,12 +134,12 @@ def train_stage(wanted: StageRun) -> int:
     return exit_code(wanted.out)
 
 
-def check_teacher(teacher: WorldModel, student: WorldModel, name: str) -> None:
-    """Raises ValueError unless the teacher is causal, reads as many retrieved frames as the student, and its latents
-    mean to the student what they mean to itself."""
+def check_teacher(teacher: WorldModel, student: WorldModel, name: str, *, may_see_ahead: bool = False) -> None:
+    """Raises ValueError unless the teacher reads as many retrieved frames as the student, and its latents mean to the
+    student what they mean to itself; and unless it is causal, or may_see_ahead."""
     import torch
 
-    if not teacher.config.transformer.is_causal:
+    if not (teacher.config.transformer.is_causal or may_see_ahead):
         raise ValueError(f"--teacher {name} sees whole clips: distil from a causal one (train world --init {name})")
     wanted, found = (model.config.memory.num_retrieved for model in (student, teacher))
     if found != wanted:

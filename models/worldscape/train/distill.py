@@ -4,7 +4,8 @@ Each rollout opens on recorded frames and runs through the engine itself: its me
 drawn for the whole batch, its commits (or, with a rolling sampler, its frames in flight). Gradient flows through that
 one call of each frame of the window, and through no history. The end of the rollout is noised; where the frozen teacher
 (real) and a critic trained on rollouts beside the student (fake) disagree about the clean frames, the student moves
-(matching.py).
+(matching.py). Teacher and critic are causal and see what the student saw, or both bidirectional: then they are shown
+the window by memory as it stood before it, since later it holds the student's own frames.
 
 Cost of a step: `rollout` frames of an engine with batch_size slots (memory, codec, num_calls + 1 model calls a frame)
 and a critic's training step on batch_size clips; every student_every-th step also teacher and critic once more on
@@ -149,7 +150,7 @@ class DistillStage:
         """The critic's flow-matching loss on the rollout's window, and on the student's turn the matching loss."""
         is_turn, window = bool(batch["is_turn"]), self.config.window
         with torch.autocast(batch["rgbd"].device.type, enabled=False), torch.set_grad_enabled(is_turn):
-            rolled = roll_out(model, batch, window, self.config.sampler)
+            rolled = roll_out(model, batch, window, self.config.sampler, is_causal=self.teacher.config.is_causal)
         made = rolled.frames.latent[:, -window:]
         clip = rolled._replace(frames=rolled.frames._replace(latent=rolled.frames.latent.detach()))
         critic = self._critic_loss(clip, generator)
@@ -188,15 +189,18 @@ class DistillStage:
         return {"dream": dream_pictures(model, self.store, frames)}
 
 
-def roll_out(model: WorldModel, batch: dict[str, Tensor], window: int, sampler: str = "blockwise") -> Clip:
+def roll_out(
+    model: WorldModel, batch: dict[str, Tensor], window: int, sampler: str = "blockwise", *, is_causal: bool = True
+) -> Clip:
     """Dream a batch of openings (DistillStage.batch) in an engine of their own -> clips as the generator saw them.
 
     Where gradients are on, the latents of the last `window` frames carry one model call's worth each. A rolling sampler
-    takes up frames that are never shown behind the last one: they repeat its motion.
+    takes up frames that are never shown behind the last one: they repeat its motion. is_causal False: clips for a
+    bidirectional teacher, the window shown by memory as it stood before it.
     """
     controls, engine = batch["controls"].unbind(1), _engine(model, batch, sampler)
     state, active, latency = engine.state, torch.ones_like(engine.state.is_open), engine.action_latency
-    frames = []
+    frames, ahead = [], []
     hands = _hand_frames(batch)
     for index, (rgbd, pose) in enumerate(zip(batch["rgbd"].unbind(1), batch["pose"].unbind(1), strict=True)):
         with torch.no_grad():
@@ -204,22 +208,44 @@ def roll_out(model: WorldModel, batch: dict[str, Tensor], window: int, sampler: 
         frames.append(view.inputs(state.latent, engine.config.context_level))
     for step in range(len(controls) + latency):
         taken_up, shown = min(step, len(controls) - 1), step - latency
+        if not is_causal and shown == len(controls) - window:
+            ahead = _foresee(engine, batch, shown)
         with torch.set_grad_enabled(shown >= len(controls) - window and torch.is_grad_enabled()):
             place = batch["pose"].shape[1] + taken_up
             moved = state.hands.placed(*hands[place], batch["poses"][:, place]) if hands else None
             latent, view = engine.advance(state, controls[taken_up], active, moved)
         if shown >= 0:
             frames.append(view.inputs(latent, engine.config.context_level))
-    return compose(frames, state.memory.tables.retrieved, engine.config.memory)
+    if not is_causal:
+        frames[-window:] = [
+            frame._replace(anchor=known.anchor, coverage=known.coverage)
+            for frame, known in zip(frames[-window:], ahead, strict=True)
+        ]
+    return compose(frames, state.memory.tables.retrieved, engine.config.memory, is_causal=is_causal)
 
 
-def compose(frames: list[FrameInputs], retrieved: Tensor, memory: MemoryConfig) -> Clip:
+@torch.no_grad()
+def _foresee(engine: WorldEngine, batch: dict[str, Tensor], first: int) -> list[FrameInputs]:
+    """What memory shows now of the frames to which controls number `first` and those after it will lead."""
+    state, hands, opening = engine.state, _hand_frames(batch), batch["pose"].shape[1]
+    ahead, cameras, held = state, [], []
+    for step in range(first, batch["controls"].shape[1]):
+        place = opening + step
+        camera, _ = engine.move(ahead, batch["controls"][:, step])
+        held.append(state.hands.placed(*hands[place], batch["poses"][:, place]) if hands else None)
+        cameras.append(camera)
+        ahead = ahead.moved_on(camera, held[-1])
+    return [view.inputs(state.latent, 1.0) for view in engine.look_ahead(state, cameras, held)]
+
+
+def compose(frames: list[FrameInputs], retrieved: Tensor, memory: MemoryConfig, *, is_causal: bool = True) -> Clip:
     """The clip whose target is the last of these frames, all there are of B rollouts: the first num_sink, those that
     the target read as retrieved, long [B, R] (numbers, -1: none), and the last local_window + 1, or as many as there
-    are. Retrieved frames come from before the window, so what is noised there is not seen clean.
+    are. Retrieved frames come from before the window, so what is noised there is not seen clean. is_causal: as
+    sight's.
     """
     sink, tail = frames[: memory.num_sink], frames[memory.num_sink :][-memory.local_window - 1 :]
-    return compose_clip(sink, tail, frames, retrieved)
+    return compose_clip(sink, tail, frames, retrieved, is_causal=is_causal)
 
 
 def _hand_frames(batch: dict[str, Tensor]) -> list[RecordedHands]:
@@ -258,13 +284,18 @@ def build_stage(
 ) -> DistillStage:
     """The stage for a dataset; the weights of `teacher` are frozen, and the critic begins as their copy.
 
-    Raises ValueError when the window is longer than the clips' tails.
+    Raises ValueError when the window is longer than the clips' tails, or than what a bidirectional teacher refines.
     """
     assert isinstance(train_config, DistillTrainConfig)
     longest = model_config.memory.local_window + 1
     if train_config.window > longest:
         raise ValueError(f"window is {train_config.window}; local window and target are {longest} frames")
     frozen = copy.deepcopy(load_world(teacher).transformer)
+    if not frozen.config.is_causal and train_config.window > model_config.memory.num_refined:
+        raise ValueError(
+            f"window is {train_config.window}; a bidirectional teacher refines {model_config.memory.num_refined} "
+            f"frames at once: --set window={model_config.memory.num_refined}"
+        )
     return DistillStage(
         store=load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands),
         config=train_config,

@@ -3,7 +3,8 @@
 The same command goes on wherever it was stopped: finished stages are kept, the one that was stopped resumes, bit for
 bit as if nothing had happened. A config file says what differs from the preset:
 
-    {"order": ["codec", "world", ...], "model": {"steps_per_frame": 2}, "stages": {"world": {"steps": 20000}}}
+    {"order": ["codec", "world", ...], "model": {"steps_per_frame": 2}, "stages": {"world": {"steps": 20000}},
+     "teachers": {"distill": "teacher"}}
 """
 
 from __future__ import annotations
@@ -25,17 +26,19 @@ from worldscape.train.config import TrainConfig, override
 from worldscape.train.log import STATUS_FILE
 
 ORDER = ("codec", "world", "ode", "distill", "decoder", "heads")
-SECTIONS = ("order", "model", "stages")
+SECTIONS = ("order", "model", "stages", "teachers")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """What a config file may say. order: stages, first to last; model: WorldConfig by section, stages: TrainConfig
-    by stage; both hold only what differs from the preset."""
+    by stage; both hold only what differs from the preset. teachers: earlier stage whose weights teach a student, by the
+    student's stage."""
 
     order: tuple[str, ...] = ORDER
     model: Mapping[str, Any] = field(default_factory=dict)
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    teachers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in (*self.order, *self.stages):
@@ -43,6 +46,15 @@ class Plan:
                 raise ValueError(f"unknown stage {name!r} in the config file: choose of {', '.join(NEEDS)}")
         if not self.order or len(set(self.order)) < len(self.order):
             raise ValueError(f"order {list(self.order)} must name stages, each once")
+        for student, teacher in self.teachers.items():
+            if student not in TAUGHT or teacher not in self.order[: self._place(student)]:
+                raise ValueError(
+                    f"teachers says that {teacher!r} teaches {student!r}: name a student, {' or '.join(TAUGHT)}, and a "
+                    f"stage before it in order {list(self.order)}"
+                )
+
+    def _place(self, stage: str) -> int:
+        return self.order.index(stage) if stage in self.order else 0
 
 
 def read_plan(path: Path | None) -> Plan:
@@ -104,8 +116,8 @@ def run_pipeline(
 
 
 def plan_runs(name: str, data: tuple[str, ...], out: Path, plan: Plan, init: str | None = None) -> list[StageRun]:
-    """The stages of a preset in order, each built on the one before, the first on `init`; students learn from the last
-    causal generator that was trained on recorded frames."""
+    """The stages of a preset in order, each built on the one before, the first on `init`; students learn from whom the
+    plan says, or else from the last causal generator that was trained on recorded frames."""
     taught_by = "spatial" if "spatial" in plan.order else "world"
     model = merge_model(preset(name), plan.model)
     runs: list[StageRun] = []
@@ -119,7 +131,7 @@ def plan_runs(name: str, data: tuple[str, ...], out: Path, plan: Plan, init: str
                 data=data,
                 out=out / stage,
                 init=init,
-                teacher=str(out / taught_by) if stage in TAUGHT else None,
+                teacher=str(out / plan.teachers.get(stage, taught_by)) if stage in TAUGHT else None,
             )
         )
         init = str(out / stage)
