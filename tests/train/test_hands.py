@@ -22,7 +22,7 @@ from worldscape.data.tabletop_tasks import TASKS
 from worldscape.dream import dream_walk
 from worldscape.engine import WorldEngine
 from worldscape.hand_tasks import HAND_TASKS
-from worldscape.train import decoder, heads, world
+from worldscape.train import decoder, heads, teacher, world
 from worldscape.train.cli import copy_parts
 from worldscape.train.config import override
 from worldscape.train.hand_heads import hand_labels
@@ -116,6 +116,31 @@ def test_clips_show_the_hands_of_their_frames(runs, datasets, store):
     assert followed.hands is not None and store.hands is not None
     wrist = torch.from_numpy(store.hands.state[frames[1], 1, :3])
     torch.testing.assert_close(followed.hands.keypoints[0, 1, 0], wrist, atol=1e-5, rtol=0)
+
+
+def test_a_teacher_is_shown_ahead_also_what_its_generator_dreamed(runs, datasets):
+    """Of walks, and of a dream's first frame, nothing changes; a batch of either kind trains."""
+    config = adapt_model(preset("debug"))
+    stages = [
+        teacher.build_stage(
+            config, override(teacher.DEFAULTS["debug"], {"own_dreams": count}), datasets, runs / "world"
+        )
+        for count in (0, 2)
+    ]
+    plain, own = (stage.clips.prepared for stage in stages)
+    for name in ("ahead_guess", "ahead_coverage"):
+        one, other = getattr(plain, name), getattr(own, name)
+        assert one.shape[:3] == (*plain.frames.shape, config.memory.num_refined - 1)
+        assert torch.equal(one[0::2], other[0::2]) and torch.equal(one[:, 0], other[:, 0])
+        assert not torch.allclose(one[1, 4], other[1, 4], atol=5e-3)
+    model = copy.deepcopy(load_world("debug"))
+    model.transformer.config = config.transformer
+    kinds = set()
+    for step in range(8):
+        batch = stages[1].batch(step, 0, 1)
+        kinds.add("hands" in batch)
+        assert torch.isfinite(stages[1].loss(model, batch, torch.Generator().manual_seed(0))["loss"])
+    assert kinds == {False, True}
 
 
 def test_memory_can_hold_the_generators_own_dreams_of_hands(runs, datasets, store):
