@@ -5,28 +5,27 @@ from __future__ import annotations
 import argparse
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from worldscape.data.episode import HELD_OUT_SEED
-from worldscape.evaluate.arenas import Arenas
+from worldscape.evaluate.cli_policies import run_exploits, run_transfer
 from worldscape.evaluate.counterparts import COUNTERPARTS
-from worldscape.evaluate.episodes import SOURCES, EpisodeBatch, Judge
+from worldscape.evaluate.episodes import EpisodeBatch, Judge
+from worldscape.evaluate.judging import (
+    asked_of_judge,
+    check_segment,
+    checked_model,
+    finish,
+    load_reader,
+    name_files,
+    name_of,
+    prepare,
+    walk,
+)
 from worldscape.evaluate.options import add_evaluation, read_counts, read_names
-from worldscape.evaluate.report import Table, find_commit, print_report, report_on
-
-if TYPE_CHECKING:
-    from worldscape.data.rollout import Policy
-    from worldscape.engine import WorldEngine
-    from worldscape.evaluate.inverse_dynamics import InverseDynamicsConfig
-    from worldscape.world import WorldModel
+from worldscape.evaluate.report import report_on
 
 WALKED = ("rooms",)
 READ_STEPS = 64  # of the episodes from which an ablation reads actions back, in segments of a quarter
-ARENA_OPTIONS = ("task", "limit", "first_seed", "batch", "device", "steps_per_frame", "sampler", "precision")
-OpenEngine = Callable[[int, str, str], "WorldEngine"]
-"""Number of slots, device, precision -> engine."""
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -95,7 +94,7 @@ def run_ablation(args: argparse.Namespace) -> None:
     variants = [ablation.read_variant(text) for text in args.row]
     reports = [(variant, _judge_variant(variant, args)) for variant in variants]
     if args.out:
-        _name_files(ablation.save_ablation(args.out, f"worldscape {' '.join(sys.argv[1:])}", reports))
+        name_files(ablation.save_ablation(args.out, f"worldscape {' '.join(sys.argv[1:])}", reports))
     print(ablation.tabulate_variants(reports).to_text(), end="\n\n")
     print("\n".join(report.to_json() for _, report in reports))
 
@@ -109,22 +108,22 @@ def _judge_variant(variant, args: argparse.Namespace):
     begin = time.perf_counter()
     args = argparse.Namespace(**{**vars(args), "weights": variant.weights})
     config = fidelity.FidelityConfig(horizons=args.horizons)
-    engine, episodes = _prepare(args, config.num_steps, variant.open_engine)
+    engine, episodes = prepare(args, config.num_steps, variant.open_engine)
     found = dict(fidelity.judge_fidelity(engine, episodes, warp_start, config).metrics)
     if args.reader:
         args.policy = "restless"
-        engine, walked = _prepare(args, READ_STEPS, variant.open_engine)
-        reader = _load_reader(args.reader, inverse.InverseDynamicsConfig(), walked.frames.shape[2], args.source)
+        engine, walked = prepare(args, READ_STEPS, variant.open_engine)
+        reader = load_reader(args.reader, inverse.InverseDynamicsConfig(), walked.frames.shape[2], args.source)
         found |= actions.judge_actions(engine, walked.segments(READ_STEPS // 4), reader).metrics
     if args.memory_episodes:
         path = memory.PATHS["spin"]
         args.policy, args.episodes = memory.follow(path), args.memory_episodes
-        engine, walked = _prepare(args, len(path), variant.open_engine)
+        engine, walked = prepare(args, len(path), variant.open_engine)
         judged = memory.judge_revisits(engine, walked, engine.config.memory)
         found |= {f"memory_{name}": value for name, value in judged.items()}
     if args.drift_steps:
         args.policy, args.episodes = "explore", args.drift_episodes
-        engine, long = _prepare(args, args.drift_steps, variant.open_engine)
+        engine, long = prepare(args, args.drift_steps, variant.open_engine)
         judged = drift.judge_drift(engine, long, window=min(100, args.drift_steps)).metrics
         found |= {f"drift_{name}": value for name, value in judged.items()}
     found |= ablation.measure_speed(variant.open_engine(1, args.device, args.precision), episodes)
@@ -138,11 +137,11 @@ def run_fidelity(args: argparse.Namespace) -> None:
 
     begin = time.perf_counter()
     config = fidelity.FidelityConfig(horizons=args.horizons, context=args.context)
-    engine, episodes = _prepare(args, config.num_steps)
+    engine, episodes = prepare(args, config.num_steps)
     judged = fidelity.judge_fidelity(engine, episodes, warp_start, config)
     if args.out:
-        _name_files(fidelity.save_pictures(args.out, judged.dream, episodes, warp_start, config))
-    _finish(_name_of("fidelity", args), args, begin, judged.metrics, judged.tables)
+        name_files(fidelity.save_pictures(args.out, judged.dream, episodes, warp_start, config))
+    finish(name_of("fidelity", args), args, begin, judged.metrics, judged.tables)
 
 
 def run_actions(args: argparse.Namespace) -> None:
@@ -153,16 +152,16 @@ def run_actions(args: argparse.Namespace) -> None:
     from worldscape.evaluate import inverse_dynamics as inverse
 
     begin = time.perf_counter()
-    _check_segment(args)
-    config = inverse.InverseDynamicsConfig(**_asked_of_judge(args))
-    engine, episodes = _prepare(args, args.steps)
+    check_segment(args)
+    config = inverse.InverseDynamicsConfig(**asked_of_judge(args))
+    engine, episodes = prepare(args, args.steps)
     path = args.out and args.out / "inverse_dynamics.safetensors"
-    reader = _load_reader(path, config, episodes.frames.shape[2], args.source)
+    reader = load_reader(path, config, episodes.frames.shape[2], args.source)
     segments = episodes.segments(args.segment)
     judged = actions.judge_actions(engine, segments, reader)
     if args.out:
-        _name_files(actions.save_pictures(args.out, engine, segments))
-    _finish(_name_of("actions", args), args, begin, judged.metrics, judged.tables)
+        name_files(actions.save_pictures(args.out, engine, segments))
+    finish(name_of("actions", args), args, begin, judged.metrics, judged.tables)
 
 
 def _run_hand_actions(args: argparse.Namespace) -> None:
@@ -170,10 +169,10 @@ def _run_hand_actions(args: argparse.Namespace) -> None:
     from worldscape.evaluate import hands
 
     begin = time.perf_counter()
-    _check_segment(args)
-    engine, episodes = _prepare(args, args.steps)
+    check_segment(args)
+    engine, episodes = prepare(args, args.steps)
     judged = hands.judge_hand_motion(engine, episodes.segments(args.segment), _load_hand_reader(args, episodes))
-    _finish(_name_of("actions", args), args, begin, judged.metrics, judged.tables)
+    finish(name_of("actions", args), args, begin, judged.metrics, judged.tables)
 
 
 def run_hands(args: argparse.Namespace) -> None:
@@ -182,11 +181,11 @@ def run_hands(args: argparse.Namespace) -> None:
 
     begin = time.perf_counter()
     config = hands.HandsConfig(horizons=args.horizons, tells_places=not args.untold)
-    engine, episodes = _prepare(args, config.num_steps)
+    engine, episodes = prepare(args, config.num_steps)
     judged = hands.judge_hands(engine, episodes, _load_hand_reader(args, episodes), config)
     if args.out:
-        _name_files(hands.save_pictures(args.out, judged.dream, episodes))
-    _finish("hands", args, begin, judged.metrics, judged.tables)
+        name_files(hands.save_pictures(args.out, judged.dream, episodes))
+    finish("hands", args, begin, judged.metrics, judged.tables)
 
 
 def _load_hand_reader(args: argparse.Namespace, episodes: EpisodeBatch):
@@ -195,42 +194,14 @@ def _load_hand_reader(args: argparse.Namespace, episodes: EpisodeBatch):
     from worldscape.evaluate.hand_lessons import load_or_train_reader
     from worldscape.evaluate.hand_reader import HandReaderConfig
 
-    config = HandReaderConfig(**_asked_of_judge(args))
+    config = HandReaderConfig(**asked_of_judge(args))
     judge = Judge(args.source, "mixed", episodes.frames.shape[2])
 
-    def walk() -> EpisodeBatch:
+    def lessons() -> EpisodeBatch:
         return judge.episodes(config.num_episodes, config.num_steps, first_seed=config.first_seed)
 
     path = args.out and args.out / "hand_reader.safetensors"
-    return load_or_train_reader(path, config, walk, retrain=getattr(args, "retrain", False))
-
-
-def _asked_of_judge(args: argparse.Namespace) -> dict[str, int]:
-    """Settings of a judge's training that the command line names."""
-    asked = {"updates": args.updates, "num_episodes": args.training_episodes}
-    return {name: value for name, value in asked.items() if value is not None}
-
-
-def _name_of(name: str, args: argparse.Namespace) -> str:
-    """A result's name, with the simulator that judged where it is not the first one."""
-    return name if args.source == SOURCES[0] else f"{name}_{args.source}"
-
-
-def _check_segment(args: argparse.Namespace) -> None:
-    if not 1 <= args.segment <= args.steps:
-        raise ValueError(f"--segment {args.segment} must lie between 1 and --steps {args.steps}")
-
-
-def _load_reader(path: Path | None, config: InverseDynamicsConfig, size: int, source: str):
-    """The network that reads actions back, trained on walks through the simulator unless it lies at `path`."""
-    from worldscape.evaluate import inverse_dynamics as inverse
-
-    judge = Judge(source, "restless", size)
-
-    def walk() -> EpisodeBatch:
-        return judge.episodes(config.num_episodes, config.num_steps, first_seed=config.first_seed)
-
-    return inverse.load_or_train(path, config, walk)
+    return load_or_train_reader(path, config, lessons, retrain=getattr(args, "retrain", False))
 
 
 def run_drift(args: argparse.Namespace) -> None:
@@ -239,11 +210,11 @@ def run_drift(args: argparse.Namespace) -> None:
 
     begin = time.perf_counter()
     drift.check_window(args.window, args.steps)
-    engine, episodes = _prepare(args, args.steps)
+    engine, episodes = prepare(args, args.steps)
     judged = drift.judge_drift(engine, episodes, window=args.window)
     if args.out:
-        _name_files(drift.save_pictures(args.out, judged.dream, episodes))
-    _finish(_name_of("drift", args), args, begin, judged.metrics, judged.tables)
+        name_files(drift.save_pictures(args.out, judged.dream, episodes))
+    finish(name_of("drift", args), args, begin, judged.metrics, judged.tables)
 
 
 def run_geometry(args: argparse.Namespace) -> None:
@@ -253,12 +224,12 @@ def run_geometry(args: argparse.Namespace) -> None:
 
     begin = time.perf_counter()
     config = geometry.GeometryConfig(horizons=args.horizons, gaps=args.gaps, context=args.context)
-    engine, episodes = _prepare(args, config.num_walked)
+    engine, episodes = prepare(args, config.num_walked)
     make = geometry.choose_maker(engine.model, load_aggregator(args.weights, args.device))
     judged = geometry.judge_geometry(engine, episodes, make, config)
     if args.out:
-        _name_files(geometry.save_pictures(args.out, judged.dream, episodes, make, config))
-    _finish("geometry", args, begin, judged.metrics, judged.tables)
+        name_files(geometry.save_pictures(args.out, judged.dream, episodes, make, config))
+    finish("geometry", args, begin, judged.metrics, judged.tables)
 
 
 def run_memory(args: argparse.Namespace) -> None:
@@ -269,9 +240,9 @@ def run_memory(args: argparse.Namespace) -> None:
     unknown = [path for path in args.paths if path not in memory.PATHS]
     if unknown:
         raise ValueError(f"--paths {','.join(unknown)} unknown; choose from {', '.join(memory.PATHS)}")
-    model = _checked_model(args)
+    model = checked_model(args)
     paths = {path: memory.PATHS[path] for path in args.paths}
-    walks = {path: _walk(args, model, memory.follow(actions), len(actions)) for path, actions in paths.items()}
+    walks = {path: walk(args, model, memory.follow(actions), len(actions)) for path, actions in paths.items()}
     judged = memory.judge_memory(
         model,
         walks,
@@ -283,8 +254,8 @@ def run_memory(args: argparse.Namespace) -> None:
         precision=args.precision,
     )
     if args.out:
-        _name_files(memory.save_pictures(args.out, walks, judged.dreams))
-    _finish("memory", args, begin, judged.metrics, judged.tables)
+        name_files(memory.save_pictures(args.out, walks, judged.dreams))
+    finish("memory", args, begin, judged.metrics, judged.tables)
 
 
 def run_retrieval(args: argparse.Namespace) -> None:
@@ -292,10 +263,10 @@ def run_retrieval(args: argparse.Namespace) -> None:
     from worldscape.evaluate import retrieval
 
     begin = time.perf_counter()
-    model = _checked_model(args)
-    episodes = _walk(args, model, args.policy, args.steps)
+    model = checked_model(args)
+    episodes = walk(args, model, args.policy, args.steps)
     judged = retrieval.judge_retrieval(model.config.memory, episodes, every=args.every)
-    _finish("retrieval", args, begin, judged.metrics, judged.tables)
+    finish("retrieval", args, begin, judged.metrics, judged.tables)
 
 
 def run_trust(args: argparse.Namespace) -> None:
@@ -303,105 +274,6 @@ def run_trust(args: argparse.Namespace) -> None:
     from worldscape.evaluate import trust
 
     begin = time.perf_counter()
-    engine, episodes = _prepare(args, args.steps)
+    engine, episodes = prepare(args, args.steps)
     judged = trust.judge_trust(engine, episodes)
-    _finish("trust", args, begin, judged.metrics, judged.tables)
-
-
-def run_transfer(args: argparse.Namespace) -> None:
-    """Policies trained in the dream and in the simulator, and random actions, scored in both from the same starts."""
-    from worldscape.evaluate import transfer
-
-    begin = time.perf_counter()
-    _checked_model(args)
-    folders = {"dream": args.dream_run, "simulator": args.simulator_run}
-    runs = {name: transfer.load_run(folder, name, args.task) for name, folder in folders.items() if folder is not None}
-    transfer.check_runs(runs)
-    options = {name: vars(args)[name] for name in ARENA_OPTIONS}
-    with Arenas(args.weights, num_episodes=args.episodes, **options) as arenas:
-        judged = transfer.judge_transfer(
-            _kept_plays(args, arenas) if args.out else arenas,
-            runs,
-            checkpoint_episodes=args.checkpoint_episodes,
-            num_filmed=args.filmed if args.out else 0,
-        )
-    if args.out:
-        _name_files([transfer.save_films(args.out / "transfer.mp4", judged.plays["dream"])])
-    _finish("transfer", args, begin, judged.metrics, judged.tables)
-
-
-def _kept_plays(args: argparse.Namespace, arenas: Arenas):
-    """The arenas, whose plays are kept in the folder `plays` of --out."""
-    from worldscape.checkpoint import load_world, weights_id
-    from worldscape.evaluate.kept_plays import KeptArenas
-
-    shared = {"task": args.task, "limit": arenas.limit, "first_seed": args.first_seed, "size": arenas.size}
-    engine = {name: vars(args)[name] for name in ("batch", "device", "steps_per_frame", "sampler", "precision")}
-    dream = {**shared, **engine, "weights": weights_id(load_world(args.weights)), "episodes": args.episodes}
-    return KeptArenas(arenas, args.out / "plays", {"simulator": shared, "dream": dream}, find_commit())
-
-
-def run_exploits(args: argparse.Namespace) -> None:
-    """Whether the simulator confirms what a policy is paid for in the dream, and what would have told."""
-    from worldscape.checkpoint import load_world
-    from worldscape.evaluate import exploits
-    from worldscape.evaluate import inverse_dynamics as inverse
-    from worldscape.policy import load_policy
-
-    begin = time.perf_counter()
-    size = _checked_model(args).config.codec.size
-    if args.task != "goal_object" and (args.reader or args.opinion):
-        raise ValueError(f"--reader and --opinion judge walkers, not {args.task}; leave them out")
-    policies = {} if args.run is None else {"trained": load_policy(args.run)[0]}
-    reader = args.reader and _load_reader(args.reader, inverse.InverseDynamicsConfig(), size, SOURCES[0])
-    opinions = [load_world(weights, args.device).heads.events for weights in args.opinion]
-    options = {name: vars(args)[name] for name in ARENA_OPTIONS}
-    with Arenas(args.weights, num_episodes=args.episodes, **options) as arenas:
-        judged = exploits.judge_exploits(arenas, {**policies, "random": None}, reader=reader, opinions=opinions)
-    _finish("exploits", args, begin, judged.metrics, judged.tables)
-
-
-def _prepare(args: argparse.Namespace, num_steps: int, open_engine: OpenEngine | None = None):
-    """The engine and the judged episodes that the options ask for; open_engine(slots, device) makes another engine."""
-    from worldscape.engines import open_engine as make_engine
-
-    model = _checked_model(args)
-    num_slots = min(args.batch, args.episodes)
-    if open_engine is None:
-        engine = make_engine(
-            model,
-            num_slots,
-            sampler=args.sampler,
-            device=args.device,
-            steps_per_frame=args.steps_per_frame,
-            precision=args.precision,
-            hands="right" if args.source == "tabletop" else None,
-        )
-    else:
-        engine = open_engine(num_slots, args.device, args.precision)
-    return engine, _walk(args, model, args.policy, num_steps)
-
-
-def _walk(args: argparse.Namespace, model: WorldModel, policy: str | Policy, num_steps: int) -> EpisodeBatch:
-    """The episodes that the options ask for, walked by `policy` through the simulator in the model's picture size."""
-    judge = Judge(args.source, policy, model.config.codec.size)
-    return judge.episodes(args.episodes, num_steps, first_seed=args.first_seed)
-
-
-def _checked_model(args: argparse.Namespace) -> WorldModel:
-    """The world model, after the options that all evaluations share were checked."""
-    from worldscape.checkpoint import load_world
-
-    if args.batch < 1 or args.episodes < 1:
-        raise ValueError(f"--batch {args.batch} and --episodes {args.episodes} must be at least 1")
-    if args.first_seed < HELD_OUT_SEED:
-        raise ValueError(f"--first-seed {args.first_seed} may be a training layout; give {HELD_OUT_SEED} or more")
-    return load_world(args.weights, args.device)
-
-
-def _finish(name: str, args: argparse.Namespace, begin: float, metrics: dict[str, float], tables: list[Table]) -> None:
-    print_report(report_on(name, args.weights, args.device, time.perf_counter() - begin, metrics), tables)
-
-
-def _name_files(paths: list[Path]) -> None:
-    print("\n".join(f"wrote {path}" for path in paths), end="\n\n")
+    finish("trust", args, begin, judged.metrics, judged.tables)

@@ -1,0 +1,99 @@
+"""What the evaluations of the command line share: engine and episodes that are judged, and how a result is told."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from worldscape.data.episode import HELD_OUT_SEED
+from worldscape.evaluate.episodes import SOURCES, EpisodeBatch, Judge
+from worldscape.evaluate.report import Table, print_report, report_on
+
+if TYPE_CHECKING:
+    from worldscape.data.rollout import Policy
+    from worldscape.engine import WorldEngine
+    from worldscape.evaluate.inverse_dynamics import InverseDynamicsConfig
+    from worldscape.world import WorldModel
+
+OpenEngine = Callable[[int, str, str], "WorldEngine"]
+"""Number of slots, device, precision -> engine."""
+
+
+def prepare(args: argparse.Namespace, num_steps: int, open_engine: OpenEngine | None = None):
+    """The engine and the judged episodes that the options ask for; open_engine(slots, device) makes another engine."""
+    from worldscape.engines import open_engine as make_engine
+
+    model = checked_model(args)
+    num_slots = min(args.batch, args.episodes)
+    if open_engine is None:
+        engine = make_engine(
+            model,
+            num_slots,
+            sampler=args.sampler,
+            device=args.device,
+            steps_per_frame=args.steps_per_frame,
+            precision=args.precision,
+            hands="right" if args.source == "tabletop" else None,
+        )
+    else:
+        engine = open_engine(num_slots, args.device, args.precision)
+    return engine, walk(args, model, args.policy, num_steps)
+
+
+def walk(args: argparse.Namespace, model: WorldModel, policy: str | Policy, num_steps: int) -> EpisodeBatch:
+    """The episodes that the options ask for, walked by `policy` through the simulator in the model's picture size."""
+    judge = Judge(args.source, policy, model.config.codec.size)
+    return judge.episodes(args.episodes, num_steps, first_seed=args.first_seed)
+
+
+def checked_model(args: argparse.Namespace) -> WorldModel:
+    """The world model, after the options that all evaluations share were checked."""
+    from worldscape.checkpoint import load_world
+
+    if args.batch < 1 or args.episodes < 1:
+        raise ValueError(f"--batch {args.batch} and --episodes {args.episodes} must be at least 1")
+    if args.first_seed < HELD_OUT_SEED:
+        raise ValueError(f"--first-seed {args.first_seed} may be a training layout; give {HELD_OUT_SEED} or more")
+    return load_world(args.weights, args.device)
+
+
+def finish(name: str, args: argparse.Namespace, begin: float, metrics: dict[str, float], tables: list[Table]) -> None:
+    """Print the tables and the JSON line of an evaluation that began at `begin` (time.perf_counter)."""
+    print_report(report_on(name, args.weights, args.device, time.perf_counter() - begin, metrics), tables)
+
+
+def name_files(paths: list[Path]) -> None:
+    """Say which files were written."""
+    print("\n".join(f"wrote {path}" for path in paths), end="\n\n")
+
+
+def name_of(name: str, args: argparse.Namespace) -> str:
+    """A result's name, with the simulator that judged where it is not the first one."""
+    return name if args.source == SOURCES[0] else f"{name}_{args.source}"
+
+
+def check_segment(args: argparse.Namespace) -> None:
+    """Raises ValueError unless a segment fits into the episodes."""
+    if not 1 <= args.segment <= args.steps:
+        raise ValueError(f"--segment {args.segment} must lie between 1 and --steps {args.steps}")
+
+
+def asked_of_judge(args: argparse.Namespace) -> dict[str, int]:
+    """Settings of a judge's training that the command line names."""
+    asked = {"updates": args.updates, "num_episodes": args.training_episodes}
+    return {name: value for name, value in asked.items() if value is not None}
+
+
+def load_reader(path: Path | None, config: InverseDynamicsConfig, size: int, source: str):
+    """The network that reads actions back, trained on walks through the simulator unless it lies at `path`."""
+    from worldscape.evaluate import inverse_dynamics as inverse
+
+    judge = Judge(source, "restless", size)
+
+    def lessons() -> EpisodeBatch:
+        return judge.episodes(config.num_episodes, config.num_steps, first_seed=config.first_seed)
+
+    return inverse.load_or_train(path, config, lessons)
