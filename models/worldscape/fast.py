@@ -2,7 +2,8 @@
 
 At 16 tokens a frame the time goes into launching operations and reading weights, not into arithmetic. So what depends
 on the noise level alone is tabulated, weights lie as matrix products read them, and history leaves room for a frame.
-In bf16 the matrix products take half the time; sums, norms, attention and memory stay float32.
+In bf16 the matrix products take half the time; sums, norms and memory stay float32, and so does attention but for
+GPUs, whose fast kernels for it read half precision.
 """
 
 from collections.abc import Sequence
@@ -122,14 +123,22 @@ class FastTransformer:
         plain: the finished generator; later changes of its weights are not seen.
         levels: the noise levels that `refine` will be asked for; a tuple for frames each at its own.
         dtype: of weights and of what they are multiplied with.
+        attend_dtype: of what attention reads; None: dtype on a GPU, float32 elsewhere.
     """
 
     @torch.no_grad()
-    def __init__(self, plain: WorldTransformer, levels: Sequence[Levels], dtype: torch.dtype = torch.float32):
+    def __init__(
+        self,
+        plain: WorldTransformer,
+        levels: Sequence[Levels],
+        dtype: torch.dtype = torch.float32,
+        attend_dtype: torch.dtype | None = None,
+    ):
         packer = Packer(dtype)
         self.config, self.grid = plain.config, plain.grid
         order = pair_neighbours(self.config.head_width, self.config.num_heads)
         device = plain.final_modulation.device
+        self.attend_dtype = attend_dtype or (dtype if device.type == "cuda" else torch.float32)
         blocks = [block for block in plain.blocks if isinstance(block, Block)]
         self.layers = [fuse(block, order, packer) for block in blocks]
         self.levels = {level: tabulate(plain, blocks, level) for level in levels}
@@ -174,9 +183,12 @@ class FastTransformer:
         layers, slots, past, tokens, heads, width = history.keys.shape
         num_new = (1 if sees is None else sees.shape[1]) * (1 if present is None else 2)
         shape = (layers, slots, past + num_new, tokens, heads, width)
-        keys, values = history.keys.new_empty(shape), history.values.new_empty(shape)
+        keys, values = (history.keys.new_empty(shape, dtype=self.attend_dtype) for _ in range(2))
         turn = turns(time_angles(history.positions, width, self.config.rope_base))
-        torch.mul(as_complex(history.keys), turn, out=as_complex(keys[:, :, :past]))
+        if keys.dtype == history.keys.dtype:
+            torch.mul(as_complex(history.keys), turn, out=as_complex(keys[:, :, :past]))
+        else:
+            keys[:, :, :past] = torch.view_as_real(as_complex(history.keys) * turn).flatten(-2)
         values[:, :, :past] = history.values
         return PlacedHistory(keys.flatten(2, 3), values.flatten(2, 3), self._mask(see(history.valid, sees, present)))
 
@@ -209,8 +221,8 @@ class FastTransformer:
         hands = KeysValues(*(y[:, :, 1:] for y in both)) if kinds == 2 and times == 1 else None
         if kinds == 2 and times > 1:
             x = x.view(slots, times, kinds * tokens, -1)[:, :, :tokens].flatten(0, 2)
-        stored = torch.view_as_real(as_complex(new_keys) * time.conj()).flatten(-2)
-        layers = [KeysValues(k, v) for k, v in zip(stored, new_values, strict=True)]
+        stored = torch.view_as_real(as_complex(new_keys.float()) * time.conj()).flatten(-2)
+        layers = [KeysValues(k, v) for k, v in zip(stored, new_values.float(), strict=True)]
         clean = self._read_clean(x, known, view.anchor.flatten(0, 2), slots).view_as(latent)
         return Prediction(clean, x.view(slots, times, tokens, -1), layers, hands)
 
@@ -227,7 +239,7 @@ class FastTransformer:
         rotated = torch.view_as_real(as_complex(qk.unflatten(-1, (heads, width))) * turn).flatten(-2)
         new_keys.copy_(rotated[:, :, 1])
         new_values.copy_(qkv[:, :, 2].unflatten(-1, (heads, width)))
-        q, k, v = (y.transpose(1, 2) for y in (rotated[:, :asked, 0], keys, values))
+        q, k, v = (y.transpose(1, 2) for y in (rotated[:, :asked, 0].to(keys.dtype), keys, values))
         x = x if asked == tokens else x.view(slots, tokens, -1)[:, :asked].flatten(0, 1)
         mixed = attend(q, k, v, mask, self.config.attention).transpose(1, 2).reshape(x.shape)
         x = gated(x, level.gate1, layer.out(mixed), slots)
@@ -246,7 +258,7 @@ class FastTransformer:
             seen = seen.repeat_interleave(self.grid**2, 2)
         if self.config.attention == "reference":
             return seen
-        return torch.zeros_like(seen, dtype=torch.float32).masked_fill(~seen, -torch.inf)
+        return torch.zeros_like(seen, dtype=self.attend_dtype).masked_fill(~seen, -torch.inf)
 
 
 def fuse(block: Block, order: Tensor, packer: Packer) -> Layer:

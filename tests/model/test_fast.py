@@ -107,6 +107,28 @@ def test_a_pose_video_is_looked_at_in_the_first_call_of_a_step_alone():
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("has_hands", [False, True])
+def test_attention_may_read_half_precision(has_hands):
+    """What is committed is float32 as memory keeps it, and as near to the plain generator as halves allow."""
+    model, rng = debug_world().transformer.eval(), torch.Generator().manual_seed(3)
+    clip, sees, now = random_clip(4, rng, has_hands), torch.ones(2, 4, 4, dtype=torch.bool).tril(), slice(3, None)
+    found = []
+    for attend_dtype in (torch.float32, torch.bfloat16):
+        fast = FastTransformer(model, [0.3, 0.0], attend_dtype=attend_dtype)
+        past, view = clip_history(fast, clip, sees[:, :3, :3]), seen(fast, clip, now)
+        assert past.keys.dtype == past.values.dtype == torch.float32
+        placed = fast.place(past, view.present)
+        assert placed.keys.dtype == placed.values.dtype == attend_dtype
+        first = fast.refine(clip.latent[:, now], 0.3, view, torch.full((2, 1), 3), placed)
+        last = fast.refine(
+            first.latent, 0.0, view, torch.full((2, 1), 3), placed._replace(hands=first.hands) if has_hands else placed
+        )
+        found.append((first.latent, last.latent, last.features, past.keys, past.values))
+    for one, other in zip(*found, strict=True):
+        error = (one - other).square().mean().sqrt() / one.square().mean().sqrt()
+        assert 0 < float(error) < 0.02
+
+
 def random_clip(times: int, rng: torch.Generator, has_hands: bool) -> FrameInputs:
     hands = torch.rand(2, times, 4, 64, 64, generator=rng) if has_hands else None
     if hands is not None:
