@@ -135,7 +135,8 @@ def train(args: argparse.Namespace, recipe: Recipe, run: Run, worlds: Worlds, ar
     num_updates = math.ceil(args.steps / per_update)
     marks = checkpoint_marks(num_updates, args.checkpoints)
     done = run.num_done * per_update
-    episodes = Episodes(args.num_envs, run.recent, worlds.held_reward * args.limit)
+    # An episode of a vector environment begins with a step that only resets it.
+    episodes = Episodes(args.num_envs, run.recent, worlds.held_reward * args.limit, args.limit + 1)
     board = SummaryWriter(args.out / "tb", purge_step=done or None)
     updates = range(run.num_done, num_updates)
     with Progress("env steps", total=num_updates * per_update, done=done) as progress:
@@ -150,7 +151,7 @@ def train(args: argparse.Namespace, recipe: Recipe, run: Run, worlds: Worlds, ar
             if run.num_done in marks:
                 write_down(args, run, arenas, num_steps)
                 means = ", ".join(f"{name} {value:.2f}" for name, value in episodes.means().items())
-                print(f"step {num_steps}: {means or 'no episode has ended yet'}", flush=True)
+                print(f"step {num_steps}: {means or 'no episode has had time to end yet'}", flush=True)
     board.close()
     draw_curve(args.out, f"updates of {per_update} env steps")
 
@@ -193,30 +194,41 @@ def film(args: argparse.Namespace, policy: PixelPolicy, arenas: Arenas, num_step
 
 
 class Episodes:
-    """Returns and successes of the last 100 episodes that ended while learning.
+    """Returns and successes of the last 100 episodes while learning that had time to end.
 
-    `full` is what an episode's return begins with: all that was subtracted from the rewards of one as long as can be.
+    An episode counts when it could have lasted `limit` steps, whenever it ended: successes end early, so among those
+    that have ended soon after all worlds were opened there are hardly any others. `full` is what an episode's return
+    begins with: all that was subtracted from the rewards of one as long as can be.
     """
 
-    def __init__(self, num_envs: int, recent: list[list[float]], full: float) -> None:
+    def __init__(self, num_envs: int, recent: list[list[float]], full: float, limit: int) -> None:
         self.recent: deque[list[float]] = deque(recent, maxlen=100)
-        self.full = full
-        self.totals = np.full(num_envs, full)
+        self.full, self.limit = full, limit
+        self._give_up(num_envs)
+
+    def _give_up(self, num_envs: int) -> None:
+        self.totals, self.begun, self.now = np.full(num_envs, self.full), np.zeros(num_envs, int), 0
+        self.waiting: list[tuple[int, int, list[float]]] = []
 
     def add(self, rollout: Rollout, *, is_opening: bool) -> None:
         """Count the steps of a rollout; `is_opening`: the episodes before it were given up."""
         if is_opening:
-            self.totals[:] = self.full
+            self._give_up(len(self.totals))
         rewards, ended, success = (
             part.cpu().numpy() for part in (rollout.rewards * rollout.counts, rollout.ended, rollout.success)
         )
         for step in range(len(rewards)):
             self.totals += rewards[step]
-            self.recent.extend([self.totals[row], float(success[step, row])] for row in np.flatnonzero(ended[step]))
-            self.totals[ended[step]] = self.full
+            self.now += 1
+            for row in np.flatnonzero(ended[step]).tolist():
+                self.waiting.append((self.begun[row], row, [self.totals[row], float(success[step, row])]))
+            self.totals[ended[step]], self.begun[ended[step]] = self.full, self.now
+            had_time = [episode for episode in self.waiting if episode[0] + self.limit <= self.now]
+            self.recent.extend(result for _, _, result in sorted(had_time))
+            self.waiting = [episode for episode in self.waiting if episode[0] + self.limit > self.now]
 
     def means(self) -> dict[str, float]:
-        """Mean return and success; nothing before the first end."""
+        """Mean return and success; nothing before an episode counts."""
         if not self.recent:
             return {}
         return dict(zip(("return", "success"), np.mean(self.recent, axis=0).tolist(), strict=True))

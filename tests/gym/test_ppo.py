@@ -278,7 +278,7 @@ def test_dream_and_simulator_tell_the_same_facts(task, tmp_path):
 
 
 def test_episodes_are_counted_once():
-    episodes = Episodes(1, [], 0.0)
+    episodes = Episodes(1, [], 0.0, 2)
     columns = {"rewards": column(1, 2, 50, 4), "ended": flag(0, 1, 0, 1), "counts": flag(1, 1, 0, 1)}
     episodes.add(make_rollout(success=flag(0, 1, 1, 0), **columns), is_opening=True)
     assert list(episodes.recent) == [[3, 1], [4, 0]]
@@ -288,7 +288,7 @@ def test_episodes_are_counted_once():
 def test_an_episode_that_succeeds_at_once_returns_more_than_one_that_hovers():
     """Ten steps at most, a dense reward: 1 on success, 0.9 beside the goal. Added up as it comes, hovering would be
     worth nine times as much."""
-    episodes = Episodes(2, [], 10.0)
+    episodes = Episodes(2, [], 10.0, 10)
     rewards = torch.full((10, 2), 0.9 - 1)
     rewards[0, 0] = 1.0 - 1
     ended = torch.zeros(10, 2, dtype=torch.bool)
@@ -300,8 +300,24 @@ def test_an_episode_that_succeeds_at_once_returns_more_than_one_that_hovers():
 
 
 def test_episodes_that_were_given_up_do_not_count():
-    episodes = Episodes(1, [], 0.0)
+    episodes = Episodes(1, [], 0.0, 2)
     half = make_rollout(rewards=column(1, 2), ended=flag(0, 0))
     episodes.add(half, is_opening=True)
     episodes.add(make_rollout(rewards=column(4, 8), ended=flag(0, 1)), is_opening=True)
     assert list(episodes.recent) == [[12, 0]]
+
+
+def test_an_early_success_waits_for_those_who_take_longer():
+    """Two worlds of four steps at most: one succeeds at once, again and again; the other never does."""
+    episodes = Episodes(2, [], 0.0, 4)
+    ended = torch.tensor([[1, 0], [1, 0], [1, 0], [1, 1], [1, 0], [1, 0]]).bool()
+    success = ended & torch.tensor([True, False])
+    found = []
+    for step in range(6):
+        rollout = make_rollout(rewards=success[[step]].float(), ended=ended[[step]], success=success[[step]])
+        episodes.add(rollout, is_opening=step == 0)
+        found.append(episodes.means().get("success"))
+    assert found == [None, None, None, 0.5, pytest.approx(2 / 3), 0.75]
+    rollout = make_rollout(rewards=success[[5]].float(), ended=ended[[5]], success=success[[5]])
+    episodes.add(rollout, is_opening=True)
+    assert episodes.means()["success"] == 0.75, "those that were given up never count"
