@@ -7,8 +7,9 @@ from torch import Tensor
 
 from worldscape.conditioning.hands import HANDS
 from worldscape.conditioning.layers import silhouettes
+from worldscape.hand_heads import Things
 from worldscape.hand_tasks import Facts, Touch, fingertip_and_palm, held_up, judge
-from worldscape.heads import Heads, Things
+from worldscape.heads import Heads
 from worldscape.slot_hands import SlotHands, draw_hands
 from worldscape.slots import KNOWN, Handled, NewFrame, ShownHands, SlotState, View
 

@@ -14,8 +14,9 @@ from worldscape.conditioning.layers import Limbs, Thing
 from worldscape.conditioning.reproject import Anchor
 from worldscape.config import WorldConfig
 from worldscape.engine_frames import EngineFrame, HandFrame
+from worldscape.hand_heads import ObjectMotion
 from worldscape.hand_tasks import HAND_TASKS
-from worldscape.heads import Heads, ObjectMotion
+from worldscape.heads import Heads
 from worldscape.memory.surroundings import Surfaces, surfaces_shown
 from worldscape.memory.world_memory import Recall, WorldMemory
 from worldscape.slot_hands import SlotHands

@@ -9,8 +9,9 @@ import torch
 
 from worldscape.conditioning.hand_model import NUM_KEYPOINTS
 from worldscape.data import tabletop_tasks
+from worldscape.hand_heads import ThingsHead
 from worldscape.hand_tasks import HAND_TASKS, PLACE_RADIUS, REACH_RADIUS, Facts, Touch, fingertip_and_palm, judge
-from worldscape.heads import THING_CELL, ThingsHead
+from worldscape.heads import THING_CELL
 from worldscape.train.hand_heads import _cells, thing_losses
 
 NUM = 4000

@@ -20,7 +20,7 @@ from worldscape.conditioning.hands import (
 from worldscape.conditioning.layers import OBJECT
 from worldscape.engine import WorldEngine
 from worldscape.engine_frames import EngineFrame, HandFrame, RecordedHands, Start
-from worldscape.heads import ObjectMotion, Things
+from worldscape.hand_heads import ObjectMotion, Things
 from worldscape.rolling import RollingEngine
 from worldscape.slot_hands import SlotHands, draw_hands, limit_to, mirror_states, resting_hands
 from worldscape.snapshot import Snapshot

@@ -14,7 +14,8 @@ from worldscape.conditioning.layers import Thing
 from worldscape.config import HeadsConfig
 from worldscape.data.clips import FrameStore
 from worldscape.data.hand_tracks import HandTracks
-from worldscape.heads import Heads, ObjectHead
+from worldscape.hand_heads import ObjectHead
+from worldscape.heads import Heads
 from worldscape.train.object_heads import (
     NEAR,
     STRETCH,

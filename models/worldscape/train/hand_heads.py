@@ -19,8 +19,9 @@ from worldscape.conditioning.hands import (
 from worldscape.conditioning.reproject import MIN_DEPTH
 from worldscape.data.clips import FrameStore
 from worldscape.data.hand_tracks import NO_TASK, HandTracks
+from worldscape.hand_heads import ThingsHead
 from worldscape.hand_tasks import HAND_TASKS, Facts, Touch, fingertip_and_palm, judge
-from worldscape.heads import THING_CELL, Heads, ThingsHead
+from worldscape.heads import THING_CELL, Heads
 
 LOCATED = 0.02  # metres of error that count as one
 SPREAD_WEIGHT = 0.1
