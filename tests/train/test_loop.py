@@ -110,11 +110,11 @@ def test_minutes_stop_early_and_the_rest_follows(tmp_path):
 def test_a_lease_finishes_the_run(tmp_path):
     """It is finished when the lease is over, over all calls, and the same command has nothing left to do."""
     train_toy(ToyStage(), ToyWorld(), toy_config(lease=1e-9), tmp_path)
-    assert read_status(tmp_path) == {"status": "finished", "step": 1, "steps": 10}
+    assert read_status(tmp_path) == {"status": "finished", "step": 1, "steps": 10, "lease": 1e-9}
     train_toy(ToyStage(), ToyWorld(), toy_config(lease=1e-9), tmp_path)
-    assert read_status(tmp_path) == {"status": "finished", "step": 1, "steps": 10}
+    assert read_status(tmp_path) == {"status": "finished", "step": 1, "steps": 10, "lease": 1e-9}
     train_toy(ToyStage(), ToyWorld(), toy_config(lease=60.0), tmp_path / "long")
-    assert read_status(tmp_path / "long") == {"status": "finished", "step": 10, "steps": 10}
+    assert read_status(tmp_path / "long") == {"status": "finished", "step": 10, "steps": 10, "lease": 60.0}
 
 
 def test_a_finished_run_extends_to_more_steps(tmp_path, capsys):

@@ -83,6 +83,31 @@ def test_a_stage_counts_as_finished_with_all_its_steps(tmp_path):
     assert found == [False, False, True]
 
 
+def test_a_stage_that_has_used_up_its_lease_is_finished(tmp_path):
+    """Or `train all` would end after the first such stage, as if all were done."""
+    stages = {"codec": {"steps": 4, "lease": 2.0}}
+    (run,) = plan_runs("debug", ("rooms",), tmp_path, Plan(order=("codec",), stages=stages))
+    run.out.mkdir()
+    found = []
+    for status, lease in (("finished", 2.0), ("minutes", 2.0), ("finished", 1.0), ("finished", 0.0)):
+        (run.out / "status.json").write_text(json.dumps({"status": status, "step": 3, "steps": 4, "lease": lease}))
+        found.append(is_finished(run))
+    assert found == [True, False, False, False]
+
+
+def test_all_stages_train_within_their_leases(tmp_path, capsys):
+    data, file = tmp_path / "rooms", tmp_path / "plan.json"
+    env = "worldscape.data.rooms:WorldScape-Rooms-v0"
+    assert main(["record", "--env", env, "--episodes", "2", "--out", str(data), "--steps-per-episode", "24"]) == 0
+    file.write_text(json.dumps({"stages": dict.fromkeys(ORDER, {**QUIET, "steps": 50, "lease": 1e-9})}))
+    common = ["train", "all", "--preset", "debug", "--data", str(data), "--config", str(file)]
+    assert main([*common, "--out", str(tmp_path / "run")]) == 0
+    assert (tmp_path / "run" / "weights").exists()
+    capsys.readouterr()
+    assert main([*common, "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().out.count("finished before, kept") == len(ORDER)
+
+
 def test_stopped_after_every_step_it_ends_with_the_same_weights(tmp_path):
     data, file = tmp_path / "rooms", tmp_path / "plan.json"
     env = "worldscape.data.rooms:WorldScape-Rooms-v0"

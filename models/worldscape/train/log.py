@@ -115,6 +115,7 @@ class RunLog:
 
     def _write_status(self, step: int, why: str) -> None:
         status = {"status": why, "step": step, "steps": self.config.steps}
+        status |= {"lease": self.config.lease} if self.config.lease else {}
         with whole_file(self.out / STATUS_FILE) as partial:
             partial.write_text(json.dumps(status) + "\n")
 

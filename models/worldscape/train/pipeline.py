@@ -156,9 +156,10 @@ def stage_config(stage: str, name: str, changes: Mapping[str, Any]) -> TrainConf
 
 
 def is_finished(wanted: StageRun) -> bool:
-    """Whether a stage has made all the steps that are wanted of it."""
+    """Whether a stage has made all the steps that are wanted of it, or used up the lease that it is to have."""
     status = wanted.out / STATUS_FILE
     if not status.is_file():
         return False
     found = json.loads(status.read_text())
-    return found["status"] == "finished" and found["step"] == wanted.config.steps
+    is_spent = wanted.config.lease > 0 and found.get("lease") == wanted.config.lease
+    return found["status"] == "finished" and (found["step"] == wanted.config.steps or is_spent)
