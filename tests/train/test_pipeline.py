@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from worldscape.checkpoint import load_world, read_provenance
+from worldscape.checkpoint import load_world, read_provenance, weights_id
 from worldscape.cli import main
 from worldscape.config import preset
 from worldscape.train.pipeline import ORDER, Plan, is_finished, merge_model, plan_runs, read_plan
@@ -106,6 +106,23 @@ def test_all_stages_train_within_their_leases(tmp_path, capsys):
     capsys.readouterr()
     assert main([*common, "--out", str(tmp_path / "run")]) == 0
     assert capsys.readouterr().out.count("finished before, kept") == len(ORDER)
+
+
+def test_the_bidirectional_teacher_teaches_from_one_command(tmp_path):
+    """The student of a whole pipeline is causal, and its weights name the teacher that it learned from."""
+    data, file, out = tmp_path / "rooms", tmp_path / "plan.json", tmp_path / "run"
+    env = "worldscape.data.rooms:WorldScape-Rooms-v0"
+    assert main(["record", "--env", env, "--episodes", "2", "--out", str(data), "--steps-per-episode", "24"]) == 0
+    order = ["codec", "teacher", "world", "distill"]
+    stages = dict.fromkeys(order, QUIET) | {"distill": {**QUIET, "window": 2}}
+    file.write_text(json.dumps({"order": order, "stages": stages, "teachers": {"distill": "teacher"}}))
+    common = ["train", "all", "--preset", "debug", "--data", str(data), "--config", str(file), "--out", str(out)]
+    assert main(common) == 0
+    teacher, student = load_world(out / "teacher"), load_world(out / "weights")
+    assert not teacher.config.transformer.is_causal and student.config.transformer.is_causal
+    assert read_provenance(out / "weights")["distill"]["teacher"] == weights_id(teacher)
+    before = load_world(out / "world").transformer.to_latent.weight
+    assert not torch.equal(student.transformer.to_latent.weight, before)
 
 
 def test_stopped_after_every_step_it_ends_with_the_same_weights(tmp_path):
