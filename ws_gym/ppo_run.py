@@ -221,7 +221,8 @@ class Episodes:
             self.totals += rewards[step]
             self.now += 1
             for row in np.flatnonzero(ended[step]).tolist():
-                self.waiting.append((self.begun[row], row, [self.totals[row], float(success[step, row])]))
+                result = [float(self.totals[row]), float(success[step, row])]
+                self.waiting.append((int(self.begun[row]), row, result))
             self.totals[ended[step]], self.begun[ended[step]] = self.full, self.now
             had_time = [episode for episode in self.waiting if episode[0] + self.limit <= self.now]
             self.recent.extend(result for _, _, result in sorted(had_time))
