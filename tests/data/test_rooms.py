@@ -8,7 +8,7 @@ import torch
 from worldscape.codec import frame_to_rgbd
 from worldscape.conditioning.camera import apply_control
 from worldscape.conditioning.reproject import encode_depth, reproject
-from worldscape.data.explore import FORWARD, TURN_LEFT, TURN_RIGHT, _sticky_random, explore, goal
+from worldscape.data.explore import FORWARD, POLICIES, TURN_LEFT, TURN_RIGHT, _sticky_random, explore, goal
 from worldscape.data.rooms import RoomsEnv
 from worldscape.data.rooms_layout import draw_plan
 
@@ -121,6 +121,27 @@ def test_the_goal_policy_finds_the_box_and_is_paid():
     assert found >= 6
     with pytest.raises(gym.error.ResetNeeded):
         env.step(0)
+    env.close()
+
+
+def test_a_sidling_walker_arrives_from_all_sides():
+    """Many of its arrivals have the box far from the middle of the picture, on either side; few of goal's."""
+    env = RoomsEnv(max_episode_steps=200)
+    bearings: dict[str, list[float]] = {"goal": [], "sidle": []}
+    for name in bearings:
+        for seed in range(24):
+            observation, info = env.reset(seed=seed)
+            act = POLICIES[name](env, np.random.default_rng(seed))
+            terminated = truncated = False
+            while not (terminated or truncated):
+                observation, _, terminated, truncated, info = env.step(act(observation, info))
+            if terminated:
+                x, _, z = np.linalg.inv(info["pose"])[:3] @ np.append(env.world.goal_position(), 1.0)
+                bearings[name].append(float(np.degrees(np.arctan2(x, z))))
+    straight, aside = (np.array(bearings[name]) for name in ("goal", "sidle"))
+    assert len(straight) >= 12 and len(aside) >= 12
+    assert (np.abs(straight) > 20).mean() < 0.3
+    assert (aside > 20).sum() >= 3 and (aside < -20).sum() >= 3
     env.close()
 
 

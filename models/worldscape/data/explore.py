@@ -28,6 +28,8 @@ MIRROR = {
 }
 WALL_DISTANCE = 1.0  # metres of free depth below which a walker turns away
 TURNS_AROUND = 12  # turns of 15 degrees that make half a circle
+NEAR = 2.5  # metres from the goal within which it is kept aside
+LARGEST_ASIDE = math.radians(60)
 
 Manoeuvre = Iterator[int]
 
@@ -47,6 +49,16 @@ def explore(env: gym.Env, rng: np.random.Generator) -> Act:
 
 def goal(env: gym.Env, rng: np.random.Generator) -> Act:
     """Walk to the red box of a rooms world, with detours round obstacles and some noise; explores once there."""
+    return _walk_to_goal(env, rng, 0.0)
+
+
+def sidle(env: gym.Env, rng: np.random.Generator) -> Act:
+    """As `goal`, but near the box it is kept at an angle drawn for the episode, up to 60 degrees to either side, and
+    reached by walking sideways too: what learns how an arrival looks has to see it from everywhere."""
+    return _walk_to_goal(env, rng, rng.uniform(-LARGEST_ASIDE, LARGEST_ASIDE))
+
+
+def _walk_to_goal(env: gym.Env, rng: np.random.Generator, aside: float) -> Act:
     world = getattr(env.unwrapped, "world", None)
     if world is None:
         raise ValueError(f"The goal policy needs an env that knows its goal, like WorldScape-Rooms; got {env!r}.")
@@ -62,7 +74,7 @@ def goal(env: gym.Env, rng: np.random.Generator) -> Act:
         if info["collision"] and not detour:
             side = int(rng.choice([LEFT, RIGHT]))
             detour.extend([side] * int(rng.integers(2, 6)) + [FORWARD] * int(rng.integers(1, 4)))
-        return detour.pop(0) if detour else _towards(world.goal_position(), info["camera"])
+        return detour.pop(0) if detour else _towards(world.goal_position(), info["camera"], aside)
 
     return act
 
@@ -72,15 +84,20 @@ def mixed(env: gym.Env, rng: np.random.Generator) -> Act:
     return explore(env, rng) if rng.random() < 0.7 else goal(env, rng)
 
 
-POLICIES = {"explore": explore, "goal": goal, "mixed": mixed}
+POLICIES = {"explore": explore, "goal": goal, "mixed": mixed, "sidle": sidle}
 
 
-def _towards(target: np.ndarray, camera: np.ndarray) -> int:
-    bearing = math.atan2(target[0] - camera[0], target[2] - camera[2]) - float(camera[3])
-    bearing = (bearing + math.pi) % (2 * math.pi) - math.pi
-    if abs(bearing) > math.radians(10):
-        return TURN_RIGHT if bearing > 0 else TURN_LEFT
-    return FORWARD
+def _towards(target: np.ndarray, camera: np.ndarray, aside: float = 0.0) -> int:
+    """The key that leads to `target` [3] from a camera [6]; within NEAR metres it is to be seen `aside` radians to the
+    right of the middle, and the walk goes forward, left or right, whichever is nearest."""
+    x, z = target[0] - camera[0], target[2] - camera[2]
+    bearing = (math.atan2(x, z) - float(camera[3]) + math.pi) % (2 * math.pi) - math.pi
+    wanted = aside if math.hypot(x, z) < NEAR else 0.0
+    if abs(bearing - wanted) > math.radians(10):
+        return TURN_RIGHT if bearing > wanted else TURN_LEFT
+    if abs(bearing) <= math.radians(45):
+        return FORWARD
+    return RIGHT if bearing > 0 else LEFT
 
 
 def _avoid_walls(plan: Manoeuvre, rng: np.random.Generator) -> Act:
