@@ -31,6 +31,7 @@ from worldscape.engine_frames import RecordedHands
 from worldscape.engines import SAMPLERS, open_engine
 from worldscape.flow import add_noise
 from worldscape.scoring import Clip, compose_clip, estimate_end
+from worldscape.slot_hands import SlotHands
 from worldscape.train.config import DEBUG, TrainConfig, require
 from worldscape.train.heads import num_training
 from worldscape.train.matching import draw_shared_levels, flow_matching_loss, matching_gradient, matching_loss
@@ -209,10 +210,9 @@ def roll_out(
     for step in range(len(controls) + latency):
         taken_up, shown = min(step, len(controls) - 1), step - latency
         if not is_causal and shown == len(controls) - window:
-            ahead = _foresee(engine, batch, shown)
+            ahead = _foresee(engine, batch, hands, shown)
         with torch.set_grad_enabled(shown >= len(controls) - window and torch.is_grad_enabled()):
-            place = batch["pose"].shape[1] + taken_up
-            moved = state.hands.placed(*hands[place], batch["poses"][:, place]) if hands else None
+            moved = _hands_after(engine, batch, hands, taken_up)
             latent, view = engine.advance(state, controls[taken_up], active, moved)
         if shown >= 0:
             frames.append(view.inputs(latent, engine.config.context_level))
@@ -225,17 +225,25 @@ def roll_out(
 
 
 @torch.no_grad()
-def _foresee(engine: WorldEngine, batch: dict[str, Tensor], first: int) -> list[FrameInputs]:
+def _foresee(
+    engine: WorldEngine, batch: dict[str, Tensor], hands: list[RecordedHands], first: int
+) -> list[FrameInputs]:
     """What memory shows now of the frames to which controls number `first` and those after it will lead."""
-    state, hands, opening = engine.state, _hand_frames(batch), batch["pose"].shape[1]
-    ahead, cameras, held = state, [], []
+    ahead, cameras, held = engine.state, [], []
     for step in range(first, batch["controls"].shape[1]):
-        place = opening + step
         camera, _ = engine.move(ahead, batch["controls"][:, step])
-        held.append(state.hands.placed(*hands[place], batch["poses"][:, place]) if hands else None)
+        held.append(_hands_after(engine, batch, hands, step))
         cameras.append(camera)
         ahead = ahead.moved_on(camera, held[-1])
-    return [view.inputs(state.latent, 1.0) for view in engine.look_ahead(state, cameras, held)]
+    return [view.inputs(engine.state.latent, 1.0) for view in engine.look_ahead(engine.state, cameras, held)]
+
+
+def _hands_after(
+    engine: WorldEngine, batch: dict[str, Tensor], hands: list[RecordedHands], step: int
+) -> SlotHands | None:
+    """Where controls number `step` find the recorded hands (_hand_frames); None where there are none."""
+    place = batch["pose"].shape[1] + step
+    return engine.state.hands.placed(*hands[place], batch["poses"][:, place]) if hands else None
 
 
 def compose(frames: list[FrameInputs], retrieved: Tensor, memory: MemoryConfig, *, is_causal: bool = True) -> Clip:
