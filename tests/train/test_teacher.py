@@ -72,6 +72,17 @@ def test_prepared_frames_hold_what_memory_knew_before_them(tmp_path, monkeypatch
     assert float(later.mean()) > 0.005 and float(later.min()) > -0.3
 
 
+def test_a_stage_that_asks_for_less_finds_it_prepared(tmp_path, monkeypatch):
+    model, store, recorded = debug_world(), walk_store(), tmp_path / "rooms"
+    alone = prepare(model, CONFIG.memory, store, tmp_path / "alone" / "rooms", FRAMES, seed=0)
+    more = prepare(model, CONFIG.memory, store, recorded, FRAMES, seed=0, num_ahead=2)
+    monkeypatch.setattr(preparing, "_replay_all", lambda *_: pytest.fail("replayed again"))
+    found = prepare(model, CONFIG.memory, store, recorded, FRAMES, seed=0)
+    assert more.ahead_guess is not None and found.ahead_guess is None
+    for name in ("latent", "guess", "coverage", "frames", "retrieved"):
+        assert torch.equal(getattr(found, name), getattr(alone, name)), name
+
+
 def numbered() -> PreparedFrames:
     """Two dreams of 12 frames; what is shown `lag` after frame f of dream e is 100 e + f + lag / 10."""
     frame = 100.0 * torch.arange(2)[:, None] + torch.arange(12)[None]

@@ -91,14 +91,16 @@ def prepare(
     settings = [config["codec"], config["memory"], len(store.frames), store.num_episodes, length, seed]
     if store.hands is not None:
         settings.append("hands are taken along bone by bone without rims, the first frame's before others")
-    if num_ahead > 0:
-        settings.append(f"{num_ahead} ahead")
+    asked = [f"{num_ahead} ahead"] if num_ahead > 0 else []
     tensors = cached(
         dataset,
-        [*settings, LARGEST_DISTURBANCE],
+        [*settings, *asked, LARGEST_DISTURBANCE],
         [model.codec],
         lambda: _replay_all(model, memory, store, length, seed, num_ahead),
     )
+    if num_ahead > 0:  # a later stage that asks for less need not replay
+        less = {name: tensor for name, tensor in tensors.items() if not name.startswith("ahead_")}
+        cached(dataset, [*settings, LARGEST_DISTURBANCE], [model.codec], lambda: less)
     if own_dreams > 0 and store.hands is not None:
         config |= {"length": length, "seed": seed, "frames": len(store.frames)}
         settings = ["own dreams", config, store.num_episodes, own_dreams, *([num_ahead] if num_ahead > 0 else [])]
