@@ -1,5 +1,8 @@
 """The rooms simulator: reproducible, solid walls, true geometry, the goal."""
 
+import subprocess
+import sys
+
 import gymnasium as gym
 import numpy as np
 import pytest
@@ -32,6 +35,17 @@ def test_the_seed_decides_everything(env):
     assert np.array_equal(first, again)
     assert np.array_equal(info["depth"], again_info["depth"])
     assert not np.array_equal(first, other)
+
+
+def test_it_needs_no_fonts():
+    """A bare machine has none, nor the library that reads them."""
+    code = (
+        "import sys; sys.modules['pyglet.font'] = None\n"
+        "from worldscape.data.rooms import RoomsEnv\n"
+        "print(RoomsEnv().reset(seed=1)[0].std() > 5)"
+    )
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert found.stdout.strip() == "True", found.stderr
 
 
 def test_plans_vary_and_are_reproducible():

@@ -11,7 +11,10 @@ import contextlib
 import io
 import math
 import os
+from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import ClassVar
+from unittest.mock import patch
 
 import cv2
 import numpy as np
@@ -55,6 +58,13 @@ def _prefer_our_decoder() -> None:
     decoders = image.codecs._codecs._decoder_extensions.setdefault(".png", [])
     if not any(isinstance(decoder, PngDecoder) for decoder in decoders):
         decoders.insert(0, PngDecoder())
+
+
+@contextlib.contextmanager
+def _without_text() -> Iterator[None]:
+    """MiniWorld makes a label for a window of its own, which wants fonts that a bare machine lacks."""
+    with patch.object(pyglet, "text", SimpleNamespace(Label=lambda *_, **__: None)):
+        yield
 
 
 class TintedRoom(Room):
@@ -128,7 +138,7 @@ class RoomsWorld(MiniWorldEnv):
         self._field_of_view = field_of_view
         self._layout_seed = 0
         _prefer_our_decoder()
-        with contextlib.redirect_stdout(io.StringIO()):  # MiniWorld prints about multisampling
+        with contextlib.redirect_stdout(io.StringIO()), _without_text():  # MiniWorld prints about multisampling
             super().__init__(obs_width=size, obs_height=size, window_width=256, window_height=256)
 
     def build(self, layout_seed: int) -> None:
