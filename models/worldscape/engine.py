@@ -234,5 +234,6 @@ class WorldEngine(FrameMaker):
 
     def _memory(self, slots: int, budget: int | None) -> WorldMemory:
         codec, generator = self.config.codec, self.config.transformer
-        shape = PageShape(generator.num_layers, codec.num_tokens, generator.num_heads, generator.head_width, codec.size)
+        sizes = (generator.num_layers, codec.num_tokens, generator.num_heads, generator.head_width, codec.size)
+        shape = PageShape(*sizes, self.generator.keys_dtype)
         return WorldMemory.empty(self.config.memory, slots, shape, torch.zeros((), device=self.device), budget)

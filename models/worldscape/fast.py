@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from worldscape.nn.attention import attend
 from worldscape.nn.blocks import Block, KeysValues
-from worldscape.nn.rope import space_angles, time_angles
+from worldscape.nn.rope import space_angles, split_pairs, time_angles
 from worldscape.transformer import (
     EmbeddedView,
     History,
@@ -123,7 +123,8 @@ class FastTransformer:
         plain: the finished generator; later changes of its weights are not seen.
         levels: the noise levels that `refine` will be asked for; a tuple for frames each at its own.
         dtype: of weights and of what they are multiplied with.
-        attend_dtype: of what attention reads; None: dtype on a GPU, float32 elsewhere.
+        keys_dtype: of keys and values, as memory keeps them and attention reads them; None: dtype on a GPU, float32
+            elsewhere.
     """
 
     @torch.no_grad()
@@ -132,13 +133,13 @@ class FastTransformer:
         plain: WorldTransformer,
         levels: Sequence[Levels],
         dtype: torch.dtype = torch.float32,
-        attend_dtype: torch.dtype | None = None,
+        keys_dtype: torch.dtype | None = None,
     ):
         packer = Packer(dtype)
         self.config, self.grid = plain.config, plain.grid
         order = pair_neighbours(self.config.head_width, self.config.num_heads)
         device = plain.final_modulation.device
-        self.attend_dtype = attend_dtype or (dtype if device.type == "cuda" else torch.float32)
+        self.keys_dtype = keys_dtype or (dtype if device.type == "cuda" else torch.float32)
         blocks = [block for block in plain.blocks if isinstance(block, Block)]
         self.layers = [fuse(block, order, packer) for block in blocks]
         self.levels = {level: tabulate(plain, blocks, level) for level in levels}
@@ -172,25 +173,39 @@ class FastTransformer:
         tokens = view.tokens + torch.where(present[..., None, None], 0.0, self.no_hand)
         return EmbeddedView(tokens, view.anchor, drawn.view_as(tokens), present)
 
+    def room(self, present: Tensor | None, num_new: int = 1) -> int:
+        """Frames' places behind history that `place` wants for num_new new frames; present: EmbeddedView's."""
+        return num_new * (1 if present is None else 2)
+
     def place(self, history: History, present: Tensor | None = None, sees: Tensor | None = None) -> PlacedHistory:
         """Rotate stored keys to their relative times, and leave room for T new frames behind them: once a step.
 
         sees: which of the new frames sees which, bool [B, T, T] (None: there is one). present: the new frames'
         EmbeddedView.present; with it there is room for the pose video's tokens too, N = 2 * P a frame instead of P.
         Keys and values are [L, B, S * P + T * N, H, K], `valid` is a mask that broadcasts to
-        [B, 1, T * N, S * P + T * N].
+        [B, 1, T * N, S * P + T * N]. History that was read with that room is written into, any other is copied.
         """
-        layers, slots, past, tokens, heads, width = history.keys.shape
-        num_new = (1 if sees is None else sees.shape[1]) * (1 if present is None else 2)
-        shape = (layers, slots, past + num_new, tokens, heads, width)
-        keys, values = (history.keys.new_empty(shape, dtype=self.attend_dtype) for _ in range(2))
-        turn = turns(time_angles(history.positions, width, self.config.rope_base))
-        if keys.dtype == history.keys.dtype:
-            torch.mul(as_complex(history.keys), turn, out=as_complex(keys[:, :, :past]))
+        past = history.positions.shape[1]
+        frames = past + self.room(present, 1 if sees is None else sees.shape[1])
+        keys, values = (self._roomy(part, frames) for part in (history.keys, history.values))
+        config = self.config
+        angles = time_angles(history.positions, config.head_width, config.rope_base)
+        turn = turns(angles[..., : split_pairs(config.head_width)[0]])  # the other pairs tell rows and columns
+        timely = keys[:, :, :past, ..., : 2 * turn.shape[-1]]
+        if timely.dtype == torch.float32:
+            as_complex(timely).mul_(turn)
         else:
-            keys[:, :, :past] = torch.view_as_real(as_complex(history.keys) * turn).flatten(-2)
-        values[:, :, :past] = history.values
+            timely.copy_(torch.view_as_real(as_complex(timely.float()) * turn).flatten(-2))
         return PlacedHistory(keys.flatten(2, 3), values.flatten(2, 3), self._mask(see(history.valid, sees, present)))
+
+    def _roomy(self, stored: Tensor, frames: int) -> Tensor:
+        """Keys or values [L, B, S, P, H, K] in places of so many frames: themselves, where they have the room."""
+        if stored.shape[2] == frames and stored.dtype == self.keys_dtype:
+            return stored
+        layers, slots, past, *token = stored.shape
+        places = stored.new_empty((layers, slots, frames, *token), dtype=self.keys_dtype)
+        places[:, :, :past] = stored
+        return places
 
     def refine(
         self, latent: Tensor, level: Levels, view: EmbeddedView, positions: Tensor, history: PlacedHistory
@@ -258,7 +273,7 @@ class FastTransformer:
             seen = seen.repeat_interleave(self.grid**2, 2)
         if self.config.attention == "reference":
             return seen
-        return torch.zeros_like(seen, dtype=self.attend_dtype).masked_fill(~seen, -torch.inf)
+        return torch.zeros_like(seen, dtype=self.keys_dtype).masked_fill(~seen, -torch.inf)
 
 
 def fuse(block: Block, order: Tensor, packer: Packer) -> Layer:

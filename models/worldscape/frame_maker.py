@@ -184,7 +184,8 @@ class FrameMaker:
 
     def read(self, state: SlotState, view: View) -> PlacedHistory:
         """History as this step's model calls read it."""
-        return self.generator.place(state.memory.read(view.recall.retrieved), view.told.present)
+        present = view.told.present
+        return self.generator.place(state.memory.read(view.recall.retrieved, self.generator.room(present)), present)
 
     def denoise(self, state: SlotState, view: View, history: PlacedHistory) -> tuple[Tensor, PlacedHistory]:
         """Refine this step's noise into the new frame's latent [B, P, C]; reads history, writes nothing.

@@ -171,7 +171,8 @@ class RollingEngine(WorldEngine):
         """The step's model call -> what it makes of the oldest frame, and that frame's clean latent [B, P, C]."""
         flight, latest = _flight(state), _told_again(_flight(state), self.hands is not None)
         told = _joined([latest, *(view.told for view in views)])
-        history = state.memory.read_pending(views[-1].recall.retrieved, self.action_latency)
+        room = self.generator.room(told.present, 1 + self.num_flying)
+        history = state.memory.read_pending(views[-1].recall.retrieved, self.action_latency, room)
         placed = self.generator.place(history, told.present, self._sight(flight))
         latent = torch.cat([state.latent[:, None], flight.latent], 1)
         found = self.generator.refine(latent, self.call_levels, told, self._times(state), placed)

@@ -43,7 +43,8 @@ class FrameInputs(NamedTuple):
 
 class History(NamedTuple):
     """Committed frames as stored: keys without temporal rotation and values [L, B, S, P, H, K], their small relative
-    positions [B, S], valid bool [B, S], or [B, T, S] where new frames see different ones.
+    positions [B, S], valid bool [B, S], or [B, T, S] where new frames see different ones. Behind the S frames keys and
+    values may have room for new ones.
     """
 
     keys: Tensor
@@ -117,6 +118,13 @@ class WorldTransformer(nn.Module):
         self.final_modulation = nn.Parameter(torch.randn(2, width) / math.sqrt(width))
         self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.to_latent = zero_linear(nn.Linear(width, channels + 1))
+
+    keys_dtype = torch.float32
+    """Of keys and values, as memory keeps them."""
+
+    def room(self, present: Tensor | None, num_new: int = 1) -> int:
+        """Frames' places behind history that `place` wants for num_new new frames: none, new keys are put behind."""
+        return 0
 
     def place(self, history: History, present: Tensor | None = None, sees: Tensor | None = None) -> PlacedHistory:
         """Rotate stored keys to their relative times: once a step, for all model calls of that step.

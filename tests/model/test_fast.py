@@ -108,17 +108,31 @@ def test_a_pose_video_is_looked_at_in_the_first_call_of_a_step_alone():
 
 
 @pytest.mark.parametrize("has_hands", [False, True])
+def test_history_with_room_is_written_into_and_placed_alike(has_hands):
+    fast, rng = FastTransformer(debug_world().transformer.eval(), [0.3, 0.0]), torch.Generator().manual_seed(4)
+    clip, sees = random_clip(4, rng, has_hands), torch.ones(2, 4, 4, dtype=torch.bool).tril()
+    past, view = clip_history(fast, clip, sees[:, :3, :3]), seen(fast, clip, slice(3, None))
+    room = fast.room(view.present)
+    keys, values = (torch.cat([part, torch.full_like(part[:, :, :room], 7.0)], 2) for part in (past.keys, past.values))
+    copied, written = fast.place(past, view.present), fast.place(past._replace(keys=keys, values=values), view.present)
+    assert written.keys.data_ptr() == keys.data_ptr() and written.values.data_ptr() == values.data_ptr()
+    assert copied.keys.data_ptr() != past.keys.data_ptr()
+    found = [fast.refine(clip.latent[:, 3:], 0.3, view, torch.full((2, 1), 3), placed) for placed in (copied, written)]
+    assert torch.equal(found[0].latent, found[1].latent)
+
+
+@pytest.mark.parametrize("has_hands", [False, True])
 def test_attention_may_read_half_precision(has_hands):
     """What is committed is float32 as memory keeps it, and as near to the plain generator as halves allow."""
     model, rng = debug_world().transformer.eval(), torch.Generator().manual_seed(3)
     clip, sees, now = random_clip(4, rng, has_hands), torch.ones(2, 4, 4, dtype=torch.bool).tril(), slice(3, None)
     found = []
-    for attend_dtype in (torch.float32, torch.bfloat16):
-        fast = FastTransformer(model, [0.3, 0.0], attend_dtype=attend_dtype)
+    for keys_dtype in (torch.float32, torch.bfloat16):
+        fast = FastTransformer(model, [0.3, 0.0], keys_dtype=keys_dtype)
         past, view = clip_history(fast, clip, sees[:, :3, :3]), seen(fast, clip, now)
         assert past.keys.dtype == past.values.dtype == torch.float32
         placed = fast.place(past, view.present)
-        assert placed.keys.dtype == placed.values.dtype == attend_dtype
+        assert placed.keys.dtype == placed.values.dtype == keys_dtype
         first = fast.refine(clip.latent[:, now], 0.3, view, torch.full((2, 1), 3), placed)
         last = fast.refine(
             first.latent, 0.0, view, torch.full((2, 1), 3), placed._replace(hands=first.hands) if has_hands else placed

@@ -2,13 +2,16 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 
+from worldscape import rewrites
 from worldscape.config import preset
 from worldscape.engine import WorldEngine
 from worldscape.engine_frames import Start
+from worldscape.fast import FastTransformer
 from worldscape.snapshot import FORMAT, LENGTH_BYTES, Snapshot
 from worldscape.world import WorldModel, debug_world
 
@@ -223,3 +226,18 @@ def test_bad_rows_are_refused(model, rows):
     for call in (engine.snapshot, lambda r: engine.fork(0, r), lambda r: engine.restore(engine.snapshot(), r)):
         with pytest.raises(ValueError, match="give different slot numbers from 0 to 1"):
             call(torch.tensor(rows))
+
+
+def test_keys_in_half_precision_go_on_in_full(monkeypatch):
+    """As memory on a GPU keeps them, in half the bytes: nearly the same dream, and its worlds go on elsewhere."""
+    full = opened(debug_world(), 2, steps=9)
+    monkeypatch.setattr(rewrites, "FastTransformer", partial(FastTransformer, keys_dtype=torch.bfloat16))
+    half = opened(debug_world(), 2, steps=9)
+    kept = [engine.state.memory.store.fields.keys_values for engine in (half, full)]
+    assert [keys.dtype for keys in kept] == [torch.bfloat16, torch.float32]
+    one, other = (engine.state.rgbd for engine in (half, full))
+    assert 0 < float((one - other).abs().max()) and float((one - other).abs().mean()) < 0.02
+    shown = full.restore(Snapshot.from_bytes(half.snapshot().to_bytes()))
+    assert torch.equal(shown.latent, half.state.latent)
+    move = moves(2, 1, seed=3)[0]
+    torch.testing.assert_close(full.step(move).latent, half.step(move).latent, atol=0.1, rtol=0.1)

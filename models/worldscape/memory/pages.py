@@ -20,13 +20,15 @@ PROBES = 16  # points a side, or a few more, that stand for a picture when views
 
 
 class PageShape(NamedTuple):
-    """Sizes of a page: generator layers L, tokens P, heads H, head width K, and picture side in pixels."""
+    """Sizes of a page: generator layers L, tokens P, heads H, head width K, and picture side in pixels; keys_dtype: of
+    its keys and values."""
 
     layers: int
     tokens: int
     heads: int
     head_width: int
     size: int
+    keys_dtype: torch.dtype = torch.float32
 
 
 class Page(NamedTuple):
@@ -181,5 +183,7 @@ def _sizes(pages: int, shape: PageShape, like: Tensor) -> list[tuple[torch.Size,
     sizes = (keys_values, (pages, 4, *picture), (pages, 4, 4), (*probes, 3), probes, (pages, *picture))
     sizes = (*sizes, (pages, NUM_MOVING, 4, 4), (pages,))
     dtypes = [like.dtype] * len(sizes)
-    dtypes[Page._fields.index("owner")], dtypes[Page._fields.index("frame")] = torch.uint8, torch.long
+    kept_as = {"keys_values": shape.keys_dtype, "owner": torch.uint8, "frame": torch.long}
+    for name, dtype in kept_as.items():
+        dtypes[Page._fields.index(name)] = dtype
     return [(torch.Size(size), dtype) for size, dtype in zip(sizes, dtypes, strict=True)]

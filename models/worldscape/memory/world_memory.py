@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
@@ -181,14 +182,15 @@ class WorldMemory:
         apart = torch.where(is_local, -1, frames[:, pool])
         return policy.choose_cover(cells[:, pool], pages[:, pool], apart, num_picks, policy.ONE_CELL)
 
-    def read(self, retrieved: Tensor) -> History:
-        """History for the next frame: sink, retrieved pages [B, R] (Recall), local window, at small positions."""
+    def read(self, retrieved: Tensor, room: int = 0) -> History:
+        """History for the next frame: sink, retrieved pages [B, R] (Recall), local window, at small positions; keys and
+        values with room for so many frames behind."""
         tables = self.tables
         pages = torch.cat([tables.sink, retrieved, tables.local], 1)
-        keys, values = self.store.read_keys_values(pages).chunk(2)
+        keys, values = self.store.read_keys_values(F.pad(pages, (0, room), value=BLANK)).chunk(2)
         return History(keys, values, self._positions(retrieved, 0), pages != BLANK)
 
-    def read_pending(self, retrieved: Tensor, num_ahead: int) -> History:
+    def read_pending(self, retrieved: Tensor, num_ahead: int, room: int = 0) -> History:
         """History for a call that takes in the latest frame and refines the next one and num_ahead after it: as read,
         but for these to fit, the local window lacks its oldest num_ahead frames.
 
@@ -196,7 +198,7 @@ class WorldMemory:
         does not see what is retrieved for those after it, so what is stored of it does not depend on where one goes.
         """
         tables, (num_sink, _, num_local) = self.tables, self.tables.levels
-        history = self.read(retrieved)
+        history = self.read(retrieved, room)
         pages = torch.cat([tables.sink, retrieved, tables.local], 1)
         oldest = (tables.count - num_local + num_ahead)[:, None]
         is_recent = (self.store.fields.frame[tables.local] >= oldest) | (oldest <= num_sink)
