@@ -29,6 +29,15 @@ class Encoded(NamedTuple):
     skips: list[Tensor]
 
 
+def shuffled(x: Tensor) -> Tensor:
+    """As F.pixel_shuffle(x, 2), channels last as the convolutions have them: [B, 4 C, h, w] -> [B, C, 2 h, 2 w].
+
+    On a GPU pixel_shuffle makes it contiguous, and all that follows goes back and forth between the layouts.
+    """
+    rows = x.permute(0, 2, 3, 1)
+    return rearrange(rows, "b h w (c i j) -> b (h i) (w j) c", i=2, j=2).permute(0, 3, 1, 2)
+
+
 class Residual(nn.Module):
     """Two convolutions around an identity; starts as the identity, so no normalisation is needed."""
 
@@ -116,7 +125,7 @@ class Decoder(nn.Module):
             x = x + self.merges[index](skips[index])
             x = self.stages[index](x + shown[index] if index < len(shown) else x)
             if index > 0:
-                x = F.pixel_shuffle(self.ups[index - 1](x), 2)
+                x = shuffled(self.ups[index - 1](x))
         fresh, blend = F.pixel_shuffle(self.to_pixels(F.silu(x)), 2).split([RGBD_CHANNELS, 1], 1)
         return fresh, torch.sigmoid(blend + 1.0)
 

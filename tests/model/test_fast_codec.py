@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from worldscape.codec import shuffled
 from worldscape.conditioning.reproject import Anchor
 from worldscape.fast_codec import FastCodec
 from worldscape.world import debug_world
@@ -41,3 +42,10 @@ def test_decoding_leaves_what_it_is_given():
     fast.decode(guess.latent, anchor, guess.skips, given[-1])
     for before, after in zip(kept, given, strict=True):
         assert torch.equal(before, after)
+
+
+def test_shuffled_is_pixel_shuffle_with_channels_last():
+    x = torch.randn(3, 12, 4, 6, generator=torch.Generator().manual_seed(0)).to(memory_format=torch.channels_last)
+    found = shuffled(x)
+    assert torch.equal(found, torch.nn.functional.pixel_shuffle(x, 2))
+    assert found.is_contiguous(memory_format=torch.channels_last)

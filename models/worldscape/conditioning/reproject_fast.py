@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldscape.conditioning.camera import pixel_centres, pixel_motions
+from worldscape.conditioning.camera import pixel_motions
 from worldscape.conditioning.made_once import made_once
 from worldscape.conditioning.reproject import (
     BLUR_RATIO,
@@ -89,16 +89,17 @@ def _warps(poses: Tensor, target: Tensor, intrinsics: Tensor, size: int) -> tupl
     """Pictures -> view and view -> pictures, of poses [B, N, 4, 4] and target [B, 4, 4]."""
     relative = poses[:, :, :3] - F.pad(target[:, None, :3, 3:], (3, 0))
     turns, shifts = pixel_motions(target[:, None, :3, :3].mT @ relative, intrinsics, size)
-    # One product per pair, whatever the batch: a row of one large product may round otherwise than it does alone.
-    pixels = _pixels(size, poses.device, poses.dtype).expand(turns[..., 0, 0].numel(), -1, -1)
-    seen = torch.bmm(turns.flatten(0, 2), pixels).unflatten(0, turns.shape[:3])
+    along = _centres(size, poses.device, poses.dtype)
+    # Pixels stand in rows and columns: the sum of what a column and what a row contribute is a third of a product.
+    columns, rows = turns[..., :1] * along, torch.addcmul(turns[..., 2:], turns[..., 1:2], along)
+    seen = (rows[..., None] + columns[..., None, :]).flatten(-2)
     return Warp(seen[0], shifts[0]), Warp(seen[1], shifts[1])
 
 
 @made_once
-def _pixels(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Homogeneous pixel centres [3, size ** 2]: column, row, 1."""
-    return F.pad(pixel_centres(size, device, dtype).flatten(0, 1), (0, 1), value=1.0).mT.contiguous()
+def _centres(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Centres of the pixels of a row or column [size]."""
+    return torch.arange(size, device=device, dtype=dtype) + 0.5
 
 
 def _splat_depth(depth: Tensor, warp: Warp, invalid: Tensor, size: int) -> Tensor:
