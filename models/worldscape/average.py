@@ -38,8 +38,10 @@ def run(args: argparse.Namespace) -> None:
     model = average_worlds(first, second, args.share, args.part)
     own, other = read_provenance(args.weights), read_provenance(args.towards)
     news = {name: entry for name, entry in other.items() if entry != own.get(name)}
+    key = f"{args.part} averaged towards"
     note = {"weights": weights_id(second), "share": args.share, "provenance": news}
-    save_world(model, args.out, {**own, f"{args.part} averaged towards": note})
+    earlier = {"before": own[key]} if key in own else {}
+    save_world(model, args.out, {**own, key: {**note, **earlier}})
     print(f"wrote {args.out}")
 
 

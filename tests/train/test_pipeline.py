@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -37,6 +38,22 @@ def test_the_first_stage_may_start_from_weights(tmp_path):
     assert [run.init for run in runs] == ["nano", str(tmp_path / "teacher")]
 
 
+def test_a_stage_may_build_on_another_than_the_one_before(tmp_path):
+    order, builds_on = ("teacher", "world", "ode", "distill"), {"world": "init", "distill": "world"}
+    runs = plan_runs("debug", ("rooms",), tmp_path, Plan(order=order, builds_on=builds_on, shares={"ode": 0.5}), "nano")
+    assert [run.init for run in runs] == ["nano", "nano", str(tmp_path / "world"), str(tmp_path / "world")]
+    runs = plan_runs("debug", ("rooms",), tmp_path, Plan(order=order, shares={"ode": 0.5}), "nano")
+    assert runs[-1].init == str(tmp_path / "ode" / "taken")
+
+
+def test_the_plan_for_a_gpu_is_understood(tmp_path):
+    plan = read_plan(Path(__file__).parents[2] / "examples" / "train_nano_gpu.json")
+    runs = {run.stage: run for run in plan_runs("nano", ("rooms", "tabletop"), tmp_path, plan, "nano")}
+    assert runs["world"].init == "nano" and runs["ode"].init == str(tmp_path / "world")
+    assert runs["distill"].teacher == str(tmp_path / "teacher")
+    assert all(run.config.lease > 0 for run in runs.values())
+
+
 def test_a_config_file_says_what_differs(tmp_path):
     file = tmp_path / "plan.json"
     file.write_text(json.dumps({"order": ["codec", "world"], "model": {"memory": {"num_anchors": 3}}}))
@@ -64,6 +81,11 @@ def test_toml_reads_as_json_does(tmp_path):
         ('{"teachers": {"world": "codec"}}', "name a student, ode or distill"),
         ('{"teachers": {"distill": "decoder"}}', "a stage before it"),
         ('{"teachers": {"distill": "teacher"}}', "a stage before it"),
+        ('{"builds_on": {"world": "distill"}}', "each with one before it"),
+        ('{"builds_on": {"spatial": "world"}}', "each with one before it"),
+        ('{"shares": {"distill": 1.5}}', "a number from 0 to 1"),
+        ('{"shares": {"teacher": 0.5}}', "name stages in order"),
+        ('{"order": ["codec", "world"], "shares": {"ode": 0.5}}', "name stages in order"),
     ],
 )
 def test_config_files_that_are_not_understood_are_named(tmp_path, text, message):
@@ -115,14 +137,20 @@ def test_the_bidirectional_teacher_teaches_from_one_command(tmp_path):
     assert main(["record", "--env", env, "--episodes", "2", "--out", str(data), "--steps-per-episode", "24"]) == 0
     order = ["codec", "teacher", "world", "distill"]
     stages = dict.fromkeys(order, QUIET) | {"distill": {**QUIET, "window": 2}}
-    file.write_text(json.dumps({"order": order, "stages": stages, "teachers": {"distill": "teacher"}}))
+    plan = {"order": order, "stages": stages, "teachers": {"distill": "teacher"}, "shares": {"distill": 0.25}}
+    file.write_text(json.dumps(plan))
     common = ["train", "all", "--preset", "debug", "--data", str(data), "--config", str(file), "--out", str(out)]
     assert main(common) == 0
     teacher, student = load_world(out / "teacher"), load_world(out / "weights")
     assert not teacher.config.transformer.is_causal and student.config.transformer.is_causal
     assert read_provenance(out / "weights")["distill"]["teacher"] == weights_id(teacher)
-    before = load_world(out / "world").transformer.to_latent.weight
-    assert not torch.equal(student.transformer.to_latent.weight, before)
+    before, after, taken = (
+        load_world(out / name).transformer.to_latent.weight for name in ("world", "distill", "weights")
+    )
+    assert not torch.equal(before, after)
+    torch.testing.assert_close(taken, before.lerp(after, 0.25))
+    assert main(common) == 0  # all there already
+    assert read_provenance(out / "weights")["distill taken"] == 0.25
 
 
 def test_stopped_after_every_step_it_ends_with_the_same_weights(tmp_path):

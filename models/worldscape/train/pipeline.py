@@ -4,7 +4,8 @@ The same command goes on wherever it was stopped: finished stages are kept, the 
 bit as if nothing had happened. A config file says what differs from the preset:
 
     {"order": ["codec", "world", ...], "model": {"steps_per_frame": 2}, "stages": {"world": {"steps": 20000}},
-     "teachers": {"distill": "teacher"}}
+     "teachers": {"distill": "teacher"}, "shares": {"distill": 0.3},
+     "builds_on": {"world": "init"}}
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from worldscape.average import average_worlds
 from worldscape.checkpoint import load_world, read_provenance, save_world
 from worldscape.config import WorldConfig, preset
 from worldscape.train.cli import NEEDS, TAUGHT, StageRun, train_stage
@@ -26,19 +28,28 @@ from worldscape.train.config import TrainConfig, override
 from worldscape.train.log import STATUS_FILE
 
 ORDER = ("codec", "world", "ode", "distill", "decoder", "heads")
-SECTIONS = ("order", "model", "stages", "teachers")
+SECTIONS = ("order", "model", "stages", "teachers", "shares", "builds_on")
+INIT = "init"
+"""Name in a config file of the weights that the first stage starts from."""
+SHARED = {"world": "generator", "ode": "generator", "distill": "generator", "decoder": "decoder"}
+"""Stages that may be taken in part, and the part of the weights that they change."""
+TAKEN = "taken"
+"""Folder in a stage's run, of what later stages build on where that is a share of the way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
     """What a config file may say. order: stages, first to last; model: WorldConfig by section, stages: TrainConfig
     by stage; both hold only what differs from the preset. teachers: earlier stage whose weights teach a student, by the
-    student's stage."""
+    student's stage. shares: how far later stages follow one, from what it began with (0) to what it ended with (1).
+    builds_on: an earlier stage, or "init", whose weights a stage starts from instead of the stage before it."""
 
     order: tuple[str, ...] = ORDER
     model: Mapping[str, Any] = field(default_factory=dict)
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     teachers: Mapping[str, str] = field(default_factory=dict)
+    shares: Mapping[str, float] = field(default_factory=dict)
+    builds_on: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in (*self.order, *self.stages):
@@ -51,6 +62,19 @@ class Plan:
                 raise ValueError(
                     f"teachers says that {teacher!r} teaches {student!r}: name a student, {' or '.join(TAUGHT)}, and a "
                     f"stage before it in order {list(self.order)}"
+                )
+
+        for stage, before in self.builds_on.items():
+            if stage not in self.order or before not in (INIT, *self.order[: self._place(stage)]):
+                raise ValueError(
+                    f"builds_on says that {stage!r} builds on {before!r}: name stages in order {list(self.order)}, "
+                    f"each with one before it or {INIT!r}"
+                )
+        for stage, share in self.shares.items():
+            if stage not in SHARED or stage not in self.order or not 0 <= share <= 1:
+                raise ValueError(
+                    f"shares has {stage!r}: {share!r}; name stages in order {list(self.order)}, "
+                    f"of {', '.join(SHARED)}, each with a number from 0 to 1"
                 )
 
     def _place(self, stage: str) -> int:
@@ -97,22 +121,42 @@ def run_pipeline(
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("train all runs in one process: under torchrun train its stages one by one")
-    runs, started = plan_runs(name, data, out, read_plan(config_file), init), time.perf_counter()
+    plan, started = read_plan(config_file), time.perf_counter()
+    runs = plan_runs(name, data, out, plan, init)
     is_kept = True  # a stage that trains may change all later ones
     for wanted in runs:
         is_kept = is_kept and is_finished(wanted)
         if is_kept:
             print(f"{wanted.stage}: finished before, kept", flush=True)
-            continue
-        print(f"{wanted.stage}: training in {wanted.out}", flush=True)
-        left = minutes - (time.perf_counter() - started) / 60
-        limit = max(left, 1e-9) if minutes else wanted.config.minutes
-        code = train_stage(replace(wanted, config=replace(wanted.config, minutes=limit)))
-        if not is_finished(wanted):
-            return code
-    last = runs[-1].out
+        else:
+            print(f"{wanted.stage}: training in {wanted.out}", flush=True)
+            left = minutes - (time.perf_counter() - started) / 60
+            limit = max(left, 1e-9) if minutes else wanted.config.minutes
+            code = train_stage(replace(wanted, config=replace(wanted.config, minutes=limit)))
+            if not is_finished(wanted):
+                return code
+        take_share(wanted, plan)
+    last = result_of(runs[-1].stage, out, plan)
     save_world(load_world(last), out / "weights", read_provenance(last))
     return 0
+
+
+def result_of(stage: str, out: Path, plan: Plan) -> Path:
+    """The weights that stages after this one build on."""
+    return out / stage / TAKEN if stage in plan.shares else out / stage
+
+
+def take_share(run: StageRun, plan: Plan) -> None:
+    """Write what is taken of a finished stage, where the plan takes a share only."""
+    if run.stage not in plan.shares:
+        return
+    if run.init is None:
+        raise ValueError(f"shares: {run.stage!r} began with nothing, so there is no way from there to be followed")
+    hands = run.stage == "decoder" and run.model.codec.hand_decoder
+    part = "hand_decoder" if hands else SHARED[run.stage]
+    share, known = plan.shares[run.stage], dict(read_provenance(run.out))
+    taken = average_worlds(load_world(run.init), load_world(run.out), share, part)
+    save_world(taken, run.out / TAKEN, known | {f"{run.stage} taken": share})
 
 
 def plan_runs(name: str, data: tuple[str, ...], out: Path, plan: Plan, init: str | None = None) -> list[StageRun]:
@@ -121,7 +165,11 @@ def plan_runs(name: str, data: tuple[str, ...], out: Path, plan: Plan, init: str
     taught_by = "spatial" if "spatial" in plan.order else "world"
     model = merge_model(preset(name), plan.model)
     runs: list[StageRun] = []
+    first = init
     for stage in plan.order:
+        before = plan.builds_on.get(stage)
+        if before is not None:
+            init = first if before == INIT else str(result_of(before, out, plan))
         runs.append(
             StageRun(
                 stage=stage,
@@ -131,10 +179,10 @@ def plan_runs(name: str, data: tuple[str, ...], out: Path, plan: Plan, init: str
                 data=data,
                 out=out / stage,
                 init=init,
-                teacher=str(out / plan.teachers.get(stage, taught_by)) if stage in TAUGHT else None,
+                teacher=str(result_of(plan.teachers.get(stage, taught_by), out, plan)) if stage in TAUGHT else None,
             )
         )
-        init = str(out / stage)
+        init = str(result_of(stage, out, plan))
     return runs
 
 
