@@ -139,9 +139,11 @@ def test_the_goal_policy_finds_the_box_and_is_paid():
 
 
 def test_a_sidling_walker_arrives_from_all_sides():
-    """Many of its arrivals have the box far from the middle of the picture, on either side; few of goal's."""
+    """Many of its arrivals have the box far from the middle of the picture, on either side, and the eyes up or down;
+    few of goal's."""
     env = RoomsEnv(max_episode_steps=200)
     bearings: dict[str, list[float]] = {"goal": [], "sidle": []}
+    pitches: dict[str, list[float]] = {"goal": [], "sidle": []}
     for name in bearings:
         for seed in range(24):
             observation, info = env.reset(seed=seed)
@@ -152,10 +154,14 @@ def test_a_sidling_walker_arrives_from_all_sides():
             if terminated:
                 x, _, z = np.linalg.inv(info["pose"])[:3] @ np.append(env.world.goal_position(), 1.0)
                 bearings[name].append(float(np.degrees(np.arctan2(x, z))))
+                pitches[name].append(float(np.degrees(info["camera"][4])))
     straight, aside = (np.array(bearings[name]) for name in ("goal", "sidle"))
     assert len(straight) >= 12 and len(aside) >= 12
     assert (np.abs(straight) > 20).mean() < 0.3
     assert (aside > 20).sum() >= 3 and (aside < -20).sum() >= 3
+    level, tilted = (np.array(pitches[name]) for name in ("goal", "sidle"))
+    assert (np.abs(level) > 15).mean() < 0.2
+    assert (tilted < -15).sum() >= 3 and (tilted > 5).sum() >= 1
     env.close()
 
 

@@ -29,7 +29,9 @@ MIRROR = {
 WALL_DISTANCE = 1.0  # metres of free depth below which a walker turns away
 TURNS_AROUND = 12  # turns of 15 degrees that make half a circle
 NEAR = 2.5  # metres from the goal within which it is kept aside
+LOOK_TOLERANCE = math.radians(8)  # more than half of what a key looks up or down
 LARGEST_ASIDE = math.radians(60)
+LOWEST, HIGHEST = math.radians(-35), math.radians(15)  # where a walker looks that is to see the goal from everywhere
 
 Manoeuvre = Iterator[int]
 
@@ -54,11 +56,13 @@ def goal(env: gym.Env, rng: np.random.Generator) -> Act:
 
 def sidle(env: gym.Env, rng: np.random.Generator) -> Act:
     """As `goal`, but near the box it is kept at an angle drawn for the episode, up to 60 degrees to either side, and
-    reached by walking sideways too: what learns how an arrival looks has to see it from everywhere."""
-    return _walk_to_goal(env, rng, rng.uniform(-LARGEST_ASIDE, LARGEST_ASIDE))
+    reached by walking sideways too, with the eyes up to 35 degrees down or 15 up: what learns how an arrival looks has
+    to see it from everywhere."""
+    return _walk_to_goal(env, rng, rng.uniform(-LARGEST_ASIDE, LARGEST_ASIDE), rng.uniform(LOWEST, HIGHEST))
 
 
-def _walk_to_goal(env: gym.Env, rng: np.random.Generator, aside: float) -> Act:
+def _walk_to_goal(env: gym.Env, rng: np.random.Generator, aside: float, pitch: float | None = None) -> Act:
+    """aside: as _towards; pitch: where to look, radians upwards; None: wherever the eyes are."""
     world = getattr(env.unwrapped, "world", None)
     if world is None:
         raise ValueError(f"The goal policy needs an env that knows its goal, like WorldScape-Rooms; got {env!r}.")
@@ -74,6 +78,8 @@ def _walk_to_goal(env: gym.Env, rng: np.random.Generator, aside: float) -> Act:
         if info["collision"] and not detour:
             side = int(rng.choice([LEFT, RIGHT]))
             detour.extend([side] * int(rng.integers(2, 6)) + [FORWARD] * int(rng.integers(1, 4)))
+        if pitch is not None and abs(pitch - info["camera"][4]) > LOOK_TOLERANCE:
+            return LOOK_UP if pitch > info["camera"][4] else LOOK_DOWN
         return detour.pop(0) if detour else _towards(world.goal_position(), info["camera"], aside)
 
     return act

@@ -43,7 +43,9 @@ COUNTS = ("walks", "pictures", "things", "objects", "events", "goals")
 LOSSES = {"events": 1.0, "depth": 4.0, "motion": 1.0, "wrist": 1.0, "things": 1.0, "object": 1.0, "goal": 1.0}
 """What each head's loss counts."""
 PAID_SHARE = 8  # one of so many frames that the events head learns from shows the goal
+PAID_WEIGHT = 1 / 6  # what such a frame counts beside others: in a walk it is at least so much rarer than in a batch
 ARRIVING = 3  # frames from the first at the goal on that still show it
+NEAR_MISS = 2.0  # metres from the goal: half of the frames that are not paid for are no farther, where that is known
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,9 +94,9 @@ DEFAULTS: dict[str, TrainConfig] = {
 @dataclass(frozen=True, kw_only=True, slots=True)
 class HeadsStage:
     """Trains the heads on rollouts, and those that read pictures on frames of training episodes, long [N] each: that of
-    things on `tables`, that of events on `arrivals` at the goal and on `walks` elsewhere (picture_frames), that of
-    goals on `sightings`; and that of objects on `stretches`. The last NUM_SAMPLES episodes are kept for the sample
-    pictures."""
+    things on `tables`, that of events on `arrivals` at the goal, on `walks` elsewhere (picture_frames) and on those of
+    them that are `near_misses`, that of goals on `sightings`; and that of objects on `stretches`. The last NUM_SAMPLES
+    episodes are kept for the sample pictures."""
 
     store: FrameStore
     rollouts: dict[str, Tensor]
@@ -107,6 +109,7 @@ class HeadsStage:
     stretches: np.ndarray
     walks: np.ndarray
     arrivals: np.ndarray
+    near_misses: np.ndarray
     sightings: Sightings
     name: str = "heads"
 
@@ -154,8 +157,10 @@ class HeadsStage:
     def _events(self, rng: np.random.Generator) -> dict[str, Tensor]:
         """Training frames, some in a mirror and as dreams are: event_rgbd [N, 4, h, w], reward and end [N]."""
         num_paid = self.config.events // PAID_SHARE if len(self.arrivals) else 0
-        num_others = self.config.events - num_paid
-        frames = np.concatenate([rng.choice(self.arrivals, num_paid), rng.choice(self.walks, num_others)])
+        num_near = (self.config.events - num_paid) // 2 if len(self.near_misses) else 0
+        num_others = self.config.events - num_paid - num_near
+        counts = ((self.arrivals, num_paid), (self.near_misses, num_near), (self.walks, num_others))
+        frames = np.concatenate([rng.choice(kind, count) for kind, count in counts])
         paid = (np.arange(len(frames)) < num_paid).astype(np.float32)
         return {
             "event_rgbd": dreamlike(mirror_some(self.store.rgbd(frames), rng), rng),
@@ -194,10 +199,11 @@ class HeadsStage:
 
 
 def event_losses(heads: Heads, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Binary cross-entropy of reward and end; recall and precision of rewards."""
+    """Binary cross-entropy of reward and end, as rare as they are in walks; recall and precision of rewards."""
     events = heads.events(batch["event_rgbd"])
-    reward = F.binary_cross_entropy_with_logits(events.reward.float(), batch["reward"])
-    end = F.binary_cross_entropy_with_logits(events.end.float(), batch["end"])
+    rare = torch.tensor(PAID_WEIGHT, device=events.reward.device)
+    reward = F.binary_cross_entropy_with_logits(events.reward.float(), batch["reward"], pos_weight=rare)
+    end = F.binary_cross_entropy_with_logits(events.end.float(), batch["end"], pos_weight=rare)
     pays = (events.reward > 0).float()
     return {
         "events": reward + end,
@@ -263,6 +269,7 @@ def build_stage(
         stretches=object_stretches(store, num_training(store) if model_config.heads.object else 0),
         walks=walks,
         arrivals=arrivals,
+        near_misses=walks[store.goal_distance[walks] < NEAR_MISS],
         # No episode is searched for goals that nothing is to learn from.
         sightings=find_sightings(store, num_training(store) if train_config.goals and model_config.heads.goal else 0),
         name="heads of pictures" if train_config.pictures_only else "heads",
