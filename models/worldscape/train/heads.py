@@ -156,12 +156,7 @@ class HeadsStage:
 
     def _events(self, rng: np.random.Generator) -> dict[str, Tensor]:
         """Training frames, some in a mirror and as dreams are: event_rgbd [N, 4, h, w], reward and end [N]."""
-        num_paid = self.config.events // PAID_SHARE if len(self.arrivals) else 0
-        num_near = (self.config.events - num_paid) // 2 if len(self.near_misses) else 0
-        num_others = self.config.events - num_paid - num_near
-        counts = ((self.arrivals, num_paid), (self.near_misses, num_near), (self.walks, num_others))
-        frames = np.concatenate([rng.choice(kind, count) for kind, count in counts])
-        paid = (np.arange(len(frames)) < num_paid).astype(np.float32)
+        frames, paid = draw_events(self.arrivals, self.near_misses, self.walks, self.config.events, rng)
         return {
             "event_rgbd": dreamlike(mirror_some(self.store.rgbd(frames), rng), rng),
             "reward": torch.from_numpy(paid),
@@ -196,6 +191,18 @@ class HeadsStage:
         grey = [((depth + 1) * 127.5).round().to(torch.uint8) for depth in (picture[:, 3], guess)]
         rows = [depth[..., None].expand(-1, -1, -1, 3).cpu().numpy() for depth in grey]
         return {"depth": picture_rows([self.store.frames[index], *rows])}
+
+
+def draw_events(
+    arrivals: np.ndarray, near_misses: np.ndarray, walks: np.ndarray, count: int, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """`count` frames that the events head learns from, long, and whether they are paid for, float: one in PAID_SHARE an
+    arrival, half of the others near misses, where there are any."""
+    num_paid = count // PAID_SHARE if len(arrivals) else 0
+    num_near = (count - num_paid) // 2 if len(near_misses) else 0
+    counts = ((arrivals, num_paid), (near_misses, num_near), (walks, count - num_paid - num_near))
+    frames = np.concatenate([rng.choice(kind, number) for kind, number in counts])
+    return frames, (np.arange(count) < num_paid).astype(np.float32)
 
 
 def event_losses(heads: Heads, batch: dict[str, Tensor]) -> dict[str, Tensor]:
