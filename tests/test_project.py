@@ -27,7 +27,7 @@ LAYERS = (
     {"scoring"},
     {"world"},
     {"checkpoint", "fast", "fast_codec"},
-    {"rewrites"},
+    {"rewrites", "average"},
     {"engine_frames"},
     {"slots", "slot_hands", "checks", "opening", "snapshot"},
     {"handling", "graphs"},
@@ -37,7 +37,7 @@ LAYERS = (
     {"engines"},
     {"data"},
     {"train", "evaluate"},
-    {"play", "dream", "average"},
+    {"play", "dream"},
     {"orbit"},
     {"cli", "__main__"},
 )
