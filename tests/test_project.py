@@ -20,7 +20,7 @@ LAYERS = (
     {"atomic"},
     {"conditioning", "goals", "hand_tasks", "noise", "flow", "policy", "precision", "progress", "window"},
     {"config"},
-    {"nn"},
+    {"nn", "fast_linear"},
     {"codec", "transformer", "hand_heads", "memory", "splats"},
     {"heads"},
     {"sight"},

@@ -2,8 +2,8 @@
 
 At 16 tokens a frame the time goes into launching operations and reading weights, not into arithmetic. So what depends
 on the noise level alone is tabulated, weights lie as matrix products read them, and history leaves room for a frame.
-In bf16 the matrix products take half the time; sums, norms and memory stay float32, and so does attention but for
-GPUs, whose fast kernels for it read half precision.
+In bf16 the matrix products take half the time; sums and norms stay float32, and so do attention and the keys in memory
+but for GPUs, whose fast kernels for attention read half precision.
 """
 
 from collections.abc import Sequence
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from worldscape.fast_linear import AnyLinear, Packer
 from worldscape.nn.attention import attend
 from worldscape.nn.blocks import Block, KeysValues
 from worldscape.nn.rope import space_angles, split_pairs, time_angles
@@ -29,60 +30,6 @@ from worldscape.transformer import (
     pack_rays,
     shows_hand,
 )
-
-
-class Linear(NamedTuple):
-    """y = x @ weight + bias. At few rows that is twice as fast on a CPU as the transposed weight of nn.Linear."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return torch.addmm(self.bias, x.to(self.weight.dtype), self.weight)
-
-    def then_silu(self, x: Tensor) -> Tensor:
-        return F.silu(self(x))
-
-    def then_gelu(self, x: Tensor) -> Tensor:
-        return F.gelu(self(x), approximate="tanh")
-
-
-class PackedLinear(NamedTuple):
-    """The same in bf16 on a CPU, with a weight that lies as oneDNN reads it."""
-
-    weight: Tensor
-    bias: Tensor
-
-    def __call__(self, x: Tensor, then: str = "none", how: str = "") -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x.to(torch.bfloat16), self.weight, self.bias, then, [], how)
-
-    def then_silu(self, x: Tensor) -> Tensor:
-        return self(x, "swish")
-
-    def then_gelu(self, x: Tensor) -> Tensor:
-        return self(x, "gelu", "tanh")
-
-
-AnyLinear = Linear | PackedLinear
-
-
-class Packer(NamedTuple):
-    """Makes maps whose products are of one dtype."""
-
-    dtype: torch.dtype
-
-    def pack(self, weight: Tensor, bias: Tensor) -> AnyLinear:
-        """The map of a weight [out, in] and a bias [out]."""
-        weight, bias = weight.detach().to(self.dtype), bias.detach().to(self.dtype)
-        can_pack = hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and torch.backends.mkldnn.is_available()
-        if self.dtype == torch.bfloat16 and weight.device.type == "cpu" and can_pack:
-            return PackedLinear(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()), bias)
-        return Linear(weight.t().contiguous(), bias)
-
-    def of(self, layer: nn.Module) -> AnyLinear:
-        """The same map as the nn.Linear `layer`."""
-        assert isinstance(layer, nn.Linear)
-        return self.pack(layer.weight, layer.bias)
 
 
 class Layer(NamedTuple):
@@ -195,7 +142,7 @@ class FastTransformer:
         if timely.dtype == torch.float32:
             as_complex(timely).mul_(turn)
         else:
-            timely.copy_(torch.view_as_real(as_complex(timely.float()) * turn).flatten(-2))
+            timely.copy_(turned(timely.float(), turn))
         return PlacedHistory(keys.flatten(2, 3), values.flatten(2, 3), self._mask(see(history.valid, sees, present)))
 
     def _roomy(self, stored: Tensor, frames: int) -> Tensor:
@@ -236,7 +183,7 @@ class FastTransformer:
         hands = KeysValues(*(y[:, :, 1:] for y in both)) if kinds == 2 and times == 1 else None
         if kinds == 2 and times > 1:
             x = x.view(slots, times, kinds * tokens, -1)[:, :, :tokens].flatten(0, 2)
-        stored = torch.view_as_real(as_complex(new_keys.float()) * time.conj()).flatten(-2)
+        stored = turned(new_keys.float(), time.conj())
         layers = [KeysValues(k, v) for k, v in zip(stored, new_values.float(), strict=True)]
         clean = self._read_clean(x, known, view.anchor.flatten(0, 2), slots).view_as(latent)
         return Prediction(clean, x.view(slots, times, tokens, -1), layers, hands)
@@ -251,7 +198,7 @@ class FastTransformer:
         inner = modulated(x, level.scale1, level.shift1, slots)
         qkv = layer.qkv(inner).view(slots, tokens, 3, heads * width)
         qk = F.rms_norm(qkv[:, :, :2].float(), (heads * width,), None, 1e-6) * layer.norm
-        rotated = torch.view_as_real(as_complex(qk.unflatten(-1, (heads, width))) * turn).flatten(-2)
+        rotated = turned(qk.unflatten(-1, (heads, width)), turn)
         new_keys.copy_(rotated[:, :, 1])
         new_values.copy_(qkv[:, :, 2].unflatten(-1, (heads, width)))
         q, k, v = (y.transpose(1, 2) for y in (rotated[:, :asked, 0].to(keys.dtype), keys, values))
@@ -345,6 +292,11 @@ def reorder_qkv(parameter: Tensor, order: Tensor) -> Tensor:
 def as_complex(x: Tensor) -> Tensor:
     """Neighbouring channels [..., 2 n] as complex numbers [..., n] that share their memory."""
     return torch.view_as_complex(x.unflatten(-1, (-1, 2)))
+
+
+def turned(x: Tensor, turn: Tensor) -> Tensor:
+    """Neighbouring channels [..., 2 n] turned by unit complex numbers that broadcast to [..., n]."""
+    return torch.view_as_real(as_complex(x) * turn).flatten(-2)
 
 
 def turns(angles: Tensor) -> Tensor:

@@ -123,7 +123,7 @@ def test_history_with_room_is_written_into_and_placed_alike(has_hands):
 
 @pytest.mark.parametrize("has_hands", [False, True])
 def test_attention_may_read_half_precision(has_hands):
-    """What is committed is float32 as memory keeps it, and as near to the plain generator as halves allow."""
+    """What is committed is float32, whatever memory makes of it, and as near to the plain generator as halves allow."""
     model, rng = debug_world().transformer.eval(), torch.Generator().manual_seed(3)
     clip, sees, now = random_clip(4, rng, has_hands), torch.ones(2, 4, 4, dtype=torch.bool).tril(), slice(3, None)
     found = []

@@ -119,9 +119,14 @@ def camera_rays(intrinsics: Tensor, size: int, some: slice = slice(None)) -> Ten
 
 
 @made_once
+def centres_along(size: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
+    """Centres of the pixels of one row, or one column: [size]."""
+    return torch.arange(size, device=device, dtype=dtype) + 0.5
+
+
 def pixel_centres(size: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Centres of pixels (column, row): [size, size, 2]."""
-    along = torch.arange(size, device=device, dtype=dtype) + 0.5
+    along = centres_along(size, device, dtype)
     return torch.stack([along.expand(size, size), along[:, None].expand(size, size)], -1)
 
 

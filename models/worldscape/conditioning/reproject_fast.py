@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from worldscape.conditioning.camera import pixel_motions
+from worldscape.conditioning.camera import centres_along, pixel_motions
 from worldscape.conditioning.made_once import made_once
 from worldscape.conditioning.reproject import (
     BLUR_RATIO,
@@ -30,6 +30,8 @@ from worldscape.conditioning.reproject import (
 from worldscape.conditioning.shapes import is_static, row_by_row
 
 MARGIN = 2  # rows repeated around each picture of the atlas: what a bicubic kernel reaches
+
+_centres = made_once(centres_along)
 
 
 class Warp(NamedTuple):
@@ -94,12 +96,6 @@ def _warps(poses: Tensor, target: Tensor, intrinsics: Tensor, size: int) -> tupl
     columns, rows = turns[..., :1] * along, torch.addcmul(turns[..., 2:], turns[..., 1:2], along)
     seen = (rows[..., None] + columns[..., None, :]).flatten(-2)
     return Warp(seen[0], shifts[0]), Warp(seen[1], shifts[1])
-
-
-@made_once
-def _centres(size: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Centres of the pixels of a row or column [size]."""
-    return torch.arange(size, device=device, dtype=dtype) + 0.5
 
 
 def _splat_depth(depth: Tensor, warp: Warp, invalid: Tensor, size: int) -> Tensor:

@@ -93,7 +93,7 @@ def mixed(env: gym.Env, rng: np.random.Generator) -> Act:
 POLICIES = {"explore": explore, "goal": goal, "mixed": mixed, "sidle": sidle}
 
 
-def _towards(target: np.ndarray, camera: np.ndarray, aside: float = 0.0) -> int:
+def _towards(target: np.ndarray, camera: np.ndarray, aside: float) -> int:
     """The key that leads to `target` [3] from a camera [6]; within NEAR metres it is to be seen `aside` radians to the
     right of the middle, and the walk goes forward, left or right, whichever is nearest."""
     x, z = target[0] - camera[0], target[2] - camera[2]
