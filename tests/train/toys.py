@@ -118,6 +118,9 @@ def main() -> None:
     model.transformer.dropout.p = float(dropout)
     stage = ToyStage(noise=float(noise), kill_at=int(kill_at), signal_number=int(number))
     average = train_toy(stage, model, override(toy_config(), parse_assignments(sys.argv[6:])), Path(out))
+    threads = [(task / "comm").read_text().strip() for task in Path("/proc/self/task").glob("*")]
+    left = [name for name in threads if "gloo" in name]
+    assert not left, f"a process group outlives its run; Python may be aborted at its end: {left}"
     save_file(detach(average.state_dict()), Path(out) / f"rank_{os.environ.get('RANK', 0)}.safetensors")
 
 

@@ -63,8 +63,15 @@ def train(
     out/status.json says why it ended.
     Raises ValueError when `out` holds another run, FloatingPointError when the loss or a gradient is not finite.
     """
-    out = Path(out)
-    with occupy(config) as place, StopSignals() as signals:
+    with occupy(config) as place:
+        return train_at(stage, model, config, Path(out), provenance, place)
+
+
+def train_at(
+    stage: Stage, model: WorldModel, config: TrainConfig, out: Path, provenance: dict[str, Any] | None, place: Place
+) -> WorldModel:
+    """`train` on the ranks that are there; a function of its own, so that nothing of it outlives their group."""
+    with StopSignals() as signals:
         model.to(place.device).requires_grad_(False).eval()
         module = stage.trainable(model).to(place.device).requires_grad_(True).train()
         identity = identify(stage.name, model, module, config, place.world_size)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import signal
 import threading
@@ -56,6 +58,8 @@ def occupy(config: TrainConfig) -> Iterator[Place]:
     starts_group = world_size > 1 and not dist.is_initialized()
     threads = torch.get_num_threads()
     if starts_group:
+        # Imported while there is no group: the defaults of its functions would keep one for ever.
+        importlib.import_module("torch.distributed.nn.functional")
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     if config.threads:
         torch.set_num_threads(config.threads)
@@ -67,7 +71,10 @@ def occupy(config: TrainConfig) -> Iterator[Place]:
     finally:
         torch.set_num_threads(threads)
         if starts_group:
+            # A group that is still there when Python ends has threads, which are now and then aborted then: its
+            # last holders (DistributedDataParallel is in a cycle) must be gone before.
             dist.destroy_process_group()
+            gc.collect()
 
 
 def choose_device(name: str) -> torch.device:
