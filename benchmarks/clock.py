@@ -2,6 +2,7 @@
 
 import time
 from collections import defaultdict
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -25,6 +26,7 @@ class Clock:
 
     def __init__(self, device: str = "cpu") -> None:
         self.device = device
+        self._now: Callable[[], Any] = self._mark_stream if device.startswith("cuda") else time.perf_counter
         self._open: list[str] = []
         self._marks: list[tuple[str, Any]] = []
 
@@ -53,9 +55,7 @@ class Clock:
         self._marks.clear()
         return dict(seconds)
 
-    def _now(self) -> Any:
-        if not self.device.startswith("cuda"):
-            return time.perf_counter()
+    def _mark_stream(self) -> Any:
         import torch
 
         event = torch.cuda.Event(enable_timing=True)

@@ -40,7 +40,7 @@ FULL_LIMIT = 2000  # frames that the policy `full` keeps at most: it is an ablat
 DECISIONS = (
     "cell_numbers",
     "shown_cells",
-    "choose_cover",
+    "choose_covers",
     "explained_share",
     "most_redundant",
     "longest_held",

@@ -45,6 +45,8 @@ class ActionMode(ABC):
         Raises ValueError for a wrong type, a wrong shape, NaN or a value outside the space in an active row.
         """
         actions = self._of_slots(actions, active)
+        if active.all():
+            return self._convert(self._validated(actions))
         controls = np.zeros((len(active), self.table.shape[1]), np.float32)
         if active.any():
             controls[active] = self._convert(self._validated(actions[active]))
@@ -89,7 +91,7 @@ class DiscreteActions(ActionMode):
         return {(key,): row for keys, rows in pairs for key, row in zip(keys, rows, strict=True)}
 
     def _validated(self, actions: np.ndarray) -> np.ndarray:
-        return _whole_numbers(actions, np.full(actions.shape, len(self.table)), self.space)
+        return _whole_numbers(actions, len(self.table), self.space)
 
     def _convert(self, actions: np.ndarray) -> np.ndarray:
         return self.table[actions]
@@ -137,7 +139,7 @@ class CombinedKeys(_AxisActions):
         return (axes % 3).astype(np.int64)
 
     def _validated(self, actions: np.ndarray) -> np.ndarray:
-        return _whole_numbers(actions, np.full(actions.shape, 3), self.space)
+        return _whole_numbers(actions, 3, self.space)
 
     def _convert(self, actions: np.ndarray) -> np.ndarray:
         return self.combine(np.where(actions == 2, -1, actions))
@@ -193,7 +195,9 @@ def _as_numbers(actions: Any, space: spaces.Space) -> np.ndarray:
     return array
 
 
-def _whole_numbers(actions: np.ndarray, limit: np.ndarray, space: spaces.Space) -> np.ndarray:
+def _whole_numbers(actions: np.ndarray, limit: int, space: spaces.Space) -> np.ndarray:
+    if actions.dtype == np.int64 and all(0 <= number < limit for number in actions.flat):
+        return actions
     _reject(actions, (actions < 0) | (actions >= limit) | (actions != np.floor(actions)), space)
     return actions.astype(np.int64)
 

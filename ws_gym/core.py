@@ -100,7 +100,7 @@ class WorldCore:
         mask = torch.as_tensor(rows, device=self.device)
         self._elapsed = self._elapsed.masked_fill(mask, 0)
         self._adrift = self._adrift.masked_fill(mask, 0)
-        self._leave_trail(frame, mask)
+        self._leave_trail(frame)
         self.task.reset(frame, mask, chosen, task_options)
         self.needs_reset = self.needs_reset & ~rows
         return self._describe(frame)
@@ -112,7 +112,7 @@ class WorldCore:
         Raises ValueError for malformed actions, ResetNeeded for a row that has no episode, ClosedEnvironmentError.
         """
         engine = self._running_engine()
-        if (self.needs_reset & active).any():
+        if self.needs_reset.any() and (self.needs_reset & active).any():
             rows = np.flatnonzero(self.needs_reset & active).tolist()
             raise ResetNeeded(f"slots {rows} have no running episode; reset them before stepping.")
         controls = torch.from_numpy(self.actions.to_controls(actions, active)).to(self.device)
@@ -120,11 +120,12 @@ class WorldCore:
         mask = torch.as_tensor(active, device=self.device)
         frame = engine.step(controls, mask, hands=hands)
         self._elapsed = self._elapsed + mask
-        self._leave_trail(frame, mask)
+        self._leave_trail(frame)
         result = self._checked(self.task.step(frame, self._elapsed, mask))
         batch = self._batch(frame, result, self._truncate(engine, mask))
-        ended = (batch.terminated | batch.truncated).cpu().numpy()  # the first wait for a GPU, so the last thing done
-        self.needs_reset = np.where(active, ended, self.needs_reset)
+        ended = (batch.terminated | batch.truncated).cpu()  # the first wait for a GPU, so the last thing done
+        if ended.any():
+            self.needs_reset = self.needs_reset | (ended.numpy() & active)
         return batch
 
     def _truncate(self, engine: WorldEngine, mask: Tensor) -> Tensor:
@@ -138,11 +139,10 @@ class WorldCore:
             truncated = truncated | (self._adrift >= self.drift_patience)
         return truncated
 
-    def _leave_trail(self, frame: EngineFrame, mask: Tensor) -> None:
-        """Note where the slots in `mask` bool [B] stand."""
+    def _leave_trail(self, frame: EngineFrame) -> None:
+        """Note where the slots stand; those that stood still have noted the same before."""
         place = (self._elapsed % TRAIL_STEPS)[:, None, None].expand(-1, 1, 2)
-        here = torch.where(mask[:, None, None], frame.camera[:, None, 0:3:2], self._trail.gather(1, place))
-        self._trail = self._trail.scatter(1, place, here)
+        self._trail.scatter_(1, place, frame.camera[:, None, 0:3:2])
 
     @alone
     def snapshot(self, rows: Any = None) -> Snapshot:
@@ -292,14 +292,14 @@ class WorldCore:
         return result
 
     def _batch(self, frame: EngineFrame, result: TaskResult, truncated: Tensor) -> Batch:
-        info = describe_motion(frame)
+        state, info = self._running_engine().state, describe_motion(frame)
         if frame.hands is not None:
-            info |= describe_hands(frame.hands, frame.pose, self._running_engine().state.intrinsics, self.size)
+            info |= describe_hands(frame.hands, frame.pose, state.intrinsics, self.size)
         info |= self.observation.describe(frame)
         info["success"] = result.success
         info["model_calls"] = torch.full_like(self._elapsed, frame.model_calls)
         info["action_latency"] = torch.full_like(self._elapsed, self.action_latency)
-        tables = self._running_engine().state.memory.tables
+        tables = state.memory.tables
         info["memory"], info["trust"] = report_memory(tables)._asdict(), report_trust(tables)._asdict()
         taken = sorted(info.keys() & result.terms.keys())
         if taken:

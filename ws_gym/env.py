@@ -16,6 +16,8 @@ from ws_gym.pictures import resize
 from ws_gym.viewer import Viewer, can_open_window
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from worldscape.snapshot import Snapshot
     from ws_gym.vector_env import WorldScapeVectorEnv
 
@@ -194,7 +196,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         """
         batch = self._core.step(add_row(action), ROW)
         observation, info = self._show(batch)
-        return observation, batch.reward[0].item(), bool(batch.terminated[0]), bool(batch.truncated[0]), info
+        return observation, batch.reward.item(), bool(batch.terminated), bool(batch.truncated), info
 
     def snapshot(self) -> Snapshot:
         """This world as a value: the dream, its memory, the task's state, the steps taken. `to_bytes()` saves it.
@@ -273,10 +275,10 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         return self._core.actions.keys_to_action()
 
     def _show(self, batch: Batch) -> tuple[np.ndarray, dict[str, Any]]:
-        observation = batch.observation[0].cpu().numpy().copy()
+        observation = batch.observation[0].numpy().copy()
         if self._viewer is not None:
             self._viewer.show(self._core.pictures()[0])
-        return observation, map_info(lambda value: first_row(value.cpu().numpy()), batch.info)
+        return observation, map_info(first_row, batch.info)
 
 
 def check_render_mode(mode: str | None, modes: tuple[str | None, ...]) -> str | None:
@@ -302,6 +304,6 @@ def add_row(action: Any) -> np.ndarray:
         raise ValueError(f"action {action!r} is ragged; give one action of the action space.") from error
 
 
-def first_row(values: np.ndarray) -> Any:
-    """Row 0 of [B, ...] as a Python scalar or an array of its own."""
-    return values[0].item() if values.ndim == 1 else values[0].copy()
+def first_row(values: Tensor) -> Any:
+    """The only row of [1, ...], on the CPU, as a Python scalar or an array of its own."""
+    return values.item() if values.ndim == 1 else values[0].numpy().copy()

@@ -19,13 +19,14 @@ NEAREST = 1e-3
 
 def describe_motion(frame: EngineFrame) -> dict[str, Any]:
     """The camera, what was commanded of it and what took place."""
-    commanded, realised = frame.commanded[:, :3].norm(dim=-1), frame.realised[:, :3].norm(dim=-1)
+    walks = torch.stack([frame.commanded, frame.realised])[..., :3]
+    commanded, realised = walks.square().sum(-1)
     return {
         "pose": frame.pose,
         "camera": frame.camera,
         "control": frame.commanded,
         "realised": frame.realised,
-        "collision": realised < BLOCKED_SHARE * commanded,
+        "collision": realised < BLOCKED_SHARE**2 * commanded,
         "coverage": frame.coverage,
     }
 

@@ -194,8 +194,8 @@ def blur(pictures: Tensor, share: Tensor) -> Tensor:
 
 def rgbd_to_frame(rgbd: Tensor) -> Tensor:
     """RGB-D [B, 4, h, w] -> uint8 frames [B, h, w, 3], clamped and rounded."""
-    rgb = rearrange(rgbd[:, :3].float(), "b c h w -> b h w c")
-    return ((rgb.clamp(-1.0, 1.0) + 1.0) * 127.5 + 0.5).to(torch.uint8)
+    rgb = rgbd[:, :3].float().permute(0, 2, 3, 1)
+    return rgb.clamp(-1.0, 1.0).add_(1.0).mul_(127.5).add_(0.5).to(torch.uint8)
 
 
 def token_coverage(mask: Tensor, grid: int) -> Tensor:

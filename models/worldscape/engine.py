@@ -235,5 +235,5 @@ class WorldEngine(FrameMaker):
     def _memory(self, slots: int, budget: int | None) -> WorldMemory:
         codec, generator = self.config.codec, self.config.transformer
         sizes = (generator.num_layers, codec.num_tokens, generator.num_heads, generator.head_width, codec.size)
-        shape = PageShape(*sizes, self.generator.keys_dtype)
+        shape = PageShape(*sizes, self.generator.keys_dtype, has_hands=self.hands is not None)
         return WorldMemory.empty(self.config.memory, slots, shape, torch.zeros((), device=self.device), budget)

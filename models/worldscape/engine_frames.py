@@ -68,14 +68,14 @@ class HandFrame(NamedTuple):
 
 @dataclass
 class EngineFrame:
-    """What all B slots show now; fresh tensors on the engine's device.
+    """What all B slots show now, on the engine's device: its own tensors, which later steps leave alone and nobody may
+    change.
 
-    rgbd float32 [B, 4, h, w] in [-1, 1], the engine's own, not to be changed: `frame` and `depth` are made of it when
-    somebody asks. pose [B, 4, 4]; camera [B, 6]; commanded [B, 6] control that the frame answers, realised [B, 6] what
-    of it took place; coverage [B] share of pixels anchored in memory; latent [B, P, C]; steps long [B]: frames since
-    opening; model_calls: transformer forwards made by this call; hands: of an engine that has them; events
-    [B, 2]: probabilities of reward and end, or find_events, which looks for them in `rgbd`; find_goal: finds the goal
-    in it, for weights that can.
+    rgbd float32 [B, 4, h, w] in [-1, 1]: `frame` and `depth` are made of it when somebody asks. pose [B, 4, 4]; camera
+    [B, 6]; commanded [B, 6] control that the frame answers, realised [B, 6] what of it took place; coverage [B] share
+    of pixels anchored in memory; latent [B, P, C]; steps long [B]: frames since opening; model_calls: transformer
+    forwards made by this call; hands: of an engine that has them; events [B, 2]: probabilities of reward and end, or
+    find_events, which looks for them in `rgbd`; find_goal: finds the goal in it, for weights that can.
     """
 
     rgbd: Tensor

@@ -1,6 +1,6 @@
 """What an engine keeps of its slots, and what passes between the parts of a step: plain values with a leading B."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import NamedTuple
@@ -162,41 +162,42 @@ class SlotState:
 
     def present(self, model_calls: int, heads: Heads, has_hands: bool, is_overwritten: bool = False) -> EngineFrame:
         """The slots' current frames, after so many model calls, as tensors that later steps leave alone, also where
-        these change the slots' tensors in place (is_overwritten)."""
-        rgbd, intrinsics = self.rgbd, self.intrinsics
-        if is_overwritten:
-            rgbd, intrinsics = rgbd.clone(), intrinsics.clone()
+        these change the slots' tensors in place (is_overwritten) instead of making new ones."""
+        own = Tensor.clone if is_overwritten else _as_it_is
         return EngineFrame(
-            rgbd=rgbd,
-            pose=self.pose.clone(),
-            camera=self.camera.clone(),
-            commanded=self.commanded.clone(),
-            realised=self.realised.clone(),
-            coverage=self.coverage.clone(),
-            latent=self.latent.clone(),
-            steps=self.steps.clone(),
+            rgbd=own(self.rgbd),
+            pose=own(self.pose),
+            camera=own(self.camera),
+            commanded=own(self.commanded),
+            realised=own(self.realised),
+            coverage=own(self.coverage),
+            latent=own(self.latent),
+            steps=own(self.steps),
             model_calls=model_calls,
             find_events=heads.happens,
-            events=None if has_hands else self.events.clone(),
-            hands=self._present_hands() if has_hands else None,
-            find_goal=None if heads.goal is None else partial(heads.goal, intrinsics=intrinsics),
+            events=None if has_hands else own(self.events),
+            hands=self._present_hands(own) if has_hands else None,
+            find_goal=None if heads.goal is None else partial(heads.goal, intrinsics=own(self.intrinsics)),
         )
 
-    def _present_hands(self) -> HandFrame:
-        reward, success = self.tasks.clone().unbind(1)
-        thing, target = self.places.clone().unbind(1)
+    def _present_hands(self, own: Callable[[Tensor], Tensor]) -> HandFrame:
+        (reward, success), (thing, target) = own(self.tasks).unbind(1), own(self.places).unbind(1)
         return HandFrame(
-            keypoints=self.keypoints.clone(),
-            state=self.hand_state.clone(),
-            command=self.hand_command.clone(),
-            present=self.hand_present.clone(),
+            keypoints=own(self.keypoints),
+            state=own(self.hand_state),
+            command=own(self.hand_command),
+            present=own(self.hand_present),
             reward=reward,
             success=success,
             object=thing,
             target=target,
-            touch=self.touch.clone(),
-            moved=self.object_moved.clone(),
+            touch=own(self.touch),
+            moved=own(self.object_moved),
         )
+
+
+def _as_it_is(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 class Handled(NamedTuple):

@@ -18,10 +18,10 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
-from worldscape.memory.pages import Page
+from worldscape.memory.pages import PAGE_AXES, Page
 
 FORMAT = "worldscape-snapshot"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header
 PAGE_NUMBERS = ("table.pages", "table.latest")
 BESIDE = "beside."  # before the names of what a caller keeps with its worlds
@@ -134,11 +134,12 @@ def _check_fit(tensors: dict[str, Tensor], likes: dict[str, Tensor]) -> None:
         _fail(f"it has other fields than this version's: {sorted(tensors.keys() ^ likes.keys())}")
     rows, pages = len(tensors["steps"]), len(tensors["page.frame"])
     for name, like in likes.items():
-        axis = 1 if name == f"page.{Page._fields[0]}" else 0
+        axis = PAGE_AXES[Page._fields.index(name.removeprefix("page."))] if name.startswith("page.") else 0
         shape = list(like.shape)
         shape[axis] = pages if name.startswith("page.") else rows
         # A GPU may keep keys in half precision where a CPU does not.
-        is_alike = tensors[name].dtype == like.dtype or axis == 1 and tensors[name].is_floating_point()
+        is_keys = name == f"page.{Page._fields[0]}"
+        is_alike = tensors[name].dtype == like.dtype or is_keys and tensors[name].is_floating_point()
         if list(tensors[name].shape) != shape or not is_alike:
             _fail(f"{name} is {tensors[name].dtype} {tuple(tensors[name].shape)}, not {like.dtype} {tuple(shape)}")
     for name in PAGE_NUMBERS:

@@ -22,7 +22,7 @@ def page(values: torch.Tensor) -> Page:
         keys_values=mark.reshape(1, -1, 1, 1, 1).expand(2, -1, 1, 1, 1),
         rgbd=mark.reshape(-1, 1, 1, 1).expand(-1, 4, 1, 1),
         pose=torch.eye(4).repeat(len(mark), 1, 1),
-        probes=mark.reshape(-1, 1, 1).expand(-1, 1, 3),
+        probes=mark.reshape(1, -1, 1).expand(3, -1, 1),
         real=mark[:, None],
         owner=values.reshape(-1, 1, 1).to(torch.uint8),
         parts=torch.eye(4).repeat(len(mark), 33, 1, 1),
@@ -46,7 +46,7 @@ def test_what_is_written_is_read_and_the_blank_page_stays_blank():
     pages = store.allocate(torch.tensor([True, False, True]))
     store.write(pages, page(torch.tensor([7, 8, 9])))
     table = torch.tensor([[pages[2], BLANK], [BLANK, pages[0]]])
-    assert store.read_keys_values(table)[0, ..., 0, 0, 0].tolist() == [[9, 0], [0, 7]]
+    assert store.read("keys_values", table)[0, ..., 0, 0, 0].tolist() == [[9, 0], [0, 7]]
     assert store.fields.frame[table].tolist() == [[9, -1], [-1, 7]]
     assert store.gather(pages[:1]).rgbd.flatten().tolist() == [7.0] * 4
     assert store.fields.owner[table].flatten().tolist() == [9, 0, 0, 7]

@@ -192,7 +192,7 @@ def test_bytes_that_are_no_snapshot_are_refused(model):
         (data[:-100], "truncated or corrupt"),
         (bytes(flipped), "does not match its own checksum"),
         (with_header(data, header, {"format": "other"}), f"no {FORMAT}"),
-        (with_header(data, header, {"format_version": 99}), "format version 99, this version reads 1"),
+        (with_header(data, header, {"format_version": 99}), "format version 99, this version reads 2"),
         (with_header(data, header, {"sha256": ""}), "checksum"),
     ):
         with pytest.raises(ValueError, match=message):

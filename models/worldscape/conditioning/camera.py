@@ -54,15 +54,14 @@ def apply_control(state: Tensor, control: Tensor, max_pitch: float) -> Tensor:
     Control is (right, down, forward) in metres and (yaw, pitch, roll) in radians. Pitch stays within +-max_pitch; a
     camera that looks farther up or down already may stay there or turn back.
     """
-    angles = state[..., 3:] + control[..., 3:]
-    yaw = torch.remainder(angles[..., 0] + math.pi, 2 * math.pi) - math.pi
-    before = state[..., 4]
-    pitch = angles[..., 1].clamp(before.clamp_max(-max_pitch), before.clamp_min(max_pitch))
-    right, down, forward = control[..., 0], control[..., 1], control[..., 2]
-    x = state[..., 0] + forward * yaw.sin() + right * yaw.cos()
-    y = state[..., 1] + down
-    z = state[..., 2] + forward * yaw.cos() - right * yaw.sin()
-    return torch.stack([x, y, z, yaw, pitch, angles[..., 2]], -1)
+    x, y, z, yaw, before, roll = state.unbind(-1)
+    right, down, forward, turn, look, tilt = control.unbind(-1)
+    yaw = torch.remainder(yaw + turn + math.pi, 2 * math.pi) - math.pi
+    pitch = (before + look).clamp(before.clamp_max(-max_pitch), before.clamp_min(max_pitch))
+    sin, cos = yaw.sin(), yaw.cos()
+    x = x + forward * sin + right * cos
+    z = z + forward * cos - right * sin
+    return torch.stack([x, y + down, z, yaw, pitch, roll + tilt], -1)
 
 
 def level_pose(pose: Tensor) -> Tensor:
@@ -84,7 +83,8 @@ def pose_distance(poses: Tensor, others: Tensor) -> Tensor:
     """Cameras [..., N, 4, 4] and [..., M, 4, 4] -> distance [..., N, M] in position and view direction, in radians;
     roll does not count.
     """
-    moved = torch.cdist(poses[..., :3, 3], others[..., :3, 3])
+    exact = "donot_use_mm_for_euclid_dist"  # which is faster too, for so few
+    moved = torch.cdist(poses[..., :3, 3], others[..., :3, 3], compute_mode=exact)
     turned = torch.acos((poses[..., :3, 2] @ others[..., :3, 2].transpose(-1, -2)).clamp(-1.0, 1.0))
     return moved / METRES_PER_RADIAN + turned
 

@@ -40,7 +40,7 @@ def encode_depth(depth: Tensor) -> Tensor:
 
 def decode_depth(inverse: Tensor, max_depth: float = 50.0) -> Tensor:
     """The inverse of encode_depth, metres, limited to [0, max_depth]."""
-    return (2.0 / (inverse + 1.0).clamp_min(2.0 / (1.0 + max_depth)) - 1.0).clamp_min(0.0)
+    return 2.0 / (inverse + 1.0).clamp(2.0 / (1.0 + max_depth), 2.0) - 1.0
 
 
 def reproject(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrinsics: Tensor) -> Anchor:

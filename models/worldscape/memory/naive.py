@@ -55,7 +55,7 @@ class NaiveMemory:
         """Commit a frame; shapes as in worldscape.memory.world_memory.Frame, with one slot."""
         explained = self._explained(rgbd, self.recall(pose, intrinsics, limbs)) if self.frames else 0.0
         real = [1.0] * CELLS**2 if is_real else self.real_shares(pose, intrinsics, limbs)
-        probes = world_probes(rgbd, pose, intrinsics)[0]
+        probes = world_probes(rgbd, pose, intrinsics)[:, 0].mT
         self.frames.append(NaiveFrame(layers, rgbd[0], pose[0], probes, explained, real, is_real, limbs))
 
     def sink(self) -> list[int]:

@@ -21,7 +21,7 @@ PROBES = 16  # points a side, or a few more, that stand for a picture when views
 
 class PageShape(NamedTuple):
     """Sizes of a page: generator layers L, tokens P, heads H, head width K, and picture side in pixels; keys_dtype: of
-    its keys and values."""
+    its keys and values; has_hands: whether there is room for what moves in a frame."""
 
     layers: int
     tokens: int
@@ -29,14 +29,16 @@ class PageShape(NamedTuple):
     head_width: int
     size: int
     keys_dtype: torch.dtype = torch.float32
+    has_hands: bool = True
 
 
 class Page(NamedTuple):
     """N frames to write: keys_values [2 L, N, P, H, K] (all layers' keys, before temporal rotation, then all values),
-    rgbd [N, 4, h, w], pose [N, 4, 4] camera to world, probes [N, M, 3] (world points, metres), real [N, M] (share of
-    what the probes stand for that goes back to real frames; 1 in a real one), owner uint8 [N, h, w] (which hand a pixel
-    belongs to, `layers.owned_by`), parts [N, 33, 4, 4] (of what moves in it, `layers.Limbs.moving`), frame long [N]
-    (number of the frame in its dream).
+    rgbd [N, 4, h, w], pose [N, 4, 4] camera to world, probes [3, N, M] (world points, metres; each axis apart, which is
+    faster), real [N, M] (share of what the probes stand for that goes back to real frames; 1 in a real one), owner
+    uint8 [N, h, w] (which hand a pixel belongs to, `layers.owned_by`), parts [N, 33, 4, 4] (of what moves in it,
+    `layers.Limbs.moving`), frame long [N] (number of the frame in its dream). Where there is no room for hands, owner
+    and parts have no pixels and no parts.
     """
 
     keys_values: Tensor
@@ -47,6 +49,10 @@ class Page(NamedTuple):
     owner: Tensor
     parts: Tensor
     frame: Tensor
+
+
+PAGE_AXES = (1, 0, 0, 1, 0, 0, 0, 0)
+"""The axis of each field of Page that counts pages."""
 
 
 class Levels(NamedTuple):
@@ -97,20 +103,26 @@ class PageStore:
 
     def write(self, pages: Tensor, new: Page) -> None:
         """Write N frames into the allocated `pages` [N]."""
-        for stored, value, axis in zip(self.fields, new, (1, *[0] * (len(new) - 1)), strict=True):
-            stored.index_copy_(axis, pages, value.to(stored.dtype))
+        for stored, value, axis in zip(self.fields, new, PAGE_AXES, strict=True):
+            if stored.numel():
+                stored.index_copy_(axis, pages, value.to(stored.dtype))
 
     def write_keys_values(self, pages: Tensor, keys_values: Tensor) -> None:
         """Write what was not known yet of the frames in `pages` [N]: [2 L, N, P, H, K]."""
         self.fields.keys_values.index_copy_(1, pages, keys_values.to(self.fields.keys_values.dtype))
 
-    def read_keys_values(self, pages: Tensor) -> Tensor:
-        """pages [B, S] -> [2 L, B, S, P, H, K]."""
-        return self.fields.keys_values.index_select(1, pages.flatten()).unflatten(1, pages.shape)
-
     def gather(self, pages: Tensor) -> Page:
         """Copies of pages [N]."""
-        return Page(self.fields.keys_values.index_select(1, pages), *(field[pages] for field in self.fields[1:]))
+        return Page(*(field.index_select(axis, pages) for field, axis in zip(self.fields, PAGE_AXES, strict=True)))
+
+    def read(self, field: str, pages: Tensor) -> Tensor:
+        """A field of `pages` [B, N], by name: [B, N, ...]; probes [3, B, N, M], keys_values [2 L, B, N, P, H, K].
+
+        Faster than by an index, where indices are few.
+        """
+        number = Page._fields.index(field)
+        axis = PAGE_AXES[number]
+        return self.fields[number].index_select(axis, pages.flatten()).unflatten(axis, pages.shape)
 
     def num_used(self) -> int:
         """Pages that somebody refers to. Reads the device: not for every step."""
@@ -180,8 +192,9 @@ def _sizes(pages: int, shape: PageShape, like: Tensor) -> list[tuple[torch.Size,
     keys_values = (2 * shape.layers, pages, shape.tokens, shape.heads, shape.head_width)
     probes = (pages, _num_probes(shape.size))
     picture = (shape.size, shape.size)
-    sizes = (keys_values, (pages, 4, *picture), (pages, 4, 4), (*probes, 3), probes, (pages, *picture))
-    sizes = (*sizes, (pages, NUM_MOVING, 4, 4), (pages,))
+    owner, num_parts = (picture, NUM_MOVING) if shape.has_hands else ((0, 0), 0)
+    sizes = (keys_values, (pages, 4, *picture), (pages, 4, 4), (3, *probes), probes, (pages, *owner))
+    sizes = (*sizes, (pages, num_parts, 4, 4), (pages,))
     dtypes = [like.dtype] * len(sizes)
     kept_as = {"keys_values": shape.keys_dtype, "owner": torch.uint8, "frame": torch.long}
     for name, dtype in kept_as.items():

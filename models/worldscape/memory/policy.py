@@ -5,15 +5,16 @@ of a frame given memory against that of a reference. Over budget, farthest-point
 """
 
 import math
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from worldscape.conditioning.camera import camera_matrices, invert_pose, pose_distance
-from worldscape.conditioning.made_once import made_once
-from worldscape.conditioning.reproject import MIN_DEPTH, Anchor
-from worldscape.memory.pages import BLANK, probe_stride
-from worldscape.memory.surroundings import surfaces_shown
+from worldscape.conditioning.camera import camera_matrices, camera_rays, pose_distance
+from worldscape.conditioning.made_once import kept_while_equal, made_once
+from worldscape.conditioning.reproject import MIN_DEPTH, Anchor, decode_depth
+from worldscape.memory.pages import BLANK, probe_places
 
 CELLS = 8  # cells a side of the new view that the picks shall cover
 ANY, ONE_CELL = 0.0, 1.0  # least gain of a pick
@@ -30,17 +31,18 @@ def shown_cells(numbers: Tensor) -> Tensor:
 
 
 def cell_numbers(probes: Tensor, target: Tensor, intrinsics: Tensor) -> Tensor:
-    """The cell of the view from `target` [B, 4, 4] that each of pictures' probes [B, N, M, 3] falls into.
+    """The cell of the view from `target` [B, 4, 4] that each of pictures' probes [3, B, N, M] falls into.
 
     Returns long [B, N, M], row by row, CELLS ** 2 for what is out of view. intrinsics [B, 4] normalised.
     """
     to_cells, _ = camera_matrices(intrinsics, CELLS)
-    turn, shift = (to_cells @ invert_pose(target)[:, :3]).split([3, 1], -1)
-    seen = torch.baddbmm(shift.mT, probes.flatten(1, 2), turn.mT).view_as(probes)
-    z = seen[..., 2]
-    column, row = (seen[..., :2] / z.clamp_min(MIN_DEPTH)[..., None]).floor_().clamp_(-1, CELLS).unbind(-1)
-    place = torch.add(column, row, alpha=CELLS + 2).add_(CELLS + 3).long()
-    return _bordered_numbers(probes.device)[place.masked_fill_(z <= MIN_DEPTH, 0)]
+    turn = to_cells @ target[:, :3, :3].mT
+    shift = -(turn @ target[:, :3, 3:])
+    seen = torch.baddbmm(shift, turn, probes.flatten(2).transpose(0, 1))
+    z = seen[:, 2]
+    column, row = (seen[:, :2] / z.clamp_min(MIN_DEPTH)[:, None]).floor_().clamp_(-1, CELLS).unbind(1)
+    place = torch.add(column, row, alpha=CELLS + 2).add_(CELLS + 3).masked_fill_(z <= MIN_DEPTH, 0).long()
+    return _bordered_numbers(probes.device).index_select(0, place.view(-1)).view(probes.shape[1:])
 
 
 @made_once
@@ -50,24 +52,49 @@ def _bordered_numbers(device: torch.device) -> Tensor:
     return torch.nn.functional.pad(numbers, (1, 1, 1, 1), value=CELLS**2).flatten()
 
 
-def choose_cover(shown: Tensor, pages: Tensor, frames: Tensor, num_picks: int, least: float) -> Tensor:
-    """Greedy set cover: up to num_picks of N pictures that together show most cells, each at least `least` new ones.
-
-    shown [B, N, C] (shown_cells), pages and frames long [B, N] (frame -1: not to be chosen). Ties go to the older
-    picture, which lies nearer to a real one. Returns pages long [B, num_picks], oldest first, then BLANK.
+class Wish(NamedTuple):
+    """Pictures of which some shall be shown: up to num_picks of N that together show most cells, each at least `least`
+    new ones. shown [B, N, CELLS ** 2] (shown_cells), frames long [B, N] (-1: not to be chosen).
     """
-    older = torch.where(frames < 0, -torch.inf, 0.5 / (frames.clamp_min(0) + 1))
-    picks, gains, is_open = [], [], torch.ones_like(shown[:, 0])
-    for number in range(num_picks):
-        gain, best = ((shown @ is_open[..., None])[..., 0] + older).max(1, keepdim=True)
+
+    shown: Tensor
+    frames: Tensor
+    num_picks: int
+    least: float
+
+
+def choose_covers(wishes: Sequence[Wish]) -> list[Tensor]:
+    """Greedy set cover for several wishes at once, all of B and N alike: places long [B, num_picks] each, oldest
+    picture first, then N - 1, which nothing may lie in.
+
+    Ties go to the older picture, which lies nearer to a real one.
+    """
+    frames = torch.cat([wish.frames for wish in wishes])
+    shown = torch.cat([wish.shown for wish in wishes])
+    hidden, is_open = 1.0 - shown, torch.ones_like(shown[:, :1])
+    older = torch.where(frames < 0, -torch.inf, 0.5 / (frames + 1))[..., None]
+    least = _least_gains(tuple((wish.num_picks, wish.least) for wish in wishes), shown.device)
+    picks, gains = [], []
+    for number in range(least.shape[-1]):
+        gain, best = (torch.bmm(shown, is_open.mT) + older).max(1, keepdim=True)
         picks.append(best)
         gains.append(gain)
-        if number < num_picks - 1:
-            older = older.scatter(1, best, -torch.inf)
-            is_open = is_open - is_open * shown.gather(1, best[..., None].expand(-1, -1, shown.shape[-1]))[:, 0]
-    index, is_worth = torch.cat(picks, 1), torch.cat(gains, 1) >= least
-    order = torch.where(is_worth, frames.gather(1, index), OLDEST_LAST).argsort(dim=1, stable=True)
-    return torch.where(is_worth, pages.gather(1, index), BLANK).gather(1, order)
+        if number < least.shape[-1] - 1:
+            older.scatter_(1, best, -torch.inf)
+            is_open *= hidden.gather(1, best.expand(-1, -1, shown.shape[-1]))
+    places, gain = torch.cat(picks, 1)[..., 0], torch.cat(gains, 2).unflatten(0, (len(wishes), -1))
+    is_worth = (gain[:, :, 0] >= least).flatten(0, 1)
+    order = torch.where(is_worth, frames.gather(1, places), OLDEST_LAST).argsort(dim=1, stable=True)
+    chosen = torch.where(is_worth, places, frames.shape[1] - 1).gather(1, order).chunk(len(wishes))
+    return [places[:, : wish.num_picks] for places, wish in zip(chosen, wishes, strict=True)]
+
+
+@made_once
+def _least_gains(wishes: tuple[tuple[int, float], ...], device: torch.device) -> Tensor:
+    """Wishes of (num_picks, least) -> what each of their picks must gain, inf beyond num_picks: [W, 1, most picks]."""
+    most = max(num_picks for num_picks, _ in wishes)
+    gains = [[least] * num_picks + [math.inf] * (most - num_picks) for num_picks, least in wishes]
+    return torch.tensor(gains, device=device)[:, None]
 
 
 def explained_share(rgbd: Tensor, anchor: Anchor, coverage: Tensor, residual_weight: float) -> Tensor:
@@ -90,9 +117,20 @@ def most_redundant(pages: Tensor, poses: Tensor, num_sink: int) -> Tensor:
 
     pages long [B, S + G], sink first, with poses [B, S + G, 4, 4]. Returns long [B] in [0, G); the sink stays.
     """
-    to_itself = torch.diag(torch.full((pages.shape[1],), torch.inf, device=pages.device))
-    distance = pose_distance(poses, poses) + to_itself
+    distance = pose_distance(poses, poses) + _to_itself(pages.shape[1], pages.device)
     return torch.where(pages == BLANK, -1.0, distance.amin(2))[:, num_sink:].argmin(1)
+
+
+@kept_while_equal
+def _probe_rays(intrinsics: Tensor, size: int) -> Tensor:
+    """Rays, z = 1, through the points that stand for pictures of size x size: [B, 3, M]."""
+    return camera_rays(intrinsics, size, probe_places(size)).flatten(1, 2).mT.contiguous()
+
+
+@made_once
+def _to_itself(count: int, device: torch.device) -> Tensor:
+    """What keeps each of `count` cameras from being the nearest to itself: [count, count]."""
+    return torch.diag(torch.full((count,), torch.inf, device=device))
 
 
 def longest_held(frames: Tensor) -> Tensor:
@@ -101,5 +139,10 @@ def longest_held(frames: Tensor) -> Tensor:
 
 
 def world_probes(rgbd: Tensor, pose: Tensor, intrinsics: Tensor) -> Tensor:
-    """A regular sample of a picture's surface points in world axes: [B, M, 3] metres, M as in a page."""
-    return surfaces_shown(rgbd, pose, intrinsics, probe_stride(rgbd.shape[-1])).points
+    """A regular sample of the points that pictures [B, 4, h, h] show, in world axes: [3, B, M] metres, as in a page."""
+    size = rgbd.shape[-1]
+    some = probe_places(size)
+    depth = decode_depth(rgbd[:, 3, some, some]).flatten(1)
+    points = _probe_rays(intrinsics, size) * depth[:, None]
+    turn, shift = pose[:, :3].split([3, 1], -1)
+    return torch.baddbmm(shift, turn, points).transpose(0, 1)

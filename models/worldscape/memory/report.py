@@ -43,14 +43,14 @@ def report_memory(tables: SlotTables) -> MemoryReport:
     """What each slot remembers, and what of it showed the last frame."""
     pool, is_used, sink = tables.pool, tables.pages != BLANK, tables.levels.num_sink
     is_in_pool = is_used[:, sink : sink + tables.levels.num_pool]
-    anchor_ages, retrieved_ages = _ages((tables.anchors, tables.retrieved), tables.count)
+    ages = _ages(tables.chosen, tables.num_anchors, tables.count)
     is_twice = (pool[:, :, None] == tables.local[:, None]).any(2) & is_in_pool
     return MemoryReport(
         pages_used=is_used.sum(1) - is_twice.sum(1),
         pool_size=is_in_pool.sum(1),
         frames_seen=tables.count.clone(),
-        anchor_ages=anchor_ages,
-        retrieved_ages=retrieved_ages,
+        anchor_ages=ages[:, : tables.num_anchors],
+        retrieved_ages=ages[:, tables.num_anchors :],
         novelty=tables.novelty.clone(),
     )
 
@@ -60,17 +60,16 @@ def report_trust(tables: SlotTables) -> TrustReport:
     return TrustReport(1.0 - tables.real, tables.since_real.clone())
 
 
-def _ages(groups: tuple[Tensor, ...], count: Tensor) -> tuple[Tensor, ...]:
-    """Numbers of frames [B, N] each -> how many steps before the last one they were committed; -1 for none, and for
-    one that its group named before (it lay in two places).
+def _ages(frames: Tensor, num_anchors: int, count: Tensor) -> Tensor:
+    """Numbers of frames [B, A + R] -> how many steps before the last one they were committed; -1 for none, and for one
+    that anchors, or those after them, named before (it lay in two places).
     """
-    frames, sizes = torch.cat(groups, 1), tuple(group.shape[1] for group in groups)
-    is_again = ((frames[:, :, None] == frames[:, None]) & _earlier(sizes, frames.device)).any(2)
-    ages = (count[:, None] - 1 - frames).masked_fill_((frames < 0) | is_again, -1)
-    return ages.split(sizes, 1)
+    is_again = ((frames[:, :, None] == frames[:, None]) & _earlier(num_anchors, frames.shape[1], frames.device)).any(2)
+    return (count[:, None] - 1 - frames).masked_fill_((frames < 0) | is_again, -1)
 
 
 @made_once
-def _earlier(sizes: tuple[int, ...], device: torch.device) -> Tensor:
-    """Which places [N, N] come before which in the same of groups of these sizes."""
+def _earlier(num_anchors: int, count: int, device: torch.device) -> Tensor:
+    """Which of `count` places come before which among the first num_anchors, and among the others: [count, count]."""
+    sizes = num_anchors, count - num_anchors
     return torch.block_diag(*(torch.ones(size, size, device=device).tril(-1) for size in sizes)).bool()

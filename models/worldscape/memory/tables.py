@@ -8,6 +8,9 @@ from torch import Tensor
 
 from worldscape.memory.pages import BLANK, Levels
 
+SIZES = ("levels", "num_anchors")
+"""Fields of SlotTables that are no tensors."""
+
 
 @dataclass(slots=True)
 class SlotTables:
@@ -16,11 +19,13 @@ class SlotTables:
     of which the first num_real long [B] were real.
 
     Of the last frame: novelty [B] (what it cost to describe, 0 to 1), real [B] (share of it that goes back to real
-    frames), since_real long [B] (steps since a real frame showed a good part of the view), anchors long [B, A] and
-    retrieved long [B, R] (numbers of the frames that memory showed of it, -1: none).
+    frames), since_real long [B] (steps since a real frame showed a good part of the view), chosen long [B, A + R]: the
+    numbers of the frames that memory showed of it, -1 for none: num_anchors that were reprojected, then those whose
+    keys were read.
     """
 
     levels: Levels
+    num_anchors: int
     pages: Tensor
     latest: Tensor
     count: Tensor
@@ -28,16 +33,16 @@ class SlotTables:
     novelty: Tensor
     real: Tensor
     since_real: Tensor
-    anchors: Tensor
-    retrieved: Tensor
+    chosen: Tensor
 
     @classmethod
     def empty(cls, levels: Levels, slots: int, num_anchors: int, num_retrieved: int, like: Tensor) -> "SlotTables":
         """Tables of `slots` slots that hold nothing; num_anchors and num_retrieved are limited to what there can be."""
-        places = min(num_anchors, _num_shown(levels)), min(num_retrieved, levels.num_pool)
+        num_anchors, num_retrieved = min(num_anchors, _num_shown(levels)), min(num_retrieved, levels.num_pool)
         none = torch.zeros(slots, dtype=torch.long, device=like.device)
         return cls(
             levels=levels,
+            num_anchors=num_anchors,
             pages=none[:, None].repeat(1, sum(levels)),
             latest=none.clone(),
             count=none.clone(),
@@ -45,9 +50,23 @@ class SlotTables:
             novelty=like.new_zeros(slots),
             real=like.new_zeros(slots),
             since_real=none.clone(),
-            anchors=torch.full((slots, places[0]), -1, dtype=torch.long, device=like.device),
-            retrieved=torch.full((slots, places[1]), -1, dtype=torch.long, device=like.device),
+            chosen=torch.full((slots, num_anchors + num_retrieved), -1, dtype=torch.long, device=like.device),
         )
+
+    @property
+    def num_retrieved(self) -> int:
+        """R."""
+        return self.chosen.shape[1] - self.num_anchors
+
+    @property
+    def anchors(self) -> Tensor:
+        """Numbers [B, A] of the frames that the last one was rebuilt from, -1 for none."""
+        return self.chosen[:, : self.num_anchors]
+
+    @property
+    def retrieved(self) -> Tensor:
+        """Numbers [B, R] of the frames from the pool that the last one read, -1 for none."""
+        return self.chosen[:, self.num_anchors :]
 
     @property
     def sink(self) -> Tensor:
@@ -78,6 +97,10 @@ class SlotTables:
             return self.pages
         return torch.cat([self.keyframes, self.latest[:, None]], 1)
 
+    def choices(self) -> Tensor:
+        """`shown`, and a last place in which nothing lies: [B, N]."""
+        return torch.cat([self.shown(), torch.zeros_like(self.latest)[:, None]], 1)
+
     def next_place(self) -> Tensor:
         """Column of `pages` for the next frame, in sink or local: long [B]."""
         sink, pool, local = self.levels
@@ -85,7 +108,15 @@ class SlotTables:
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name."""
-        return {item.name: getattr(self, item.name) for item in fields(self) if item.name != "levels"}
+        return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in SIZES}
+
+    def note(self, active: Tensor, **new: Tensor) -> None:
+        """Let new tensors [B, ...] take the place of those of the same names, in rows where `active` bool [B]."""
+        is_everyone = active.device.type == "cpu" and bool(active.all())
+        for name, value in new.items():
+            if not is_everyone:
+                value = torch.where(active.view(-1, *[1] * (value.ndim - 1)), value, getattr(self, name))
+            setattr(self, name, value)
 
     def put(self, new: Mapping[str, Tensor]) -> None:
         """Let these tensors take the place of all of those that `tensors` names."""
@@ -100,7 +131,7 @@ class SlotTables:
     def clear_rows(self, rows: Tensor) -> None:
         """Make `rows` hold nothing."""
         for name, stored in self.tensors().items():
-            stored.index_fill_(0, rows, -1 if name in ("anchors", "retrieved") else BLANK)
+            stored.index_fill_(0, rows, -1 if name == "chosen" else BLANK)
 
 
 def _num_shown(levels: Levels) -> int:

@@ -15,10 +15,10 @@ import torch.nn.functional as F
 from einops import rearrange, repeat
 from torch import Tensor
 
-from worldscape.codec import empty_anchor
+from worldscape.codec import empty_anchor, token_coverage
 from worldscape.conditioning.layers import NUM_MOVING, Layers, Limbs, Pictures, owned_by, split_layers
+from worldscape.conditioning.made_once import made_once
 from worldscape.conditioning.reproject import Anchor, decode_depth, reproject
-from worldscape.conditioning.shapes import is_static
 from worldscape.config import MemoryConfig
 from worldscape.memory import lineage, policy
 from worldscape.memory.pages import BLANK, SCRAP, Page, PageShape, PageStore, fit_levels, page_bytes
@@ -31,18 +31,32 @@ Rebuild = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Anchor]
 
 
 class Recall(NamedTuple):
-    """What memory shows of a view: pages long [B, A] that were reprojected, the anchor made of them, coverage [B]
+    """What memory shows of a view: chosen pages long [B, A + R], BLANK where none, of which num_anchors were
+    reprojected and the keys and values of the others join the history; the anchor made of the former, coverage [B]
     (share of the pixels shown), real [B, CELLS ** 2] (share of each cell that goes back to real frames, through however
-    many dreamed ones), is_real_shown bool [B] (a real frame itself shows a good part of the view), and pages long
-    [B, R] whose keys and values join the history; BLANK where none.
+    many dreamed ones), and is_real_shown bool [B] (a real frame itself shows a good part of the view).
     """
 
-    anchors: Tensor
+    chosen: Tensor
+    num_anchors: int
     anchor: Anchor
     coverage: Tensor
     real: Tensor
     is_real_shown: Tensor
-    retrieved: Tensor
+
+    @property
+    def anchors(self) -> Tensor:
+        """Pages [B, A] that were reprojected."""
+        return self.chosen[:, : self.num_anchors]
+
+    @property
+    def retrieved(self) -> Tensor:
+        """Pages [B, R] whose keys and values join the history."""
+        return self.chosen[:, self.num_anchors :]
+
+    def retrieving(self, pages: Tensor) -> Recall:
+        """The same with other pages [B, R] whose keys and values join the history."""
+        return self._replace(chosen=torch.cat([self.anchors, pages], 1))
 
 
 class Remembered(NamedTuple):
@@ -94,8 +108,8 @@ class WorldMemory:
     def empty_rows(self, slots: int) -> WorldMemory:
         """Slots that hold nothing and write into the same store; `adopt` makes them rows of this memory."""
         like, tables = self.store.fields.rgbd, self.tables
-        sizes = tables.anchors.shape[1], tables.retrieved.shape[1]
-        return WorldMemory(self.config, self.store, SlotTables.empty(tables.levels, slots, *sizes, like))
+        empty = SlotTables.empty(tables.levels, slots, tables.num_anchors, tables.num_retrieved, like)
+        return WorldMemory(self.config, self.store, empty)
 
     @property
     def count(self) -> Tensor:
@@ -116,78 +130,67 @@ class WorldMemory:
         rebuild: reproject or its faster twin. limbs: the hands in that view, None where there can be none. Where there
         are some, things move: the latest frame is believed before older ones, and remembered hands are taken along.
         """
-        pages, tables = self.tables.shown(), self.tables
-        frames = self.store.fields.frame[pages]
-        numbers = policy.cell_numbers(self.store.fields.probes[pages], target, intrinsics)
+        pages, tables, store = self.tables.choices(), self.tables, self.store
+        frames = store.read("frame", pages)
+        numbers = policy.cell_numbers(store.read("probes", pages), target, intrinsics)
         cells = policy.shown_cells(numbers)
-        retrieved = self._retrieve(cells, pages, frames)
+        places, num_anchors = self._choose(cells, pages, frames, limbs), tables.num_anchors
+        chosen = pages.gather(1, places)
         if not use_anchor:
-            anchor = empty_anchor(len(target), self.store.shape.size, self.store.fields.rgbd)
+            anchor = empty_anchor(len(target), store.shape.size, store.fields.rgbd)
             none, unreal = anchor.mask[:, 0, 0, 0], torch.zeros_like(cells[:, 0])
-            return Recall(torch.zeros_like(tables.anchors), anchor, none, unreal, none.bool(), retrieved)
-        anchors = self._choose_anchors(cells, pages, frames, limbs)
+            chosen[:, :num_anchors] = BLANK
+            return Recall(chosen, num_anchors, anchor, none, unreal, none.bool())
+        anchors, places = chosen[:, :num_anchors], places[:, :num_anchors]
         anchor = rebuild(*self._layers(anchors, limbs, target, intrinsics), target, intrinsics)
-        is_anchor = pages[:, :, None] == anchors[:, None]
-        is_real = (pages != BLANK) & (frames < tables.num_real[:, None])
-        from_real = cells * (is_anchor.any(2) & is_real)[..., None]
+        is_none, places = (anchors == BLANK)[..., None], places[..., None]
+        is_real = (frames < tables.num_real[:, None]).gather(1, places[..., 0])[..., None] & ~is_none
+        from_real = cells.gather(1, places.expand(-1, -1, cells.shape[2])) * is_real
         is_real_shown = from_real.amax(1).sum(1) >= lineage.REAL_CELLS
-        places = is_anchor.int().argmax(1)[..., None].expand(-1, -1, numbers.shape[2])
-        numbers = numbers.gather(1, places).masked_fill((anchors == BLANK)[..., None], policy.CELLS**2)
-        real = lineage.inherited_real(numbers, self.store.fields.real[anchors], anchor.mask)
-        return Recall(anchors, anchor, anchor.mask.mean((1, 2, 3)), real, is_real_shown, retrieved)
+        numbers = numbers.gather(1, places.expand(-1, -1, numbers.shape[2])).masked_fill(is_none, policy.CELLS**2)
+        rebuilt = token_coverage(anchor.mask, policy.CELLS)
+        real = lineage.inherited_real(numbers, store.read("real", anchors), rebuilt)
+        return Recall(chosen, num_anchors, anchor, rebuilt.mean(1), real, is_real_shown)
 
     def _layers(self, anchors: Tensor, limbs: Limbs | None, target: Tensor, intrinsics: Tensor) -> Layers:
         """What to rebuild the view from `target` from, of pages long [B, A]; hands come from the first frame, which is
         real, and what it does not show of them from the latest."""
-        fields, tables = self.store.fields, self.tables
+        store, tables = self.store, self.tables
         if limbs is None:
-            return Layers(fields.rgbd[anchors], fields.pose[anchors], anchors != BLANK)
+            return Layers(store.read("rgbd", anchors), store.read("pose", anchors), anchors != BLANK)
         with_hands = torch.cat([tables.sink[:, :1], tables.latest[:, None]], 1)
-        still, hands = (
-            Pictures(fields.rgbd[of], fields.pose[of], of != BLANK, fields.owner[of], fields.parts[of])
-            for of in (anchors, with_hands)
-        )
+        still, hands = (self._pictures(of) for of in (anchors, with_hands))
         return split_layers(still, hands, limbs, target, intrinsics)
 
-    def _choose_anchors(self, cells: Tensor, pages: Tensor, frames: Tensor, limbs: Limbs | None) -> Tensor:
-        """Pages long [B, A] to rebuild a view with these hands from, best first."""
-        num_anchors = self.tables.anchors.shape[1]
+    def _pictures(self, pages: Tensor) -> Pictures:
+        rgbd, pose, owner, parts = (self.store.read(name, pages) for name in ("rgbd", "pose", "owner", "parts"))
+        return Pictures(rgbd, pose, pages != BLANK, owner, parts)
+
+    def _choose(self, cells: Tensor, pages: Tensor, frames: Tensor, limbs: Limbs | None) -> Tensor:
+        """Places among `pages` [B, N], long [B, A + R], of those to rebuild a view with these hands from, best first,
+        and of those from the pool whose keys to read; N - 1, where nothing lies, for none."""
+        tables, (num_sink, _, num_local) = self.tables, self.tables.levels
+        num_anchors, num_retrieved = tables.num_anchors, tables.num_retrieved
+        wishes = [policy.Wish(cells, frames, num_anchors, policy.ANY)]
+        if num_retrieved:  # what sink and local window hold is read anyway
+            is_read = (frames < num_sink) | (frames >= (tables.count - num_local)[:, None])
+            wishes.append(policy.Wish(cells, frames.masked_fill(is_read, -1), num_retrieved, policy.ONE_CELL))
         if limbs is None:
-            return policy.choose_cover(cells, pages, frames, num_anchors, policy.ANY)
-        is_moving = limbs.present.any(1, keepdim=True)
-        latest_first = self._latest_first(cells, pages, frames)
-        if not is_static(cells) and is_moving.all():
-            return latest_first
-        return torch.where(is_moving, latest_first, policy.choose_cover(cells, pages, frames, num_anchors, policy.ANY))
-
-    def _latest_first(self, cells: Tensor, pages: Tensor, frames: Tensor) -> Tensor:
-        """Pages long [B, A] to rebuild a view from in which things move: the latest frame, then those that show most of
-        what it does not, newest first."""
-        tables = self.tables
-        latest, num_others = tables.latest[:, None], tables.anchors.shape[1] - 1
-        is_latest = pages == latest
-        shown = (cells * is_latest[..., None]).amax(1, keepdim=True)
-        apart = torch.where(is_latest, -1, frames)
-        others = policy.choose_cover(cells * (1 - shown), pages, apart, num_others, policy.ANY) if num_others else None
-        return latest if others is None else torch.cat([latest, others.flip(1)], 1)
-
-    def _retrieve(self, cells: Tensor, pages: Tensor, frames: Tensor) -> Tensor:
-        """Pool pages that show most of the view; what the local window holds is read anyway."""
-        tables = self.tables
-        num_picks, (num_sink, num_pool, num_local) = tables.retrieved.shape[1], tables.levels
-        if num_picks == 0:
-            return torch.zeros_like(tables.retrieved)
-        pool = slice(num_sink, num_sink + num_pool)
-        is_local = frames[:, pool] >= (tables.count - num_local)[:, None]
-        apart = torch.where(is_local, -1, frames[:, pool])
-        return policy.choose_cover(cells[:, pool], pages[:, pool], apart, num_picks, policy.ONE_CELL)
+            return torch.cat(policy.choose_covers(wishes), 1)
+        # Things move: the latest frame comes first, and what it shows is shown.
+        is_latest = pages == tables.latest[:, None]
+        left = cells * (1 - (cells * is_latest[..., None]).amax(1, keepdim=True))
+        wishes.append(policy.Wish(left, frames.masked_fill(is_latest, -1), num_anchors - 1, policy.ANY))
+        anchors, *retrieved, others = policy.choose_covers(wishes)
+        latest_first = torch.cat([is_latest.int().argmax(1, keepdim=True), others.flip(1)], 1)
+        return torch.cat([torch.where(limbs.present.any(1, keepdim=True), latest_first, anchors), *retrieved], 1)
 
     def read(self, retrieved: Tensor, room: int = 0) -> History:
         """History for the next frame: sink, retrieved pages [B, R] (Recall), local window, at small positions; keys and
         values with room for so many frames behind."""
         tables = self.tables
         pages = torch.cat([tables.sink, retrieved, tables.local], 1)
-        keys, values = self.store.read_keys_values(F.pad(pages, (0, room), value=BLANK)).chunk(2)
+        keys, values = self.store.read("keys_values", F.pad(pages, (0, room), value=BLANK)).chunk(2)
         return History(keys, values, self._positions(retrieved, 0), pages != BLANK)
 
     def read_pending(self, retrieved: Tensor, num_ahead: int, room: int = 0) -> History:
@@ -201,7 +204,7 @@ class WorldMemory:
         history = self.read(retrieved, room)
         pages = torch.cat([tables.sink, retrieved, tables.local], 1)
         oldest = (tables.count - num_local + num_ahead)[:, None]
-        is_recent = (self.store.fields.frame[tables.local] >= oldest) | (oldest <= num_sink)
+        is_recent = (self.store.read("frame", tables.local) >= oldest) | (oldest <= num_sink)
         valid = history.valid & (pages != tables.latest[:, None])
         valid = torch.cat([valid[:, :-num_local], valid[:, -num_local:] & is_recent], 1)
         seen = valid[:, None].repeat(1, 2 + num_ahead, 1)
@@ -212,14 +215,14 @@ class WorldMemory:
         """Relative positions [B, S + R + W]: sink and retrieved by place, local by age, whatever the count."""
         tables, num_fixed = self.tables, self.tables.levels.num_sink + retrieved.shape[1]
         shift = (tables.count - tables.levels.num_sink - tables.levels.num_local + num_ahead).clamp_min(0)[:, None]
-        local = (self.store.fields.frame[tables.local] - shift + retrieved.shape[1]).clamp_min(0)
+        local = (self.store.read("frame", tables.local) - shift + retrieved.shape[1]).clamp_min(0)
         fixed = torch.arange(num_fixed, device=local.device).expand(len(local), -1)
         return torch.cat([fixed, local], 1)
 
     def next_positions(self, num_ahead: int = 0) -> Tensor:
         """Relative position of the frame about to be dreamed: long [B, 1]; num_ahead as in read_pending."""
         num_sink, _, num_local = self.tables.levels
-        return (self.count.clamp_max(num_sink + num_local - num_ahead) + self.tables.retrieved.shape[1])[:, None]
+        return (self.count.clamp_max(num_sink + num_local - num_ahead) + self.tables.num_retrieved)[:, None]
 
     def pending_positions(self, num_ahead: int) -> Tensor:
         """Relative position of the latest frame in read_pending's call: long [B, 1]."""
@@ -238,14 +241,14 @@ class WorldMemory:
         explained = policy.explained_share(frame.rgbd, recall.anchor, recall.coverage, weight)
         columns, writes = self._columns(explained, active)
         old = tables.pages.gather(1, columns)
-        shown = self.store.fields.frame[recall.anchors], self.store.fields.frame[recall.retrieved]
+        chosen = self.store.read("frame", recall.chosen)
         self.store.release(torch.where(writes, old, BLANK))
         page = self.store.allocate(active)
         self.store.write(page, self._page(frame, recall))
         tables.pages.scatter_(1, columns, torch.where(writes, page[:, None], old))
         self.store.retain(torch.where(writes, page[:, None], BLANK))
-        self._note(page, explained, *shown, active)
-        self._note_lineage(frame, recall, active)
+        seen = self._lineage(frame, recall)
+        tables.note(active, latest=page, count=tables.count + 1, novelty=1.0 - explained, chosen=chosen, **seen)
 
     def _columns(self, explained: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         """Columns of the tables that the new frame may take, and whether it does: long and bool [B, 1 or 2]."""
@@ -255,12 +258,12 @@ class WorldMemory:
             return place[:, None], active[:, None]
         is_admitted = active & (tables.count >= tables.levels.num_sink)
         if self.config.policy == "full":
-            pool_place = policy.longest_held(self.store.fields.frame[tables.pool])
+            pool_place = policy.longest_held(self.store.read("frame", tables.pool))
         else:
             is_admitted = is_admitted & (explained < self.config.novelty)
             if place.device.type == "cpu" and not is_admitted.any():
                 return place[:, None], active[:, None]  # nobody needs a place in the pool
-            poses = self.store.fields.pose[tables.keyframes]
+            poses = self.store.read("pose", tables.keyframes)
             pool_place = policy.most_redundant(tables.keyframes, poses, tables.levels.num_sink)
         columns = torch.stack([place, pool_place + tables.levels.num_sink], 1)
         return columns, torch.stack([active, is_admitted], 1)
@@ -268,9 +271,9 @@ class WorldMemory:
     def _page(self, frame: Frame, recall: Recall) -> Page:
         probes = policy.world_probes(frame.rgbd, frame.pose, frame.intrinsics)
         both = [layer.keys for layer in frame.layers] + [layer.values for layer in frame.layers]
-        shape = (2 * self.store.shape.layers, len(probes), *self.store.shape[1:4])  # none, or not known yet
+        shape = (2 * self.store.shape.layers, len(frame.pose), *self.store.shape[1:4])  # none, or not known yet
         keys_values = torch.stack(both)[:, :, 0] if both else probes.new_zeros(shape)
-        real = recall.real[:, lineage.probe_cells(self.store.shape.size, probes.device)]
+        real = recall.real.index_select(1, lineage.probe_cells(self.store.shape.size, probes.device))
         real = torch.ones_like(real) if frame.is_real else real
         return Page(keys_values, frame.rgbd, frame.pose, probes, real, *self._of_hands(frame), self.count)
 
@@ -278,29 +281,18 @@ class WorldMemory:
         """Whose the frame's pixels are, and the parts of what moves in it (Page)."""
         size, limbs = self.store.shape.size, frame.limbs
         if limbs is None:
-            slots, device = len(frame.pose), frame.pose.device
-            nobody = torch.zeros(slots, size, size, dtype=torch.uint8, device=device)
-            return nobody, torch.eye(4, dtype=frame.pose.dtype, device=device).expand(slots, NUM_MOVING, 4, 4)
+            return _nothing_moves(len(frame.pose), size, frame.pose.device)
         depth = decode_depth(frame.rgbd[:, 3])
         return owned_by(depth, frame.pose, frame.intrinsics, limbs, frame.is_real), limbs.moving()
 
-    def _note(self, page: Tensor, explained: Tensor, anchors: Tensor, retrieved: Tensor, active: Tensor) -> None:
-        """What is known of the last frame, and that there is one more. anchors, retrieved: numbers of frames."""
+    def _lineage(self, frame: Frame, recall: Recall) -> dict[str, Tensor]:
+        """How far a new frame is from real ones, by the names of the tables."""
         tables = self.tables
-        tables.latest = torch.where(active, page, tables.latest)
-        tables.novelty = torch.where(active, 1.0 - explained, tables.novelty)
-        tables.anchors = torch.where(active[:, None], anchors, tables.anchors)
-        tables.retrieved = torch.where(active[:, None], retrieved, tables.retrieved)
-        tables.count = tables.count + active
-
-    def _note_lineage(self, frame: Frame, recall: Recall, active: Tensor) -> None:
-        """How far the last frame is from real ones."""
-        tables = self.tables
-        real = torch.ones_like(tables.real) if frame.is_real else recall.real.mean(1)
-        tables.real = torch.where(active, real, tables.real)
-        since_real = (tables.since_real + 1).masked_fill(recall.is_real_shown | frame.is_real, 0)
-        tables.since_real = torch.where(active, since_real, tables.since_real)
-        tables.num_real = tables.num_real + active * frame.is_real
+        if frame.is_real:
+            none = torch.zeros_like(tables.since_real)
+            return {"real": torch.ones_like(tables.real), "since_real": none, "num_real": tables.num_real + 1}
+        since_real = (tables.since_real + 1).masked_fill(recall.is_real_shown, 0)
+        return {"real": recall.real.mean(1), "since_real": since_real}
 
     def remembered(self) -> Remembered:
         """All pictures that may be shown again, each once, as tensors of their own."""
@@ -313,9 +305,9 @@ class WorldMemory:
     def surfaces(self) -> Surfaces:
         """Sampled points of all pictures that may be shown again."""
         pages = self.tables.shown()
-        probes = self.store.fields.probes[pages]
-        known = repeat(pages != BLANK, "b n -> b (n m)", m=probes.shape[2])
-        return Surfaces(rearrange(probes, "b n m xyz -> b (n m) xyz"), known)
+        probes = self.store.read("probes", pages)
+        known = repeat(pages != BLANK, "b n -> b (n m)", m=probes.shape[3])
+        return Surfaces(rearrange(probes, "xyz b n m -> b (n m) xyz"), known)
 
     def clear(self, rows: Tensor) -> None:
         """Make slots `rows` (long [R], each once) hold nothing; pages that nobody else refers to become free."""
@@ -364,3 +356,10 @@ class WorldMemory:
         held = (self.tables.pages == self.tables.latest[:, None]).any(1)
         if not (held | (self.tables.latest == BLANK)).all():
             raise RuntimeError(f"slots {(~held).nonzero()[:, 0].tolist()} name a latest page that they do not hold.")
+
+
+@made_once
+def _nothing_moves(slots: int, size: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Whose pixels are where there are no hands, nobody's, and the parts of what moves there."""
+    nobody = torch.zeros(slots, size, size, dtype=torch.uint8, device=device)
+    return nobody, torch.eye(4, device=device).expand(slots, NUM_MOVING, 4, 4)
