@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,15 +24,17 @@ from worldscape.dream import dream_walk
 from worldscape.engine import WorldEngine
 from worldscape.hand_tasks import HAND_TASKS
 from worldscape.train import decoder, heads, teacher, world
-from worldscape.train.cli import copy_parts
+from worldscape.train.cli import NEEDS, copy_parts
 from worldscape.train.config import override
 from worldscape.train.hand_heads import hand_labels
+from worldscape.train.pipeline import stage_of
 from worldscape.train.prepare import NO_HAND
 from worldscape.train.rollouts import RolloutPlan, _roll_all, follow, hands_at, hands_in, start_at, told_of_hands
 from worldscape.train.teacher import adapt_model
 from worldscape.world import WorldModel
 
 QUIET = ["--set", "tensorboard=false", "--set", "device=cpu"]
+QUIET_STAGE = {"steps": 2, "sample_every": 0, "tensorboard": False, "device": "cpu"}
 STEPS = 20
 STAGES = {"codec": None, "world": "codec", "ode": "world", "distill": "ode", "decoder": "distill", "heads": "decoder"}
 
@@ -69,6 +72,25 @@ def chain(runs, init) -> list[str]:
 @pytest.fixture(scope="module")
 def store(datasets):
     return load_frames(datasets, 64, hands=True)
+
+
+def test_the_full_plan_for_a_gpu_runs_through_from_nothing(datasets, tmp_path):
+    """Every stage there is, in the order and with the changes of the plan, at debug size and for two steps each."""
+    plan = json.loads((Path(__file__).parents[2] / "examples" / "train_nano_full_gpu.json").read_text())
+    debug: dict[str, dict] = {name: dict(QUIET_STAGE) for name in plan["order"]}
+    debug["distill"] |= {"window": 2}
+    debug["decoder-hands"] |= {"hands_only": True}
+    debug["spatial"] |= {"alpha": 0, "beta": 0}  # Gaussians of untrained depth fill every tile: 10 s a step
+    file, out = tmp_path / "plan.json", tmp_path / "run"
+    file.write_text(json.dumps(plan | {"stages": debug}))
+    data = [text for dataset in datasets for text in ("--data", str(dataset))]
+    assert main(["train", "all", "--preset", "debug", *data, "--config", str(file), "--out", str(out)]) == 0
+    known = read_provenance(out / "weights")
+    assert {stage_of(name) for name in plan["order"]} == set(NEEDS) <= known.keys()
+    weights, walkers = load_world(out / "weights"), load_world(out / "decoder")
+    assert weights.codec.hand_decoder is not None and walkers.codec.hand_decoder is None
+    for key, tensor in walkers.codec.decoder.state_dict().items():
+        assert torch.equal(tensor, weights.codec.decoder.state_dict()[key])
 
 
 @pytest.mark.parametrize("stage", STAGES)

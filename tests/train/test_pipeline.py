@@ -54,6 +54,21 @@ def test_the_plan_for_a_gpu_is_understood(tmp_path):
     assert all(run.config.lease > 0 for run in runs.values())
 
 
+def test_a_stage_may_come_again_and_the_model_may_grow(tmp_path):
+    order, hands = (
+        ("codec", "world", "world-long", "ode", "decoder", "decoder-hands"),
+        {"codec": {"hand_decoder": True}},
+    )
+    settings = {"world-long": {"steps": 7}, "decoder-hands": {"hands_only": True}}
+    plan = Plan(order=order, models={"decoder-hands": hands}, stages=settings, shares={"world-long": 0.5})
+    runs = plan_runs("debug", ("rooms",), tmp_path, plan)
+    assert [run.stage for run in runs] == ["codec", "world", "world", "ode", "decoder", "decoder"]
+    assert [run.out.name for run in runs] == list(order)
+    assert [run.model.codec.hand_decoder for run in runs] == [False] * 5 + [True]
+    assert runs[2].config.steps == 7 != runs[1].config.steps and getattr(runs[5].config, "hands_only", False)
+    assert runs[3].init == runs[3].teacher == str(tmp_path / "world-long" / "taken")
+
+
 def test_a_config_file_says_what_differs(tmp_path):
     file = tmp_path / "plan.json"
     file.write_text(json.dumps({"order": ["codec", "world"], "model": {"memory": {"num_anchors": 3}}}))
@@ -77,6 +92,8 @@ def test_toml_reads_as_json_does(tmp_path):
         ("[]", "holds no table"),
         ('{"stage": {}}', "unknown sections"),
         ('{"stages": {"wings": {}}}', "unknown stage 'wings'"),
+        ('{"order": ["codec", "wings-2"]}', "unknown stage 'wings-2'"),
+        ('{"order": ["codec"], "models": {"world": {}}}', "models has 'world'"),
         ('{"order": ["codec", "codec"]}', "each once"),
         ('{"teachers": {"world": "codec"}}', "name a student, ode or distill"),
         ('{"teachers": {"distill": "decoder"}}', "a stage before it"),
@@ -150,7 +167,30 @@ def test_the_bidirectional_teacher_teaches_from_one_command(tmp_path):
     assert not torch.equal(before, after)
     torch.testing.assert_close(taken, before.lerp(after, 0.25))
     assert main(common) == 0  # all there already
-    assert read_provenance(out / "weights")["distill taken"] == 0.25
+    assert read_provenance(out / "weights")["distill taken"] == 0.25 and not list(out.glob("*.before-*"))
+
+
+def test_a_stage_whose_beginnings_changed_begins_again(tmp_path, capsys):
+    """Another share of `world` changes what `ode` builds on, not what `world` does; `ode` ends as in a run anew."""
+    data, file = tmp_path / "rooms", tmp_path / "plan.json"
+    env = "worldscape.data.rooms:WorldScape-Rooms-v0"
+    assert main(["record", "--env", env, "--episodes", "2", "--out", str(data), "--steps-per-episode", "24"]) == 0
+    order = ["codec", "world", "ode"]
+
+    def train_with(share: float, out: str) -> str:
+        file.write_text(json.dumps({"order": order, "stages": dict.fromkeys(order, QUIET), "shares": {"world": share}}))
+        common = ["train", "all", "--preset", "debug", "--data", str(data), "--config", str(file)]
+        capsys.readouterr()
+        assert main([*common, "--out", str(tmp_path / out)]) == 0
+        return capsys.readouterr().out
+
+    train_with(0.5, "run")
+    again = train_with(0.25, "run")
+    assert again.count("finished before, kept") == 2 and "ode: what it began with has changed" in again
+    assert (tmp_path / "run" / "ode.before-1" / "weights").exists()
+    train_with(0.25, "anew")
+    assert weights_id(load_world(tmp_path / "run" / "weights")) == weights_id(load_world(tmp_path / "anew" / "weights"))
+    assert train_with(0.25, "run").count("finished before, kept") == 3
 
 
 def test_stopped_after_every_step_it_ends_with_the_same_weights(tmp_path):

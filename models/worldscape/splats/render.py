@@ -1,7 +1,7 @@
 """A differentiable rasteriser of 3D Gaussians in plain PyTorch: depth-sorted, tiled, front-to-back alpha compositing.
 
 Every tile draws only the Gaussians whose box of alpha >= 1/255 meets it, so the result equals drawing all of them at
-every pixel. Tiles are drawn in groups of like numbers that fit into the processor's cache.
+every pixel. Tiles are drawn in groups of like numbers.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,8 @@ from worldscape.splats.project import SMALLEST_ALPHA, Footprints, project
 
 TILE = 8  # pixels a side
 LARGEST_ALPHA = 0.999  # of one Gaussian, so that what lies behind keeps a gradient
-GROUP = 1 << 17  # products of Gaussians and pixels worked on at once
+GROUP = 1 << 17  # products of Gaussians and pixels worked on at once: what fits a processor's cache
+GROUP_ON_GPU = 1 << 24  # as many as a GPU is busy with; a group takes fifty kernels, whatever its size
 BACKENDS = ("auto", "torch", "gsplat")
 
 
@@ -137,11 +138,11 @@ def _pack(footprints: Footprints) -> Tensor:
 def _draw_tiles(packed: Tensor, tiles: _Tiles, side: int) -> Tensor:
     """All tiles, G = B * V * side^2 -> [G, TILE^2, 5]: colour and depth weighted by visibility, and alpha."""
     order = tiles.count.argsort(descending=True)
-    counts = tiles.count[order].tolist()
+    counts, at_once = tiles.count[order].tolist(), GROUP_ON_GPU if packed.is_cuda else GROUP
     done, drawn = 0, []
     while done < len(counts):
         most = max(counts[done], 1)
-        group = order[done : done + max(GROUP // (most * TILE**2), 1)]
+        group = order[done : done + max(at_once // (most * TILE**2), 1)]
         place = torch.arange(most, device=packed.device)
         is_filled = place < tiles.count[group, None]
         index = (tiles.first[group, None] + place).clamp_max(max(len(tiles.index) - 1, 0))

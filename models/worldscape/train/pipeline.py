@@ -1,11 +1,14 @@
 """`worldscape train all`: every stage in turn, each in OUT/<stage> on the weights of the one before; then OUT/weights.
 
 The same command goes on wherever it was stopped: finished stages are kept, the one that was stopped resumes, bit for
-bit as if nothing had happened. A config file says what differs from the preset:
+bit as if nothing had happened. A stage whose beginnings have changed since, because an earlier one went on or another
+share of it is taken, begins again, and its old run is set aside. A config file says what differs from the preset:
 
     {"order": ["codec", "world", ...], "model": {"steps_per_frame": 2}, "stages": {"world": {"steps": 20000}},
      "teachers": {"distill": "teacher"}, "shares": {"distill": 0.3},
-     "builds_on": {"world": "init"}}
+     "builds_on": {"world": "init"}, "models": {"decoder-hands": {"codec": {"hand_decoder": true}}}}
+
+A stage may come again under a name of its own: "decoder-hands" is stage `decoder` in a run of that name.
 """
 
 from __future__ import annotations
@@ -17,35 +20,41 @@ import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
+from worldscape.atomic import whole_file
 from worldscape.average import average_worlds
-from worldscape.checkpoint import load_world, read_provenance, save_world
+from worldscape.checkpoint import load_world, read_provenance, save_world, weights_id
 from worldscape.config import WorldConfig, preset
 from worldscape.train.cli import NEEDS, TAUGHT, StageRun, train_stage
 from worldscape.train.config import TrainConfig, override
 from worldscape.train.log import STATUS_FILE
 
 ORDER = ("codec", "world", "ode", "distill", "decoder", "heads")
-SECTIONS = ("order", "model", "stages", "teachers", "shares", "builds_on")
+SECTIONS = ("order", "model", "models", "stages", "teachers", "shares", "builds_on")
 INIT = "init"
 """Name in a config file of the weights that the first stage starts from."""
-SHARED = {"world": "generator", "ode": "generator", "distill": "generator", "decoder": "decoder"}
+SHARED = {**dict.fromkeys(("world", "spatial", "ode", "distill"), "generator"), "decoder": "decoder"}
 """Stages that may be taken in part, and the part of the weights that they change."""
+ORIGIN = "origin.json"
+"""File in a stage's run: the checksums of the weights that it began with."""
 TAKEN = "taken"
 """Folder in a stage's run, of what later stages build on where that is a share of the way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Plan:
-    """What a config file may say. order: stages, first to last; model: WorldConfig by section, stages: TrainConfig
-    by stage; both hold only what differs from the preset. teachers: earlier stage whose weights teach a student, by the
-    student's stage. shares: how far later stages follow one, from what it began with (0) to what it ended with (1).
-    builds_on: an earlier stage, or "init", whose weights a stage starts from instead of the stage before it."""
+    """What a config file may say. order: stages, first to last, those that come again as STAGE-LABEL; model:
+    WorldConfig by section, stages: TrainConfig by stage; both hold only what differs from the preset. models: what else
+    changes of the model from a stage on. teachers: earlier stage whose weights teach a student, by the student's stage.
+    shares: how far later stages follow one, from what it began with (0) to what it ended with (1). builds_on: an
+    earlier stage, or "init", whose weights a stage starts from instead of the stage before it."""
 
     order: tuple[str, ...] = ORDER
     model: Mapping[str, Any] = field(default_factory=dict)
+    models: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     stages: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     teachers: Mapping[str, str] = field(default_factory=dict)
     shares: Mapping[str, float] = field(default_factory=dict)
@@ -53,17 +62,19 @@ class Plan:
 
     def __post_init__(self) -> None:
         for name in (*self.order, *self.stages):
-            if name not in NEEDS:
+            if stage_of(name) not in NEEDS:
                 raise ValueError(f"unknown stage {name!r} in the config file: choose of {', '.join(NEEDS)}")
         if not self.order or len(set(self.order)) < len(self.order):
             raise ValueError(f"order {list(self.order)} must name stages, each once")
+        for name in self.models:
+            if name not in self.order:
+                raise ValueError(f"models has {name!r}, which is no stage in order {list(self.order)}")
         for student, teacher in self.teachers.items():
-            if student not in TAUGHT or teacher not in self.order[: self._place(student)]:
+            if stage_of(student) not in TAUGHT or teacher not in self.order[: self._place(student)]:
                 raise ValueError(
                     f"teachers says that {teacher!r} teaches {student!r}: name a student, {' or '.join(TAUGHT)}, and a "
                     f"stage before it in order {list(self.order)}"
                 )
-
         for stage, before in self.builds_on.items():
             if stage not in self.order or before not in (INIT, *self.order[: self._place(stage)]):
                 raise ValueError(
@@ -71,7 +82,7 @@ class Plan:
                     f"each with one before it or {INIT!r}"
                 )
         for stage, share in self.shares.items():
-            if stage not in SHARED or stage not in self.order or not 0 <= share <= 1:
+            if stage_of(stage) not in SHARED or stage not in self.order or not 0 <= share <= 1:
                 raise ValueError(
                     f"shares has {stage!r}: {share!r}; name stages in order {list(self.order)}, "
                     f"of {', '.join(SHARED)}, each with a number from 0 to 1"
@@ -79,6 +90,11 @@ class Plan:
 
     def _place(self, stage: str) -> int:
         return self.order.index(stage) if stage in self.order else 0
+
+
+def stage_of(name: str) -> str:
+    """The stage that a name in a plan stands for: "decoder-hands" is `decoder`."""
+    return name.partition("-")[0]
 
 
 def read_plan(path: Path | None) -> Plan:
@@ -112,7 +128,7 @@ def _parse_toml(text: str, path: Path) -> dict[str, Any]:
 
 
 def run_pipeline(
-    name: str, data: tuple[str, ...], out: Path, config_file: Path | None, minutes: float, init: str | None = None
+    size: str, data: tuple[str, ...], out: Path, config_file: Path | None, minutes: float, init: str | None = None
 ) -> int:
     """Train all stages of a preset. minutes: stop after so many (0: no limit); init: weights that the first stage
     starts from. Returns as train_stage does.
@@ -122,67 +138,88 @@ def run_pipeline(
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
         raise ValueError("train all runs in one process: under torchrun train its stages one by one")
     plan, started = read_plan(config_file), time.perf_counter()
-    runs = plan_runs(name, data, out, plan, init)
-    is_kept = True  # a stage that trains may change all later ones
+    runs = plan_runs(size, data, out, plan, init)
     for wanted in runs:
-        is_kept = is_kept and is_finished(wanted)
-        if is_kept:
-            print(f"{wanted.stage}: finished before, kept", flush=True)
+        begin(wanted)
+        if is_finished(wanted):
+            print(f"{wanted.out.name}: finished before, kept", flush=True)
         else:
-            print(f"{wanted.stage}: training in {wanted.out}", flush=True)
+            print(f"{wanted.out.name}: training in {wanted.out}", flush=True)
             left = minutes - (time.perf_counter() - started) / 60
             limit = max(left, 1e-9) if minutes else wanted.config.minutes
             code = train_stage(replace(wanted, config=replace(wanted.config, minutes=limit)))
             if not is_finished(wanted):
                 return code
         take_share(wanted, plan)
-    last = result_of(runs[-1].stage, out, plan)
+    last = result_of(plan.order[-1], out, plan)
     save_world(load_world(last), out / "weights", read_provenance(last))
     return 0
 
 
-def result_of(stage: str, out: Path, plan: Plan) -> Path:
+def begin(run: StageRun) -> None:
+    """Note which weights a stage begins with; set its run aside, as <stage>.before-N, when it began with others."""
+    origin = {role: weights_id(load_world(found)) for role, found in origins(run).items()}
+    note = run.out / ORIGIN
+    if note.is_file() and json.loads(note.read_text()) != origin:
+        aside = next(path for n in count(1) if not (path := run.out.with_name(f"{run.out.name}.before-{n}")).exists())
+        run.out.rename(aside)
+        print(f"{run.out.name}: what it began with has changed; the old run is {aside}", flush=True)
+    with whole_file(note) as path:
+        path.write_text(json.dumps(origin))
+
+
+def origins(run: StageRun) -> dict[str, str]:
+    """The weights that a stage begins with, by what they are to it."""
+    return {role: found for role, found in (("init", run.init), ("teacher", run.teacher)) if found is not None}
+
+
+def result_of(name: str, out: Path, plan: Plan) -> Path:
     """The weights that stages after this one build on."""
-    return out / stage / TAKEN if stage in plan.shares else out / stage
+    return out / name / TAKEN if name in plan.shares else out / name
 
 
 def take_share(run: StageRun, plan: Plan) -> None:
     """Write what is taken of a finished stage, where the plan takes a share only."""
-    if run.stage not in plan.shares:
+    name = run.out.name
+    if name not in plan.shares:
         return
     if run.init is None:
-        raise ValueError(f"shares: {run.stage!r} began with nothing, so there is no way from there to be followed")
+        raise ValueError(f"shares: {name!r} began with nothing, so there is no way from there to be followed")
     hands = run.stage == "decoder" and run.model.codec.hand_decoder
     part = "hand_decoder" if hands else SHARED[run.stage]
-    share, known = plan.shares[run.stage], dict(read_provenance(run.out))
+    share, known = plan.shares[name], dict(read_provenance(run.out))
     taken = average_worlds(load_world(run.init), load_world(run.out), share, part)
-    save_world(taken, run.out / TAKEN, known | {f"{run.stage} taken": share})
+    if not (run.out / TAKEN).exists() or weights_id(load_world(run.out / TAKEN)) != weights_id(taken):
+        save_world(taken, run.out / TAKEN, known | {f"{name} taken": share})
 
 
-def plan_runs(name: str, data: tuple[str, ...], out: Path, plan: Plan, init: str | None = None) -> list[StageRun]:
+def plan_runs(size: str, data: tuple[str, ...], out: Path, plan: Plan, init: str | None = None) -> list[StageRun]:
     """The stages of a preset in order, each built on the one before, the first on `init`; students learn from whom the
     plan says, or else from the last causal generator that was trained on recorded frames."""
-    taught_by = "spatial" if "spatial" in plan.order else "world"
-    model = merge_model(preset(name), plan.model)
+    taught_by = "world"
+    model = merge_model(preset(size), plan.model)
     runs: list[StageRun] = []
     first = init
-    for stage in plan.order:
-        before = plan.builds_on.get(stage)
+    for name in plan.order:
+        stage, before = stage_of(name), plan.builds_on.get(name)
+        model = merge_model(model, plan.models.get(name, {}))
         if before is not None:
             init = first if before == INIT else str(result_of(before, out, plan))
         runs.append(
             StageRun(
                 stage=stage,
-                preset=name,
+                preset=size,
                 model=model,
-                config=stage_config(stage, name, plan.stages.get(stage, {})),
+                config=stage_config(stage, size, plan.stages.get(name, {})),
                 data=data,
-                out=out / stage,
+                out=out / name,
                 init=init,
-                teacher=str(result_of(plan.teachers.get(stage, taught_by), out, plan)) if stage in TAUGHT else None,
+                teacher=str(result_of(plan.teachers.get(name, taught_by), out, plan)) if stage in TAUGHT else None,
             )
         )
-        init = str(result_of(stage, out, plan))
+        init = str(result_of(name, out, plan))
+        if stage in ("world", "spatial"):
+            taught_by = name
     return runs
 
 
