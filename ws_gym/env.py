@@ -306,4 +306,4 @@ def add_row(action: Any) -> np.ndarray:
 
 def first_row(values: Tensor) -> Any:
     """The only row of [1, ...], on the CPU, as a Python scalar or an array of its own."""
-    return values.item() if values.ndim == 1 else values[0].numpy().copy()
+    return values.item() if values.ndim == 1 else values.numpy()[0].copy()

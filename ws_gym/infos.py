@@ -20,7 +20,7 @@ NEAREST = 1e-3
 def describe_motion(frame: EngineFrame) -> dict[str, Any]:
     """The camera, what was commanded of it and what took place."""
     walks = torch.stack([frame.commanded, frame.realised])[..., :3]
-    commanded, realised = walks.square().sum(-1)
+    commanded, realised = walks.square().sum(-1).unbind()
     return {
         "pose": frame.pose,
         "camera": frame.camera,

@@ -116,7 +116,7 @@ class RollingEngine(WorldEngine):
             motion = (flight.camera[:, 0], flight.realised[:, 0])
             new = NewFrame(*motion, self.decode(latent, oldest), latent, flight.commanded[:, 0])
             oldest = recognise(self.model.heads, state, new, oldest)
-            read = oldest.recall.retrieving(views[-1].recall.retrieved)
+            read = oldest.recall.retrieving(views[-1].recall)
             state.memory.append(Frame([], new.rgbd, oldest.pose, state.intrinsics, limbs=oldest.limbs), read, is_done)
             state.flight = _told(flight, oldest.told, is_done)
             self._finish(state, new, prediction, oldest, is_done)

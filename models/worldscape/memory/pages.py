@@ -91,15 +91,17 @@ class PageStore:
         page = torch.searchsorted(rank, active.cumsum(0)) + FIRST
         return torch.where(active, page, SCRAP)
 
-    def retain(self, pages: Tensor) -> None:
-        """Count one more reference to each of `pages` (long, any shape; BLANK counts for nothing)."""
-        pages = pages.flatten()
-        self.references.index_add_(0, pages, torch.ones_like(pages))
+    def retain(self, pages: Tensor, count: Tensor | None = None) -> None:
+        """Count one more reference to each of `pages` (long, any shape; BLANK counts for nothing), or `count` more."""
+        self._count(pages, count, 1)
 
-    def release(self, pages: Tensor) -> None:
-        """Count one reference less; a page without references is free."""
-        pages = pages.flatten()
-        self.references.index_add_(0, pages, torch.ones_like(pages), alpha=-1)
+    def release(self, pages: Tensor, count: Tensor | None = None) -> None:
+        """Count one reference less, or `count`; a page without references is free."""
+        self._count(pages, count, -1)
+
+    def _count(self, pages: Tensor, count: Tensor | None, sign: int) -> None:
+        count = torch.ones_like(pages) if count is None else count
+        self.references.index_add_(0, pages.flatten(), count.flatten(), alpha=sign)
 
     def write(self, pages: Tensor, new: Page) -> None:
         """Write N frames into the allocated `pages` [N]."""

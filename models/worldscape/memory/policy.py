@@ -53,48 +53,47 @@ def _bordered_numbers(device: torch.device) -> Tensor:
 
 
 class Wish(NamedTuple):
-    """Pictures of which some shall be shown: up to num_picks of N that together show most cells, each at least `least`
-    new ones. shown [B, N, CELLS ** 2] (shown_cells), frames long [B, N] (-1: not to be chosen).
-    """
+    """Of N pictures up to num_picks shall be chosen that together show most cells of `is_open` [B, CELLS ** 2] (1 for a
+    cell that counts), each at least `least` new ones; only those that `may` be, bool [B, N]."""
 
-    shown: Tensor
-    frames: Tensor
+    may: Tensor
+    is_open: Tensor
     num_picks: int
     least: float
 
 
-def choose_covers(wishes: Sequence[Wish]) -> list[Tensor]:
-    """Greedy set cover for several wishes at once, all of B and N alike: places long [B, num_picks] each, oldest
-    picture first, then N - 1, which nothing may lie in.
+def choose_covers(shown: Tensor, frames: Tensor, wishes: Sequence[Wish]) -> list[Tensor]:
+    """Greedy set cover for several wishes at once: places long [B, num_picks] each, oldest picture first, then N - 1,
+    where nothing may lie.
 
-    Ties go to the older picture, which lies nearer to a real one.
+    shown [B, N, CELLS ** 2] (shown_cells), frames long [B, N]: their numbers. Ties go to the older picture, which lies
+    nearer to a real one.
     """
-    frames = torch.cat([wish.frames for wish in wishes])
-    shown = torch.cat([wish.shown for wish in wishes])
-    hidden, is_open = 1.0 - shown, torch.ones_like(shown[:, :1])
-    older = torch.where(frames < 0, -torch.inf, 0.5 / (frames + 1))[..., None]
+    hidden, is_open = 1.0 - shown, torch.stack([wish.is_open for wish in wishes], 1)
+    may = torch.stack([wish.may for wish in wishes], 1)
+    older = torch.where(may, (0.5 / (frames + 1))[:, None], -torch.inf)
     least = _least_gains(tuple((wish.num_picks, wish.least) for wish in wishes), shown.device)
     picks, gains = [], []
-    for number in range(least.shape[-1]):
-        gain, best = (torch.bmm(shown, is_open.mT) + older).max(1, keepdim=True)
+    for number in range(least.shape[1]):
+        gain, best = (torch.bmm(is_open, shown.mT) + older).max(2, keepdim=True)
         picks.append(best)
         gains.append(gain)
-        if number < least.shape[-1] - 1:
-            older.scatter_(1, best, -torch.inf)
-            is_open *= hidden.gather(1, best.expand(-1, -1, shown.shape[-1]))
-    places, gain = torch.cat(picks, 1)[..., 0], torch.cat(gains, 2).unflatten(0, (len(wishes), -1))
-    is_worth = (gain[:, :, 0] >= least).flatten(0, 1)
-    order = torch.where(is_worth, frames.gather(1, places), OLDEST_LAST).argsort(dim=1, stable=True)
-    chosen = torch.where(is_worth, places, frames.shape[1] - 1).gather(1, order).chunk(len(wishes))
-    return [places[:, : wish.num_picks] for places, wish in zip(chosen, wishes, strict=True)]
+        if number < least.shape[1] - 1:
+            older.scatter_(2, best, -torch.inf)
+            is_open = is_open * hidden.gather(1, best.expand(-1, -1, shown.shape[2]))
+    places, is_worth = torch.cat(picks, 2), torch.cat(gains, 2) >= least
+    numbers = frames.gather(1, places.flatten(1)).view_as(places)
+    order = torch.where(is_worth, numbers, OLDEST_LAST).argsort(stable=True)
+    chosen = torch.where(is_worth, places, frames.shape[1] - 1).gather(2, order)
+    return [chosen[:, number, : wish.num_picks] for number, wish in enumerate(wishes)]
 
 
 @made_once
 def _least_gains(wishes: tuple[tuple[int, float], ...], device: torch.device) -> Tensor:
-    """Wishes of (num_picks, least) -> what each of their picks must gain, inf beyond num_picks: [W, 1, most picks]."""
+    """Wishes of (num_picks, least) -> what each of their picks must gain, inf beyond num_picks: [W, most picks]."""
     most = max(num_picks for num_picks, _ in wishes)
     gains = [[least] * num_picks + [math.inf] * (most - num_picks) for num_picks, least in wishes]
-    return torch.tensor(gains, device=device)[:, None]
+    return torch.tensor(gains, device=device)
 
 
 def explained_share(rgbd: Tensor, anchor: Anchor, coverage: Tensor, residual_weight: float) -> Tensor:

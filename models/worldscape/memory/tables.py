@@ -99,7 +99,8 @@ class SlotTables:
 
     def choices(self) -> Tensor:
         """`shown`, and a last place in which nothing lies: [B, N]."""
-        return torch.cat([self.shown(), torch.zeros_like(self.latest)[:, None]], 1)
+        shown = (self.keyframes, self.latest[:, None]) if self.levels.num_pool else (self.pages,)
+        return torch.cat([*shown, torch.zeros_like(self.latest)[:, None]], 1)
 
     def next_place(self) -> Tensor:
         """Column of `pages` for the next frame, in sink or local: long [B]."""

@@ -31,13 +31,14 @@ Rebuild = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Anchor]
 
 
 class Recall(NamedTuple):
-    """What memory shows of a view: chosen pages long [B, A + R], BLANK where none, of which num_anchors were
-    reprojected and the keys and values of the others join the history; the anchor made of the former, coverage [B]
+    """What memory shows of a view: chosen pages long [B, A + R], BLANK where none, and frames, their numbers, -1 there;
+    num_anchors of them were reprojected, the keys and values of the others join the history. The anchor, coverage [B]
     (share of the pixels shown), real [B, CELLS ** 2] (share of each cell that goes back to real frames, through however
     many dreamed ones), and is_real_shown bool [B] (a real frame itself shows a good part of the view).
     """
 
     chosen: Tensor
+    frames: Tensor
     num_anchors: int
     anchor: Anchor
     coverage: Tensor
@@ -54,9 +55,11 @@ class Recall(NamedTuple):
         """Pages [B, R] whose keys and values join the history."""
         return self.chosen[:, self.num_anchors :]
 
-    def retrieving(self, pages: Tensor) -> Recall:
-        """The same with other pages [B, R] whose keys and values join the history."""
-        return self._replace(chosen=torch.cat([self.anchors, pages], 1))
+    def retrieving(self, other: Recall) -> Recall:
+        """The same, but that the keys and values of what `other` retrieved join the history."""
+        pairs = (self.chosen, other.chosen), (self.frames, other.frames)
+        chosen, frames = (torch.cat([a[:, : self.num_anchors], b[:, self.num_anchors :]], 1) for a, b in pairs)
+        return self._replace(chosen=chosen, frames=frames)
 
 
 class Remembered(NamedTuple):
@@ -135,22 +138,22 @@ class WorldMemory:
         numbers = policy.cell_numbers(store.read("probes", pages), target, intrinsics)
         cells = policy.shown_cells(numbers)
         places, num_anchors = self._choose(cells, pages, frames, limbs), tables.num_anchors
-        chosen = pages.gather(1, places)
+        chosen, chosen_frames = pages.gather(1, places), frames.gather(1, places)
         if not use_anchor:
             anchor = empty_anchor(len(target), store.shape.size, store.fields.rgbd)
             none, unreal = anchor.mask[:, 0, 0, 0], torch.zeros_like(cells[:, 0])
-            chosen[:, :num_anchors] = BLANK
-            return Recall(chosen, num_anchors, anchor, none, unreal, none.bool())
-        anchors, places = chosen[:, :num_anchors], places[:, :num_anchors]
+            chosen[:, :num_anchors], chosen_frames[:, :num_anchors] = BLANK, -1
+            return Recall(chosen, chosen_frames, num_anchors, anchor, none, unreal, none.bool())
+        anchors, places, number = (part[:, :num_anchors] for part in (chosen, places[..., None], chosen_frames))
         anchor = rebuild(*self._layers(anchors, limbs, target, intrinsics), target, intrinsics)
-        is_none, places = (anchors == BLANK)[..., None], places[..., None]
-        is_real = (frames < tables.num_real[:, None]).gather(1, places[..., 0])[..., None] & ~is_none
-        from_real = cells.gather(1, places.expand(-1, -1, cells.shape[2])) * is_real
+        is_real = (number >= 0) & (number < tables.num_real[:, None])
+        from_real = cells.gather(1, places.expand(-1, -1, cells.shape[2])) * is_real[..., None]
         is_real_shown = from_real.amax(1).sum(1) >= lineage.REAL_CELLS
-        numbers = numbers.gather(1, places.expand(-1, -1, numbers.shape[2])).masked_fill(is_none, policy.CELLS**2)
+        numbers = numbers.gather(1, places.expand(-1, -1, numbers.shape[2]))
+        numbers = numbers.masked_fill((number < 0)[..., None], policy.CELLS**2)
         rebuilt = token_coverage(anchor.mask, policy.CELLS)
         real = lineage.inherited_real(numbers, store.read("real", anchors), rebuilt)
-        return Recall(chosen, num_anchors, anchor, rebuilt.mean(1), real, is_real_shown)
+        return Recall(chosen, chosen_frames, num_anchors, anchor, rebuilt.mean(1), real, is_real_shown)
 
     def _layers(self, anchors: Tensor, limbs: Limbs | None, target: Tensor, intrinsics: Tensor) -> Layers:
         """What to rebuild the view from `target` from, of pages long [B, A]; hands come from the first frame, which is
@@ -170,18 +173,18 @@ class WorldMemory:
         """Places among `pages` [B, N], long [B, A + R], of those to rebuild a view with these hands from, best first,
         and of those from the pool whose keys to read; N - 1, where nothing lies, for none."""
         tables, (num_sink, _, num_local) = self.tables, self.tables.levels
-        num_anchors, num_retrieved = tables.num_anchors, tables.num_retrieved
-        wishes = [policy.Wish(cells, frames, num_anchors, policy.ANY)]
-        if num_retrieved:  # what sink and local window hold is read anyway
-            is_read = (frames < num_sink) | (frames >= (tables.count - num_local)[:, None])
-            wishes.append(policy.Wish(cells, frames.masked_fill(is_read, -1), num_retrieved, policy.ONE_CELL))
+        may, every = frames >= 0, torch.ones_like(cells[:, 0])
+        wishes = [policy.Wish(may, every, tables.num_anchors, policy.ANY)]
+        if tables.num_retrieved:  # what sink and local window hold is read anyway
+            is_apart = (frames >= num_sink) & (frames < (tables.count - num_local)[:, None])
+            wishes.append(policy.Wish(is_apart, every, tables.num_retrieved, policy.ONE_CELL))
         if limbs is None:
-            return torch.cat(policy.choose_covers(wishes), 1)
+            return torch.cat(policy.choose_covers(cells, frames, wishes), 1)
         # Things move: the latest frame comes first, and what it shows is shown.
         is_latest = pages == tables.latest[:, None]
-        left = cells * (1 - (cells * is_latest[..., None]).amax(1, keepdim=True))
-        wishes.append(policy.Wish(left, frames.masked_fill(is_latest, -1), num_anchors - 1, policy.ANY))
-        anchors, *retrieved, others = policy.choose_covers(wishes)
+        left = 1 - (cells * is_latest[..., None]).amax(1)
+        wishes.append(policy.Wish(may & ~is_latest, left, tables.num_anchors - 1, policy.ANY))
+        anchors, *retrieved, others = policy.choose_covers(cells, frames, wishes)
         latest_first = torch.cat([is_latest.int().argmax(1, keepdim=True), others.flip(1)], 1)
         return torch.cat([torch.where(limbs.present.any(1, keepdim=True), latest_first, anchors), *retrieved], 1)
 
@@ -240,15 +243,14 @@ class WorldMemory:
         weight = self.config.residual_weight
         explained = policy.explained_share(frame.rgbd, recall.anchor, recall.coverage, weight)
         columns, writes = self._columns(explained, active)
-        old = tables.pages.gather(1, columns)
-        chosen = self.store.read("frame", recall.chosen)
-        self.store.release(torch.where(writes, old, BLANK))
+        old, count = tables.pages.gather(1, columns), writes.long()
+        self.store.release(old, count)
         page = self.store.allocate(active)
         self.store.write(page, self._page(frame, recall))
         tables.pages.scatter_(1, columns, torch.where(writes, page[:, None], old))
-        self.store.retain(torch.where(writes, page[:, None], BLANK))
+        self.store.retain(page[:, None].expand_as(count), count)
         seen = self._lineage(frame, recall)
-        tables.note(active, latest=page, count=tables.count + 1, novelty=1.0 - explained, chosen=chosen, **seen)
+        tables.note(active, latest=page, count=tables.count + 1, novelty=1.0 - explained, chosen=recall.frames, **seen)
 
     def _columns(self, explained: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         """Columns of the tables that the new frame may take, and whether it does: long and bool [B, 1 or 2]."""
