@@ -45,7 +45,7 @@ class ActionMode(ABC):
         Raises ValueError for a wrong type, a wrong shape, NaN or a value outside the space in an active row.
         """
         actions = self._of_slots(actions, active)
-        if active.all():
+        if False not in active.tolist():
             return self._convert(self._validated(actions))
         controls = np.zeros((len(active), self.table.shape[1]), np.float32)
         if active.any():
