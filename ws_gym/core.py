@@ -70,8 +70,7 @@ class WorldCore:
         self._elapsed = torch.zeros(num_slots, dtype=torch.long, device=self.device)
         self._told: dict[int, Tensor] = {}
         self._adrift = torch.zeros_like(self._elapsed)  # steps for which drift has been above max_drift
-        self._trail = torch.zeros(num_slots, TRAIL_STEPS, 2, device=self.device)
-        self._steps: list[tuple[Tensor, Tensor]] = []  # steps taken and cameras, not yet in the trail
+        self._trail = torch.zeros(num_slots, TRAIL_STEPS, 2, device=self.device)  # (x, z), step t in place t mod length
 
     @property
     def action_latency(self) -> int:
@@ -100,7 +99,6 @@ class WorldCore:
         seeds = torch.tensor([int(rng.integers(2**62)) for rng in chosen])
         frame = engine.open(start, seeds, torch.tensor(numbers))
         mask = torch.as_tensor(rows, device=self.device)
-        self._walked()
         self._elapsed = self._elapsed.masked_fill(mask, 0)
         self._adrift = self._adrift.masked_fill(mask, 0)
         self._leave_trail(frame)
@@ -144,20 +142,9 @@ class WorldCore:
         return truncated
 
     def _leave_trail(self, frame: EngineFrame) -> None:
-        """Remember where the slots stand; `_walked` notes it when somebody asks."""
-        self._steps.append((self._elapsed, frame.camera))
-        if len(self._steps) == TRAIL_STEPS:
-            self._walked()
-
-    def _walked(self) -> Tensor:
-        """Where the slots stood, (x, z) [B, TRAIL_STEPS, 2]: after t steps in place t mod length."""
-        if self._steps:
-            # A slot that stood still is there several times, with the same place.
-            elapsed, cameras = (torch.stack(parts, 1) for parts in zip(*self._steps, strict=True))
-            places = (elapsed % TRAIL_STEPS)[..., None].expand(-1, -1, 2)
-            self._trail.scatter_(1, places, cameras[..., 0:3:2])
-            self._steps.clear()
-        return self._trail
+        """Note where the slots stand; those that stood still have noted the same before."""
+        place = (self._elapsed % TRAIL_STEPS)[:, None, None].expand(-1, 1, 2)
+        self._trail.scatter_(1, place, frame.camera[:, None, 0:3:2])
 
     @alone
     def snapshot(self, rows: Any = None) -> Snapshot:
@@ -196,10 +183,10 @@ class WorldCore:
         ended = torch.as_tensor(self.needs_reset, device=self.device)
         task = {f"{name}.{key}": value for key, value in self.task.state().items()}
         clock = {"elapsed": self._elapsed, "adrift": self._adrift, "has_ended": ended}
-        return {**clock, "trail": self._walked(), **task}
+        return {**clock, "trail": self._trail, **task}
 
     def _go_on(self, frame: EngineFrame, numbers: Tensor, own: dict[str, Tensor]) -> Batch:
-        for name, kept in (("elapsed", self._elapsed), ("adrift", self._adrift), ("trail", self._walked())):
+        for name, kept in (("elapsed", self._elapsed), ("adrift", self._adrift), ("trail", self._trail)):
             kept[numbers] = own[name].to(self.device)
         self.needs_reset[numbers.cpu().numpy()] = own["has_ended"].cpu().numpy()
         prefix = f"{type(self.task).__name__}."
@@ -259,7 +246,7 @@ class WorldCore:
         """
         engine, number = self._running_engine(), self._numbers([slot])
         self._check_open(engine, number)
-        return describe_place(engine.state, self._walked()[slot], slot, engine.config.body)
+        return describe_place(engine.state, self._trail[slot], slot, engine.config.body)
 
     def reopen(self) -> None:
         """Make the engine of a closed core again; nothing to do for an open one."""
