@@ -68,7 +68,6 @@ class WorldCore:
         self.task.bind(num_slots, self.device)
         self.needs_reset = np.ones(num_slots, dtype=bool)
         self._elapsed = torch.zeros(num_slots, dtype=torch.long, device=self.device)
-        self._told: dict[int, Tensor] = {}
         self._adrift = torch.zeros_like(self._elapsed)  # steps for which drift has been above max_drift
         self._trail = torch.zeros(num_slots, TRAIL_STEPS, 2, device=self.device)  # (x, z), step t in place t mod length
 
@@ -299,8 +298,8 @@ class WorldCore:
             info |= describe_hands(frame.hands, frame.pose, state.intrinsics, self.size)
         info |= self.observation.describe(frame)
         info["success"] = result.success
-        info["model_calls"] = self._everywhere(frame.model_calls)
-        info["action_latency"] = self._everywhere(self.action_latency)
+        info["model_calls"] = torch.full_like(self._elapsed, frame.model_calls)
+        info["action_latency"] = torch.full_like(self._elapsed, self.action_latency)
         tables = state.memory.tables
         info["memory"], info["trust"] = report_memory(tables)._asdict(), report_trust(tables)._asdict()
         taken = sorted(info.keys() & result.terms.keys())
@@ -314,12 +313,6 @@ class WorldCore:
             info={**info, **result.terms},
         )
         return batch.on_cpu() if self.is_for_numpy else batch
-
-    def _everywhere(self, number: int) -> Tensor:
-        """The number for each slot, long [B]; not to be changed."""
-        if number not in self._told:
-            self._told[number] = torch.full_like(self._elapsed, number)
-        return self._told[number]
 
 
 FORKED = (

@@ -28,6 +28,7 @@ from worldscape.engine_frames import RecordedHands
 from worldscape.flow import euler_step
 from worldscape.handling import recognise, show_hands
 from worldscape.memory.surroundings import surroundings_along
+from worldscape.memory.tables import write_active
 from worldscape.memory.world_memory import Frame, Recall
 from worldscape.noise import slot_noise
 from worldscape.precision import choose_dtype
@@ -255,13 +256,7 @@ class FrameMaker:
         if self.hands is None:  # those of hands are another head's business
             told["events"] = self.model.heads.happens(new.rgbd)
         hands = {} if view.hands is None else view.hands.fields()
-        is_everyone = active.device.type == "cpu" and bool(active.all())
-        for name, value in {**seen, **told, **hands}.items():
-            old = getattr(state, name)
-            value = value.to(old.dtype)
-            if not is_everyone:
-                value = torch.where(active.reshape(-1, *[1] * (value.ndim - 1)), value, old)
-            setattr(state, name, value)
+        write_active(state, active, {**seen, **told, **hands})
 
     def _view(
         self, pose: Tensor, previous: Tensor, recall: Recall, intrinsics: Tensor, hands: ShownHands | None

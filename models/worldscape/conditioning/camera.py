@@ -124,6 +124,7 @@ def centres_along(size: int, device: torch.device, dtype: torch.dtype = torch.fl
     return torch.arange(size, device=device, dtype=dtype) + 0.5
 
 
+@made_once
 def pixel_centres(size: int, device: torch.device, dtype: torch.dtype = torch.float32) -> Tensor:
     """Centres of pixels (column, row): [size, size, 2]."""
     along = centres_along(size, device, dtype)

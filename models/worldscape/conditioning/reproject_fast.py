@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from worldscape.conditioning.camera import centres_along, pixel_motions
-from worldscape.conditioning.made_once import made_once
 from worldscape.conditioning.reproject import (
     BLUR_RATIO,
     DEPTH_MARGIN,
@@ -30,8 +29,6 @@ from worldscape.conditioning.reproject import (
 from worldscape.conditioning.shapes import is_static, row_by_row
 
 MARGIN = 2  # rows repeated around each picture of the atlas: what a bicubic kernel reaches
-
-_centres = made_once(centres_along)
 
 
 class Warp(NamedTuple):
@@ -91,7 +88,7 @@ def _warps(poses: Tensor, target: Tensor, intrinsics: Tensor, size: int) -> tupl
     """Pictures -> view and view -> pictures, of poses [B, N, 4, 4] and target [B, 4, 4]."""
     relative = poses[:, :, :3] - F.pad(target[:, None, :3, 3:], (3, 0))
     turns, shifts = pixel_motions(target[:, None, :3, :3].mT @ relative, intrinsics, size)
-    along = _centres(size, poses.device, poses.dtype)
+    along = centres_along(size, poses.device, poses.dtype)
     # Pixels stand in rows and columns: the sum of what a column and what a row contribute is a third of a product.
     columns, rows = turns[..., :1] * along, torch.addcmul(turns[..., 2:], turns[..., 1:2], along)
     seen = (rows[..., None] + columns[..., None, :]).flatten(-2)

@@ -11,10 +11,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from worldscape.conditioning.camera import camera_matrices, camera_rays, pose_distance
-from worldscape.conditioning.made_once import kept_while_equal, made_once
-from worldscape.conditioning.reproject import MIN_DEPTH, Anchor, decode_depth
-from worldscape.memory.pages import BLANK, probe_places
+from worldscape.conditioning.camera import camera_matrices, pose_distance
+from worldscape.conditioning.made_once import made_once
+from worldscape.conditioning.reproject import MIN_DEPTH, Anchor
+from worldscape.memory.pages import BLANK, probe_stride
+from worldscape.memory.surroundings import surfaces_shown
 
 CELLS = 8  # cells a side of the new view that the picks shall cover
 ANY, ONE_CELL = 0.0, 1.0  # least gain of a pick
@@ -120,12 +121,6 @@ def most_redundant(pages: Tensor, poses: Tensor, num_sink: int) -> Tensor:
     return torch.where(pages == BLANK, -1.0, distance.amin(2))[:, num_sink:].argmin(1)
 
 
-@kept_while_equal
-def _probe_rays(intrinsics: Tensor, size: int) -> Tensor:
-    """Rays, z = 1, through the points that stand for pictures of size x size: [B, 3, M]."""
-    return camera_rays(intrinsics, size, probe_places(size)).flatten(1, 2).mT.contiguous()
-
-
 @made_once
 def _to_itself(count: int, device: torch.device) -> Tensor:
     """What keeps each of `count` cameras from being the nearest to itself: [count, count]."""
@@ -139,9 +134,4 @@ def longest_held(frames: Tensor) -> Tensor:
 
 def world_probes(rgbd: Tensor, pose: Tensor, intrinsics: Tensor) -> Tensor:
     """A regular sample of the points that pictures [B, 4, h, h] show, in world axes: [3, B, M] metres, as in a page."""
-    size = rgbd.shape[-1]
-    some = probe_places(size)
-    depth = decode_depth(rgbd[:, 3, some, some]).flatten(1)
-    points = _probe_rays(intrinsics, size) * depth[:, None]
-    turn, shift = pose[:, :3].split([3, 1], -1)
-    return torch.baddbmm(shift, turn, points).transpose(0, 1)
+    return surfaces_shown(rgbd, pose, intrinsics, probe_stride(rgbd.shape[-1])).points.permute(2, 0, 1)

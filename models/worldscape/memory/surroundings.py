@@ -70,14 +70,15 @@ def surfaces_in(depth: Tensor, pose: Tensor, intrinsics: Tensor, size: int, stri
 
     depth: metres at `every(stride)` row and column of them, [..., n, n]. intrinsics [..., 4] normalised.
     """
-    rays = _some_rays(intrinsics, size, stride)
-    points = (rays * depth[..., None]).flatten(-3, -2) @ pose[..., :3, :3].mT + pose[..., None, :3, 3]
-    return Surfaces(points, torch.ones_like(points[..., 0], dtype=torch.bool))
+    points = _some_rays(intrinsics, size, stride) * depth.flatten(-2)[..., None, :]
+    points = pose[..., :3, :3] @ points + pose[..., :3, 3:]
+    return Surfaces(points.mT, torch.ones_like(points[..., 0, :], dtype=torch.bool))
 
 
 @kept_while_equal
 def _some_rays(intrinsics: Tensor, size: int, stride: int) -> Tensor:
-    return camera_rays(intrinsics, size, every(stride))
+    """Rays, z = 1, through the pixels that stand for a picture, each axis apart: [..., 3, N]."""
+    return camera_rays(intrinsics, size, every(stride)).flatten(-3, -2).mT.contiguous()
 
 
 def surfaces_shown(rgbd: Tensor, pose: Tensor, intrinsics: Tensor, stride: int = STRIDE) -> Surfaces:

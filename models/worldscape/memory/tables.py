@@ -99,8 +99,7 @@ class SlotTables:
 
     def choices(self) -> Tensor:
         """`shown`, and a last place in which nothing lies: [B, N]."""
-        shown = (self.keyframes, self.latest[:, None]) if self.levels.num_pool else (self.pages,)
-        return torch.cat([*shown, torch.zeros_like(self.latest)[:, None]], 1)
+        return torch.cat([self.shown(), torch.zeros_like(self.latest)[:, None]], 1)
 
     def next_place(self) -> Tensor:
         """Column of `pages` for the next frame, in sink or local: long [B]."""
@@ -110,14 +109,6 @@ class SlotTables:
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name."""
         return {item.name: getattr(self, item.name) for item in fields(self) if item.name not in SIZES}
-
-    def note(self, active: Tensor, **new: Tensor) -> None:
-        """Let new tensors [B, ...] take the place of those of the same names, in rows where `active` bool [B]."""
-        is_everyone = active.device.type == "cpu" and bool(active.all())
-        for name, value in new.items():
-            if not is_everyone:
-                value = torch.where(active.view(-1, *[1] * (value.ndim - 1)), value, getattr(self, name))
-            setattr(self, name, value)
 
     def put(self, new: Mapping[str, Tensor]) -> None:
         """Let these tensors take the place of all of those that `tensors` names."""
@@ -133,6 +124,18 @@ class SlotTables:
         """Make `rows` hold nothing."""
         for name, stored in self.tensors().items():
             stored.index_fill_(0, rows, -1 if name == "chosen" else BLANK)
+
+
+def write_active(kept: object, active: Tensor, new: Mapping[str, Tensor]) -> None:
+    """Let new tensors [B, ...] take the place of the attributes of `kept` of the same names, in rows where `active`
+    bool [B]; they get those attributes' dtypes."""
+    is_everyone = active.device.type == "cpu" and bool(active.all())
+    for name, value in new.items():
+        old = getattr(kept, name)
+        value = value.to(old.dtype)
+        if not is_everyone:
+            value = torch.where(active.view(-1, *[1] * (value.ndim - 1)), value, old)
+        setattr(kept, name, value)
 
 
 def _num_shown(levels: Levels) -> int:

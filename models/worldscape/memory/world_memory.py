@@ -23,7 +23,7 @@ from worldscape.config import MemoryConfig
 from worldscape.memory import lineage, policy
 from worldscape.memory.pages import BLANK, SCRAP, Page, PageShape, PageStore, fit_levels, page_bytes
 from worldscape.memory.surroundings import Surfaces
-from worldscape.memory.tables import SlotTables
+from worldscape.memory.tables import SlotTables, write_active
 from worldscape.nn.blocks import KeysValues
 from worldscape.transformer import History
 
@@ -31,35 +31,26 @@ Rebuild = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Anchor]
 
 
 class Recall(NamedTuple):
-    """What memory shows of a view: chosen pages long [B, A + R], BLANK where none, and frames, their numbers, -1 there;
-    num_anchors of them were reprojected, the keys and values of the others join the history. The anchor, coverage [B]
+    """What memory shows of a view: pages long [B, A] that were reprojected, the anchor made of them, coverage [B]
     (share of the pixels shown), real [B, CELLS ** 2] (share of each cell that goes back to real frames, through however
-    many dreamed ones), and is_real_shown bool [B] (a real frame itself shows a good part of the view).
+    many dreamed ones), is_real_shown bool [B] (a real frame itself shows a good part of the view), pages long [B, R]
+    whose keys and values join the history, and frames long [B, A + R], the numbers of the frames in both; BLANK and -1
+    where none.
     """
 
-    chosen: Tensor
-    frames: Tensor
-    num_anchors: int
+    anchors: Tensor
     anchor: Anchor
     coverage: Tensor
     real: Tensor
     is_real_shown: Tensor
-
-    @property
-    def anchors(self) -> Tensor:
-        """Pages [B, A] that were reprojected."""
-        return self.chosen[:, : self.num_anchors]
-
-    @property
-    def retrieved(self) -> Tensor:
-        """Pages [B, R] whose keys and values join the history."""
-        return self.chosen[:, self.num_anchors :]
+    retrieved: Tensor
+    frames: Tensor
 
     def retrieving(self, other: Recall) -> Recall:
         """The same, but that the keys and values of what `other` retrieved join the history."""
-        pairs = (self.chosen, other.chosen), (self.frames, other.frames)
-        chosen, frames = (torch.cat([a[:, : self.num_anchors], b[:, self.num_anchors :]], 1) for a, b in pairs)
-        return self._replace(chosen=chosen, frames=frames)
+        num_anchors = self.anchors.shape[1]
+        frames = torch.cat([self.frames[:, :num_anchors], other.frames[:, num_anchors:]], 1)
+        return self._replace(retrieved=other.retrieved, frames=frames)
 
 
 class Remembered(NamedTuple):
@@ -138,13 +129,14 @@ class WorldMemory:
         numbers = policy.cell_numbers(store.read("probes", pages), target, intrinsics)
         cells = policy.shown_cells(numbers)
         places, num_anchors = self._choose(cells, pages, frames, limbs), tables.num_anchors
-        chosen, chosen_frames = pages.gather(1, places), frames.gather(1, places)
+        anchors, retrieved = pages.gather(1, places).tensor_split([num_anchors], 1)
+        frames = frames.gather(1, places)
         if not use_anchor:
             anchor = empty_anchor(len(target), store.shape.size, store.fields.rgbd)
             none, unreal = anchor.mask[:, 0, 0, 0], torch.zeros_like(cells[:, 0])
-            chosen[:, :num_anchors], chosen_frames[:, :num_anchors] = BLANK, -1
-            return Recall(chosen, chosen_frames, num_anchors, anchor, none, unreal, none.bool())
-        anchors, places, number = (part[:, :num_anchors] for part in (chosen, places[..., None], chosen_frames))
+            frames[:, :num_anchors] = -1
+            return Recall(torch.zeros_like(anchors), anchor, none, unreal, none.bool(), retrieved, frames)
+        places, number = places[:, :num_anchors, None], frames[:, :num_anchors]
         anchor = rebuild(*self._layers(anchors, limbs, target, intrinsics), target, intrinsics)
         is_real = (number >= 0) & (number < tables.num_real[:, None])
         from_real = cells.gather(1, places.expand(-1, -1, cells.shape[2])) * is_real[..., None]
@@ -153,7 +145,7 @@ class WorldMemory:
         numbers = numbers.masked_fill((number < 0)[..., None], policy.CELLS**2)
         rebuilt = token_coverage(anchor.mask, policy.CELLS)
         real = lineage.inherited_real(numbers, store.read("real", anchors), rebuilt)
-        return Recall(chosen, chosen_frames, num_anchors, anchor, rebuilt.mean(1), real, is_real_shown)
+        return Recall(anchors, anchor, rebuilt.mean(1), real, is_real_shown, retrieved, frames)
 
     def _layers(self, anchors: Tensor, limbs: Limbs | None, target: Tensor, intrinsics: Tensor) -> Layers:
         """What to rebuild the view from `target` from, of pages long [B, A]; hands come from the first frame, which is
@@ -249,8 +241,8 @@ class WorldMemory:
         self.store.write(page, self._page(frame, recall))
         tables.pages.scatter_(1, columns, torch.where(writes, page[:, None], old))
         self.store.retain(page[:, None].expand_as(count), count)
-        seen = self._lineage(frame, recall)
-        tables.note(active, latest=page, count=tables.count + 1, novelty=1.0 - explained, chosen=recall.frames, **seen)
+        told = {"latest": page, "count": tables.count + 1, "novelty": 1.0 - explained, "chosen": recall.frames}
+        write_active(tables, active, told | self._lineage(frame, recall))
 
     def _columns(self, explained: Tensor, active: Tensor) -> tuple[Tensor, Tensor]:
         """Columns of the tables that the new frame may take, and whether it does: long and bool [B, 1 or 2]."""

@@ -17,7 +17,7 @@ from worldscape.splats.project import SMALLEST_ALPHA, Footprints, project
 TILE = 8  # pixels a side
 LARGEST_ALPHA = 0.999  # of one Gaussian, so that what lies behind keeps a gradient
 GROUP = 1 << 17  # products of Gaussians and pixels worked on at once: what fits a processor's cache
-GROUP_ON_GPU = 1 << 24  # as many as a GPU is busy with; a group takes fifty kernels, whatever its size
+GROUP_ON_GPU = 1 << 24  # as many as keep a GPU busy; a group takes as many kernels, whatever its size
 BACKENDS = ("auto", "torch", "gsplat")
 
 
