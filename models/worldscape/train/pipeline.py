@@ -158,7 +158,8 @@ def run_pipeline(
 
 def begin(run: StageRun) -> None:
     """Note which weights a stage begins with; set its run aside, as <stage>.before-N, when it began with others."""
-    origin = {role: weights_id(load_world(found)) for role, found in origins(run).items()}
+    given = {"init": run.init, "teacher": run.teacher}
+    origin = {role: weights_id(load_world(weights)) for role, weights in given.items() if weights is not None}
     note = run.out / ORIGIN
     if note.is_file() and json.loads(note.read_text()) != origin:
         aside = next(path for n in count(1) if not (path := run.out.with_name(f"{run.out.name}.before-{n}")).exists())
@@ -166,11 +167,6 @@ def begin(run: StageRun) -> None:
         print(f"{run.out.name}: what it began with has changed; the old run is {aside}", flush=True)
     with whole_file(note) as path:
         path.write_text(json.dumps(origin))
-
-
-def origins(run: StageRun) -> dict[str, str]:
-    """The weights that a stage begins with, by what they are to it."""
-    return {role: found for role, found in (("init", run.init), ("teacher", run.teacher)) if found is not None}
 
 
 def result_of(name: str, out: Path, plan: Plan) -> Path:
@@ -185,8 +181,7 @@ def take_share(run: StageRun, plan: Plan) -> None:
         return
     if run.init is None:
         raise ValueError(f"shares: {name!r} began with nothing, so there is no way from there to be followed")
-    hands = run.stage == "decoder" and run.model.codec.hand_decoder
-    part = "hand_decoder" if hands else SHARED[run.stage]
+    part = "hand_decoder" if getattr(run.config, "hands_only", False) else SHARED[run.stage]
     share, known = plan.shares[name], dict(read_provenance(run.out))
     taken = average_worlds(load_world(run.init), load_world(run.out), share, part)
     if not (run.out / TAKEN).exists() or weights_id(load_world(run.out / TAKEN)) != weights_id(taken):
