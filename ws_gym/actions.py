@@ -196,7 +196,7 @@ def _as_numbers(actions: Any, space: spaces.Space) -> np.ndarray:
 
 
 def _whole_numbers(actions: np.ndarray, limit: int, space: spaces.Space) -> np.ndarray:
-    if actions.dtype == np.int64 and all(0 <= number < limit for number in actions.flat):
+    if actions.dtype == np.int64 and all(0 <= number < limit for number in actions.ravel().tolist()):
         return actions
     _reject(actions, (actions < 0) | (actions >= limit) | (actions != np.floor(actions)), space)
     return actions.astype(np.int64)

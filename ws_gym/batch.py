@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -62,10 +62,10 @@ def fetch(tensors: Sequence[Tensor]) -> list[Tensor]:
     return fetched
 
 
-def map_info(function: Callable[..., Any], info: Mapping[str, Any], *others: Mapping[str, Any]) -> dict[str, Any]:
+def map_info(function: Callable[..., Any], info: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:
     """`function` of each value of infos with the same names, groups and all."""
     mapped = {}
     for name, value in info.items():
-        rest = [other[name] for other in others]
-        mapped[name] = map_info(function, value, *rest) if isinstance(value, Mapping) else function(value, *rest)
+        rest = (other[name] for other in others)
+        mapped[name] = map_info(function, value, *rest) if isinstance(value, dict) else function(value, *rest)
     return mapped

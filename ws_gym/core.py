@@ -112,20 +112,20 @@ class WorldCore:
         Raises ValueError for malformed actions, ResetNeeded for a row that has no episode, ClosedEnvironmentError.
         """
         engine = self._running_engine()
-        # A list is searched ten times as fast as a small array.
+        # A list is searched in a fraction of the time that a small array or tensor takes.
         if True in self.needs_reset.tolist() and (self.needs_reset & active).any():
             rows = np.flatnonzero(self.needs_reset & active).tolist()
             raise ResetNeeded(f"slots {rows} have no running episode; reset them before stepping.")
         controls = torch.from_numpy(self.actions.to_controls(actions, active)).to(self.device)
         hands = self.actions.to_hands(actions, active, engine.state.hand_command)
-        mask = torch.as_tensor(active, device=self.device)
+        mask = torch.from_numpy(active).to(self.device)
         frame = engine.step(controls, mask, hands=hands)
         self._elapsed = self._elapsed + mask
         self._leave_trail(frame)
         result = self._checked(self.task.step(frame, self._elapsed, mask))
         batch = self._batch(frame, result, self._truncate(engine, mask))
         ended = (batch.terminated | batch.truncated).cpu()  # the first wait for a GPU, so the last thing done
-        if ended.any():
+        if True in ended.tolist():
             self.needs_reset = self.needs_reset | (ended.numpy() & active)
         return batch
 
@@ -302,8 +302,8 @@ class WorldCore:
         info["action_latency"] = torch.full_like(self._elapsed, self.action_latency)
         tables = state.memory.tables
         info["memory"], info["trust"] = report_memory(tables)._asdict(), report_trust(tables)._asdict()
-        taken = sorted(info.keys() & result.terms.keys())
-        if taken:
+        if not result.terms.keys().isdisjoint(info):
+            taken = sorted(info.keys() & result.terms.keys())
             raise ValueError(f"the task's info terms {taken} are names that the environment uses itself; rename them.")
         batch = Batch(
             observation=self.observation.observe(frame),

@@ -146,9 +146,8 @@ class WorldEngine(FrameMaker):
         """
         state = self.state
         active = torch.ones_like(state.is_open) if active is None else active.to(self.device)
-        check_controls(controls, active, state.is_open)
-        # Told on the host: who only turns, or uses hands, need not be asked whether walls are in the way.
-        may_walk = controls.device.type != "cpu" or bool(controls[:, :3].any())
+        # Who only turns, or uses hands, need not be asked whether walls are in the way.
+        may_walk = check_controls(controls, active, state.is_open)
         controls = controls.to(self.device, torch.float32)
         if hands is not None:
             check_hands(hands, HAND_STATE_WIDTH if is_realised else HAND_ACTION_WIDTH, state.is_open, self.hands)

@@ -104,7 +104,7 @@ class FrameMaker:
 
     def move(self, state: SlotState, realised: Tensor) -> tuple[Tensor, Tensor]:
         """Where motion `realised` [B, 6] leads: the camera [B, 6], and the motion with the turn that it really made."""
-        if realised.device.type == "cpu" and not realised.any():
+        if realised.device.type == "cpu" and not any(map(any, realised.tolist())):
             return state.camera, realised
         camera = apply_control(state.camera, realised, self.config.controls.max_pitch)
         return camera, torch.cat([realised[:, :3], angle_difference(camera, state.camera)], 1)

@@ -17,7 +17,7 @@ from worldscape.engine_frames import EngineFrame, HandFrame
 from worldscape.hand_heads import ObjectMotion
 from worldscape.hand_tasks import HAND_TASKS
 from worldscape.heads import Heads
-from worldscape.memory.surroundings import Surfaces, surfaces_shown
+from worldscape.memory.surroundings import Surfaces, points_shown
 from worldscape.memory.world_memory import Recall, WorldMemory
 from worldscape.slot_hands import SlotHands
 from worldscape.transformer import EmbeddedView, FrameInputs
@@ -140,7 +140,7 @@ class SlotState:
 
     def surfaces(self) -> Surfaces:
         """Points that the current pictures show."""
-        return surfaces_shown(self.rgbd, self.pose, self.intrinsics)
+        return Surfaces.of(points_shown(self.rgbd, self.pose, self.intrinsics))
 
     def tensors(self) -> dict[str, Tensor]:
         """All tensors by name; those of memory apart."""

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from worldscape.config import BodyConfig
-from worldscape.memory.surroundings import every, surfaces_in
+from worldscape.memory.surroundings import every, points_in
 from worldscape.train import motion_heads
 from worldscape.train.motion_heads import motion_labels, recorded_surroundings, walk_moments
 
@@ -74,12 +74,12 @@ def test_draws_differ_and_are_repeatable(corridor):
 
 
 def test_points_of_a_picture_lie_on_its_surfaces(corridor):
-    found = surfaces_in(
+    found = points_in(
         torch.from_numpy(corridor.depth[:2, every(2), every(2)].astype(np.float32)),
         torch.from_numpy(corridor.pose[:2]),
         torch.from_numpy(corridor.intrinsics[:2]),
         size=32,
     )
-    assert found.points.shape == (2, 256, 3) and found.known.all()
-    assert torch.allclose(found.points[..., 2], torch.full((2, 256), 2.08), atol=2e-3)
-    assert found.points[0, :, 0].max().item() == pytest.approx(2.08 * (31.5 / 32 - 0.5) / 0.6, rel=1e-3)
+    assert found.shape == (2, 3, 256)
+    assert torch.allclose(found[:, 2], torch.full((2, 256), 2.08), atol=2e-3)
+    assert found[0, 0].max().item() == pytest.approx(2.08 * (31.5 / 32 - 0.5) / 0.6, rel=1e-3)

@@ -26,6 +26,11 @@ class Surfaces(NamedTuple):
     points: Tensor
     known: Tensor
 
+    @classmethod
+    def of(cls, points: Tensor) -> "Surfaces":
+        """Those of points_in, [..., 3, N], all known."""
+        return cls(points.mT, torch.ones_like(points[..., 0, :], dtype=torch.bool))
+
     def clearance(self, position: Tensor, body: BodyConfig) -> Tensor:
         """Metres on the floor plan from `position` [B, 3] to the nearest surface at body height: [B], inf for none."""
         x, down, z = self._offset(position)
@@ -65,26 +70,25 @@ def every(stride: int) -> slice:
     return slice(stride // 2, None, stride)
 
 
-def surfaces_in(depth: Tensor, pose: Tensor, intrinsics: Tensor, size: int, stride: int = STRIDE) -> Surfaces:
-    """The points that pictures of size x size pixels show from poses [..., 4, 4], all known: [..., N, 3].
+def points_in(depth: Tensor, pose: Tensor, intrinsics: Tensor, size: int, stride: int = STRIDE) -> Tensor:
+    """The points that pictures of size x size pixels show from poses [..., 4, 4], each axis apart: [..., 3, N].
 
     depth: metres at `every(stride)` row and column of them, [..., n, n]. intrinsics [..., 4] normalised.
     """
     points = _some_rays(intrinsics, size, stride) * depth.flatten(-2)[..., None, :]
-    points = pose[..., :3, :3] @ points + pose[..., :3, 3:]
-    return Surfaces(points.mT, torch.ones_like(points[..., 0, :], dtype=torch.bool))
+    return pose[..., :3, :3] @ points + pose[..., :3, 3:]
+
+
+def points_shown(rgbd: Tensor, pose: Tensor, intrinsics: Tensor, stride: int = STRIDE) -> Tensor:
+    """The points, every stride-th pixel, that RGB-D pictures [B, 4, h, h] show from poses [B, 4, 4]: [B, 3, N]."""
+    depth = decode_depth(rgbd[:, 3, every(stride), every(stride)])
+    return points_in(depth, pose, intrinsics, rgbd.shape[-1], stride)
 
 
 @kept_while_equal
 def _some_rays(intrinsics: Tensor, size: int, stride: int) -> Tensor:
     """Rays, z = 1, through the pixels that stand for a picture, each axis apart: [..., 3, N]."""
     return camera_rays(intrinsics, size, every(stride)).flatten(-3, -2).mT.contiguous()
-
-
-def surfaces_shown(rgbd: Tensor, pose: Tensor, intrinsics: Tensor, stride: int = STRIDE) -> Surfaces:
-    """The points, every stride-th pixel, that RGB-D pictures [B, 4, h, h] show from poses [B, 4, 4]."""
-    depth = decode_depth(rgbd[:, 3, every(stride), every(stride)])
-    return surfaces_in(depth, pose, intrinsics, rgbd.shape[-1], stride)
 
 
 def surroundings_along(

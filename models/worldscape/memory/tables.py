@@ -99,7 +99,10 @@ class SlotTables:
 
     def choices(self) -> Tensor:
         """`shown`, and a last place in which nothing lies: [B, N]."""
-        return torch.cat([self.shown(), torch.zeros_like(self.latest)[:, None]], 1)
+        nothing = torch.full_like(self.latest, BLANK)[:, None]
+        if self.levels.num_pool == 0:
+            return torch.cat([self.pages, nothing], 1)
+        return torch.cat([self.keyframes, self.latest[:, None], nothing], 1)
 
     def next_place(self) -> Tensor:
         """Column of `pages` for the next frame, in sink or local: long [B]."""
@@ -129,7 +132,7 @@ class SlotTables:
 def write_active(kept: object, active: Tensor, new: Mapping[str, Tensor]) -> None:
     """Let new tensors [B, ...] take the place of the attributes of `kept` of the same names, in rows where `active`
     bool [B]; they get those attributes' dtypes."""
-    is_everyone = active.device.type == "cpu" and bool(active.all())
+    is_everyone = active.device.type == "cpu" and False not in active.tolist()
     for name, value in new.items():
         old = getattr(kept, name)
         value = value.to(old.dtype)

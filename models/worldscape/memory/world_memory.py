@@ -133,14 +133,14 @@ class WorldMemory:
         frames = frames.gather(1, places)
         if not use_anchor:
             anchor = empty_anchor(len(target), store.shape.size, store.fields.rgbd)
-            none, unreal = anchor.mask[:, 0, 0, 0], torch.zeros_like(cells[:, 0])
+            none, unreal = anchor.mask[:, 0, 0, 0], anchor.mask.new_zeros(len(target), policy.CELLS**2)
             frames[:, :num_anchors] = -1
             return Recall(torch.zeros_like(anchors), anchor, none, unreal, none.bool(), retrieved, frames)
         places, number = places[:, :num_anchors, None], frames[:, :num_anchors]
         anchor = rebuild(*self._layers(anchors, limbs, target, intrinsics), target, intrinsics)
         is_real = (number >= 0) & (number < tables.num_real[:, None])
-        from_real = cells.gather(1, places.expand(-1, -1, cells.shape[2])) * is_real[..., None]
-        is_real_shown = from_real.amax(1).sum(1) >= lineage.REAL_CELLS
+        from_real = cells.gather(1, places.expand(-1, -1, cells.shape[2])) & is_real[..., None]
+        is_real_shown = from_real.any(1).sum(1) >= lineage.REAL_CELLS
         numbers = numbers.gather(1, places.expand(-1, -1, numbers.shape[2]))
         numbers = numbers.masked_fill((number < 0)[..., None], policy.CELLS**2)
         rebuilt = token_coverage(anchor.mask, policy.CELLS)
@@ -165,18 +165,17 @@ class WorldMemory:
         """Places among `pages` [B, N], long [B, A + R], of those to rebuild a view with these hands from, best first,
         and of those from the pool whose keys to read; N - 1, where nothing lies, for none."""
         tables, (num_sink, _, num_local) = self.tables, self.tables.levels
-        may, every = frames >= 0, torch.ones_like(cells[:, 0])
-        wishes = [policy.Wish(may, every, tables.num_anchors, policy.ANY)]
+        wishes = [policy.Wish(0, tables.count, tables.num_anchors, policy.ANY)]
         if tables.num_retrieved:  # what sink and local window hold is read anyway
-            is_apart = (frames >= num_sink) & (frames < (tables.count - num_local)[:, None])
-            wishes.append(policy.Wish(is_apart, every, tables.num_retrieved, policy.ONE_CELL))
+            wishes.append(policy.Wish(num_sink, tables.count - num_local, tables.num_retrieved, policy.ONE_CELL))
         if limbs is None:
-            return torch.cat(policy.choose_covers(cells, frames, wishes), 1)
+            return policy.choose_covers(cells, frames, wishes)
         # Things move: the latest frame comes first, and what it shows is shown.
         is_latest = pages == tables.latest[:, None]
-        left = 1 - (cells * is_latest[..., None]).amax(1)
-        wishes.append(policy.Wish(may & ~is_latest, left, tables.num_anchors - 1, policy.ANY))
-        anchors, *retrieved, others = policy.choose_covers(cells, frames, wishes)
+        left = ~(cells & is_latest[..., None]).any(1)
+        wishes.append(policy.Wish(0, tables.count - 1, tables.num_anchors - 1, policy.ANY, left))
+        sizes = [wish.num_picks for wish in wishes]
+        anchors, *retrieved, others = policy.choose_covers(cells, frames, wishes).split(sizes, 1)
         latest_first = torch.cat([is_latest.int().argmax(1, keepdim=True), others.flip(1)], 1)
         return torch.cat([torch.where(limbs.present.any(1, keepdim=True), latest_first, anchors), *retrieved], 1)
 
@@ -255,7 +254,7 @@ class WorldMemory:
             pool_place = policy.longest_held(self.store.read("frame", tables.pool))
         else:
             is_admitted = is_admitted & (explained < self.config.novelty)
-            if place.device.type == "cpu" and not is_admitted.any():
+            if place.device.type == "cpu" and True not in is_admitted.tolist():
                 return place[:, None], active[:, None]  # nobody needs a place in the pool
             poses = self.store.read("pose", tables.keyframes)
             pool_place = policy.most_redundant(tables.keyframes, poses, tables.levels.num_sink)

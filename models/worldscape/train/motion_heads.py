@@ -17,7 +17,7 @@ from worldscape.config import BodyConfig
 from worldscape.data.clips import FrameStore
 from worldscape.heads import Heads
 from worldscape.memory.pages import probe_stride
-from worldscape.memory.surroundings import STRIDE, Surfaces, every, surfaces_in, surroundings_along
+from worldscape.memory.surroundings import STRIDE, Surfaces, every, points_in, surroundings_along
 from worldscape.train.rollouts import Moment
 
 AGES = np.concatenate([np.arange(8), np.arange(9, 130, 4)])  # of the frames that stand for what memory keeps, in steps
@@ -114,7 +114,7 @@ def _surfaces_at(
     smooth = F.interpolate(error, depth.shape[-2:], mode="bilinear", align_corners=True).reshape(depth.shape)
     depth = depth * (1.0 + rough.reshape(-1, *[1] * (depth.ndim - 1)) * smooth).clamp_min(0.1)
     size, pose = store.depth.shape[-1], torch.from_numpy(store.pose[index])
-    return surfaces_in(depth, pose, torch.from_numpy(store.intrinsics[index]), size, stride)
+    return Surfaces.of(points_in(depth, pose, torch.from_numpy(store.intrinsics[index]), size, stride))
 
 
 def mirror_some(views: Tensor, rng: np.random.Generator) -> Tensor:
