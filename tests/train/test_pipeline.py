@@ -193,6 +193,43 @@ def test_a_stage_whose_beginnings_changed_begins_again(tmp_path, capsys):
     assert train_with(0.25, "run").count("finished before, kept") == 3
 
 
+def test_a_finished_stage_begins_again_with_other_settings_and_a_stopped_one_goes_on(tmp_path, capsys):
+    data, file, out = tmp_path / "rooms", tmp_path / "plan.json", tmp_path / "run"
+    env = "worldscape.data.rooms:WorldScape-Rooms-v0"
+    assert main(["record", "--env", env, "--episodes", "2", "--out", str(data), "--steps-per-episode", "24"]) == 0
+
+    def train_with(*options: str, **settings: float) -> str:
+        stages = {"codec": QUIET | {"steps": 3} | settings}
+        file.write_text(json.dumps({"order": ["codec"], "stages": stages}))
+        capsys.readouterr()
+        common = ["train", "all", "--preset", "debug", "--data", str(data), "--config", str(file), "--out", str(out)]
+        assert main([*common, *options]) in (0, 128 + 15)
+        return capsys.readouterr().out
+
+    train_with("--minutes", "1e-9")  # stopped after a step
+    assert "resuming with lr = 0.002" in train_with(lr=0.002)
+    first = weights_id(load_world(out))
+    assert "finished before, kept" in train_with(lr=0.002, log_every=1)  # which changes nothing
+    assert "has changed (settings)" in train_with(lr=0.003)
+    assert weights_id(load_world(tmp_path / "run" / "codec.before-1")) == first
+    assert "has changed (model)" not in train_with(lr=0.003, steps=5)  # goes on
+    assert json.loads((out / "codec" / "status.json").read_text())["step"] == 5
+    assert list(read_provenance(out)) == ["codec"]
+
+
+def test_a_stage_that_was_trained_before_is_told_of_twice(tmp_path):
+    data, file = tmp_path / "rooms", tmp_path / "plan.json"
+    env = "worldscape.data.rooms:WorldScape-Rooms-v0"
+    assert main(["record", "--env", env, "--episodes", "2", "--out", str(data), "--steps-per-episode", "24"]) == 0
+    order = ["codec", "codec-longer", "codec-again"]
+    steps = {name: QUIET | {"steps": number} for number, name in enumerate(order, 1)}
+    file.write_text(json.dumps({"order": order, "stages": steps}))
+    common = ["train", "all", "--preset", "debug", "--data", str(data), "--config", str(file)]
+    assert main([*common, "--out", str(tmp_path / "run")]) == 0
+    told = read_provenance(tmp_path / "run" / "weights")
+    assert {name: facts["steps"] for name, facts in told.items()} == {"codec": 1, "codec-2": 2, "codec-3": 3}
+
+
 def test_stopped_after_every_step_it_ends_with_the_same_weights(tmp_path):
     data, file = tmp_path / "rooms", tmp_path / "plan.json"
     env = "worldscape.data.rooms:WorldScape-Rooms-v0"

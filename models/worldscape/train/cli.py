@@ -129,8 +129,7 @@ def train_stage(wanted: StageRun) -> int:
         facts["teacher"] = weights_id(load_world(teacher))
         sources.append(teacher)
     stage = module.build_stage(model_config, wanted.config, *sources)
-    provenance[stage.name] = facts
-    train(stage, model, wanted.config, wanted.out, provenance)
+    train(stage, model, wanted.config, wanted.out, provenance, facts)
     return exit_code(wanted.out)
 
 

@@ -7,10 +7,12 @@ pure functions of (seed, step, rank), so a run stopped anywhere and resumed ends
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -29,6 +31,9 @@ from worldscape.train.runtime import Place, StopSignals, occupy, step_seed
 
 if TYPE_CHECKING:
     from worldscape.world import WorldModel
+
+Provenance = Callable[[str, TrainConfig, RunState], dict[str, Any]]
+"""Name of a stage, its settings and where it is -> what is told of the weights (`describe`)."""
 
 
 class Stage(Protocol):
@@ -54,21 +59,27 @@ class Stage(Protocol):
 
 
 def train(
-    stage: Stage, model: WorldModel, config: TrainConfig, out: str | Path, provenance: dict[str, Any] | None = None
+    stage: Stage,
+    model: WorldModel,
+    config: TrainConfig,
+    out: str | Path,
+    provenance: dict[str, Any] | None = None,
+    facts: dict[str, Any] | None = None,
 ) -> WorldModel:
     """Train `stage.trainable(model)` in place, going on where `out` stopped; returns the averaged model.
 
-    The result is in eval mode, without gradients; `out/weights` holds it too, with `provenance` in its config.json.
+    The result is in eval mode, without gradients; `out/weights` holds it too. Its config.json holds `provenance`, of
+    what the model began with, and beside it this run's, with `facts` about it.
     Ends after config.steps or config.lease. Stops early (resumable) after config.minutes and at SIGTERM or SIGINT;
     out/status.json says why it ended.
     Raises ValueError when `out` holds another run, FloatingPointError when the loss or a gradient is not finite.
     """
     with occupy(config) as place:
-        return train_at(stage, model, config, Path(out), provenance, place)
+        return train_at(stage, model, config, Path(out), partial(describe, provenance or {}, facts or {}), place)
 
 
 def train_at(
-    stage: Stage, model: WorldModel, config: TrainConfig, out: Path, provenance: dict[str, Any] | None, place: Place
+    stage: Stage, model: WorldModel, config: TrainConfig, out: Path, told: Provenance, place: Place
 ) -> WorldModel:
     """`train` on the ranks that are there; a function of its own, so that nothing of it outlives their group."""
     with StopSignals() as signals:
@@ -120,7 +131,7 @@ def train_at(
                 with log.clock_stopped():
                     if place.is_main and (is_end or state.step % config.checkpoint_every == 0):
                         save_checkpoint(out / "checkpoints", state, identity)
-                        save_world(average, out / "weights", describe(provenance, stage.name, config, state))
+                        save_world(average, out / "weights", told(stage.name, config, state))
                     if place.is_main and is_sample_step(state.step, config):
                         with torch.no_grad():
                             log.write_samples(stage.samples(average, state.step), state.step)
@@ -206,9 +217,11 @@ def check_finite(loss: Tensor, grad_norm: Tensor, step: int, out: Path) -> None:
 
 
 def describe(
-    provenance: dict[str, Any] | None, stage_name: str, config: TrainConfig, state: RunState
+    before: dict[str, Any], facts: dict[str, Any], stage_name: str, config: TrainConfig, state: RunState
 ) -> dict[str, Any]:
-    """Provenance of the weights: what the caller knows, plus what this run did."""
-    known = dict(provenance or {})
-    run = {"steps": state.step, "seconds": round(state.seconds), "config": config.to_dict()}
-    return json.loads(json.dumps({**known, stage_name: {**known.get(stage_name, {}), **run}}))
+    """Provenance of the weights: what was known `before` of those that the run began with, and the run itself under
+    its stage's name; where that stage was trained before, under STAGE-2, and so on."""
+    names = itertools.chain([stage_name], (f"{stage_name}-{number}" for number in itertools.count(2)))
+    name = next(name for name in names if name not in before)
+    run = {**facts, "steps": state.step, "seconds": round(state.seconds), "config": config.to_dict()}
+    return json.loads(json.dumps({**before, name: run}))

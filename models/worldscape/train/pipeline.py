@@ -2,7 +2,8 @@
 
 The same command goes on wherever it was stopped: finished stages are kept, the one that was stopped resumes, bit for
 bit as if nothing had happened. A stage whose beginnings have changed since, because an earlier one went on or another
-share of it is taken, begins again, and its old run is set aside. A config file says what differs from the preset:
+share of it is taken, begins again, and its old run is set aside; so does one that had finished with other settings. A
+config file says what differs from the preset:
 
     {"order": ["codec", "world", ...], "model": {"steps_per_frame": 2}, "stages": {"world": {"steps": 20000}},
      "teachers": {"distill": "teacher"}, "shares": {"distill": 0.3},
@@ -39,7 +40,11 @@ INIT = "init"
 SHARED = {**dict.fromkeys(("world", "spatial", "ode", "distill"), "generator"), "decoder": "decoder"}
 """Stages that may be taken in part, and the part of the weights that they change."""
 ORIGIN = "origin.json"
-"""File in a stage's run: the checksums of the weights that it began with."""
+"""File in a stage's run: the checksums of the weights that it began with, its data, model and settings."""
+INCIDENTAL = {"device", "threads", "loaders", "compile", "tensorboard", "log_every", "sample_every", "checkpoint_every"}
+"""Settings that do not change, but for rounding, what a run ends with."""
+DURATION = {"steps", "lease", "minutes"}
+"""Settings whose change lets a run go on (is_finished)."""
 TAKEN = "taken"
 """Folder in a stage's run, of what later stages build on where that is a share of the way."""
 
@@ -157,16 +162,29 @@ def run_pipeline(
 
 
 def begin(run: StageRun) -> None:
-    """Note which weights a stage begins with; set its run aside, as <stage>.before-N, when it began with others."""
-    given = {"init": run.init, "teacher": run.teacher}
-    origin = {role: weights_id(load_world(weights)) for role, weights in given.items() if weights is not None}
-    note = run.out / ORIGIN
-    if note.is_file() and json.loads(note.read_text()) != origin:
+    """Note what a stage begins with. Set its run aside, as <stage>.before-N, when that was something else, or when it
+    had finished with other settings; one that was stopped goes on with new settings, and says so."""
+    now, note = origin_of(run), run.out / ORIGIN
+    known = json.loads(note.read_text()) if note.is_file() else {}
+    changed = {key for key, value in now.items() if known.get(key, value) != value}
+    if not has_ended(run):
+        changed.discard("settings")
+    if changed:
         aside = next(path for n in count(1) if not (path := run.out.with_name(f"{run.out.name}.before-{n}")).exists())
         run.out.rename(aside)
-        print(f"{run.out.name}: what it began with has changed; the old run is {aside}", flush=True)
+        what = ", ".join(sorted(changed))
+        print(f"{run.out.name}: what it began with has changed ({what}); the old run is {aside}", flush=True)
     with whole_file(note) as path:
-        path.write_text(json.dumps(origin))
+        path.write_text(json.dumps(now))
+
+
+def origin_of(run: StageRun) -> dict[str, Any]:
+    """All that a stage's result depends on, but for how long it is trained, as JSON reads it back."""
+    given = {"init": run.init, "teacher": run.teacher}
+    weights = {role: weights_id(load_world(path)) for role, path in given.items() if path is not None}
+    settings = {k: v for k, v in run.config.to_dict().items() if k not in INCIDENTAL | DURATION}
+    names = [Path(data).name for data in run.data]
+    return json.loads(json.dumps({**weights, "data": names, "model": run.model.to_dict(), "settings": settings}))
 
 
 def result_of(name: str, out: Path, plan: Plan) -> Path:
@@ -237,9 +255,17 @@ def stage_config(stage: str, name: str, changes: Mapping[str, Any]) -> TrainConf
 
 def is_finished(wanted: StageRun) -> bool:
     """Whether a stage has made all the steps that are wanted of it, or used up the lease that it is to have."""
-    status = wanted.out / STATUS_FILE
-    if not status.is_file():
-        return False
-    found = json.loads(status.read_text())
+    found = _status(wanted)
     is_spent = wanted.config.lease > 0 and found.get("lease") == wanted.config.lease
-    return found["status"] == "finished" and (found["step"] == wanted.config.steps or is_spent)
+    return has_ended(wanted) and (found["step"] == wanted.config.steps or is_spent)
+
+
+def has_ended(wanted: StageRun) -> bool:
+    """Whether a stage's run had come to its end, whatever is wanted of it now."""
+    return _status(wanted).get("status") == "finished"
+
+
+def _status(wanted: StageRun) -> dict[str, Any]:
+    """What a stage's run said of itself last; nothing where there is none."""
+    file = wanted.out / STATUS_FILE
+    return json.loads(file.read_text()) if file.is_file() else {}
