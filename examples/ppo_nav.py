@@ -6,8 +6,8 @@ worldscape eval transfer --dream-run runs/ppo_dream --simulator-run runs/ppo_roo
 
 Needs pip install "worldscape[sim,train]". The algorithm is ws_gym/ppo.py, in one file to read and to copy from; its
 settings for this task are here. The run's folder gets TensorBoard curves (tb), one of them as a picture (curve.png),
-films of held-out episodes (videos) and the policies of all checkpoints (policies). Stop it when you like: the same
-command goes on from the last checkpoint and ends with the same weights.
+films of held-out episodes (videos; final.mp4 in simulator and dream side by side) and the policies of all checkpoints
+(policies). Stop it when you like: the same command goes on from the last checkpoint and ends with the same weights.
 """
 
 from ws_gym.ppo_run import Lesson, teach

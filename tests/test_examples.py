@@ -131,6 +131,7 @@ def test_ppo(run_example, tmp_path: Path, name: str, env: str, where: str):
     assert len(list((tmp_path / "run" / "policies").iterdir())) == 2
     assert list((tmp_path / "run" / "tb").iterdir()) and (tmp_path / "run" / "curve.png").stat().st_size > 1000
     assert len(read_video(tmp_path / "run" / "videos" / "step_000000064.mp4")) > 2
+    assert len(read_video(tmp_path / "run" / "videos" / "final.mp4")) > 2
 
 
 def test_demo_needs_only_the_core_dependencies(tmp_path: Path):

@@ -1,8 +1,9 @@
 """What surrounds PPO in an example: options, checkpoints, curves, films, and the table at the end.
 
-A run's folder gets TensorBoard curves (tb) and one as a picture (curve.png), films of held-out episodes (videos), the
-policies of all checkpoints (policies), and the last checkpoint, from which the same command goes on to the same
-weights. A simulator cannot be saved, so all worlds are opened anew after each checkpoint.
+A run's folder gets TensorBoard curves (tb) and one as a picture (curve.png), films of held-out episodes (videos; the
+last one, final.mp4, shows simulator and dream side by side), the policies of all checkpoints (policies), and the last
+checkpoint, from which the same command goes on to the same weights. A simulator cannot be saved, so all worlds are
+opened anew after each checkpoint.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ IDENTITY = ("env", "task", "preset", "starts", "dense", "steps", "num_envs", "li
 """Options that a run must keep to go on from its checkpoint."""
 TOLD = ("num_steps", "minibatches", "looks")
 """Settings of the recipe that the command line may change, since they go with the number of worlds and layouts."""
+FILMED = 4
+"""Held-out episodes in the last film, which shows the policy in simulator and dream side by side."""
 DEBUG_RECIPE = {"num_steps": 8, "epochs": 2, "minibatches": 2, "looks": 4}
 DEBUG_WIDTHS = {"frames": 2, "channels": (4, 4), "hidden": 16}
 DEBUG_OPTIONS = {"steps": 64, "num_envs": 2, "limit": 5, "score_limit": 8, "episodes": 2, "checkpoints": 2}
@@ -76,8 +79,10 @@ def teach(lesson: Lesson, about: str | None, arguments: list[str] | None = None)
     with Arenas(args.preset, task=args.task, **scored) as arenas:
         train(args, recipe, run, worlds, arenas)
         worlds.close()
-        plays = play_everywhere(arenas, {trained_in(args): run.policy, "random": None})
-    print(tabulate_plays(plays, args.task).to_text())
+        learned = trained_in(args)
+        plays = play_everywhere(arenas, {learned: run.policy, "random": None}, num_filmed=FILMED)
+    path = save_films(args.out / "videos" / "final.mp4", plays[learned])
+    print(f"filmed in {path}\n{tabulate_plays(plays, args.task).to_text()}")
 
 
 def choose_recipe(lesson: Lesson, args: argparse.Namespace) -> Recipe:

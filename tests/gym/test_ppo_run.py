@@ -35,7 +35,8 @@ def without_arenas(monkeypatch):
             return ""
 
     monkeypatch.setattr(ppo_run, "Arenas", Arenas)
-    monkeypatch.setattr(ppo_run, "film", lambda *_: None)
+    for name in ("film", "save_films"):
+        monkeypatch.setattr(ppo_run, name, lambda *_: None)
     monkeypatch.setattr(ppo_run, "tabulate_plays", lambda plays, task: Table())
 
 
