@@ -19,7 +19,8 @@ from worldscape.engine import WorldEngine
 from worldscape.engine_frames import EngineFrame, Start
 from worldscape.handling import recognise
 from worldscape.memory.pages import PageShape
-from worldscape.memory.world_memory import Frame, WorldMemory
+from worldscape.memory.values import Frame
+from worldscape.memory.world_memory import WorldMemory
 from worldscape.noise import slot_noise
 from worldscape.scoring import Clip, compose_clip, sample_clip
 from worldscape.slot_hands import SlotHands

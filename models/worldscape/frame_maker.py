@@ -29,7 +29,7 @@ from worldscape.flow import euler_step
 from worldscape.handling import recognise, show_hands
 from worldscape.memory.surroundings import surroundings_along
 from worldscape.memory.tables import write_active
-from worldscape.memory.world_memory import Frame, Recall
+from worldscape.memory.values import Frame, Recall
 from worldscape.noise import slot_noise
 from worldscape.precision import choose_dtype
 from worldscape.rewrites import fast_codec, fast_generator

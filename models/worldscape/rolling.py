@@ -23,7 +23,8 @@ from worldscape.conditioning.layers import Thing
 from worldscape.engine import SAMPLER_SHIFT, WorldEngine
 from worldscape.flow import euler_step, sampling_levels
 from worldscape.handling import recognise
-from worldscape.memory.world_memory import Frame, WorldMemory
+from worldscape.memory.values import Frame
+from worldscape.memory.world_memory import WorldMemory
 from worldscape.noise import slot_noise
 from worldscape.slot_hands import SlotHands
 from worldscape.slots import Dreamed, Handled, InFlight, NewFrame, SlotState, View

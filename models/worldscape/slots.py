@@ -18,7 +18,8 @@ from worldscape.hand_heads import ObjectMotion
 from worldscape.hand_tasks import HAND_TASKS
 from worldscape.heads import Heads
 from worldscape.memory.surroundings import Surfaces, points_shown
-from worldscape.memory.world_memory import Recall, WorldMemory
+from worldscape.memory.values import Recall
+from worldscape.memory.world_memory import WorldMemory
 from worldscape.slot_hands import SlotHands
 from worldscape.transformer import EmbeddedView, FrameInputs
 

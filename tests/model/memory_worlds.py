@@ -6,7 +6,8 @@ from worldscape.conditioning.camera import pose_from_state
 from worldscape.conditioning.reproject import encode_depth
 from worldscape.config import MemoryConfig
 from worldscape.memory.pages import PageShape
-from worldscape.memory.world_memory import Frame, Recall, WorldMemory
+from worldscape.memory.values import Frame, Recall
+from worldscape.memory.world_memory import WorldMemory
 from worldscape.nn.blocks import KeysValues
 
 SIZE = 16

@@ -12,7 +12,7 @@ from worldscape.config import BodyConfig, MemoryConfig
 from worldscape.memory.pages import FIRST, Levels, page_bytes
 from worldscape.memory.policy import explained_share
 from worldscape.memory.surroundings import BEHIND, CELL, CELLS
-from worldscape.memory.world_memory import Frame
+from worldscape.memory.values import Frame
 
 CONFIG = MemoryConfig(num_keyframes=4, num_anchors=2, novelty=0.9, local_window=3)
 PAGE = page_bytes(SHAPE, torch.zeros(()))

@@ -13,7 +13,8 @@ from worldscape.conditioning.camera import pose_from_state
 from worldscape.conditioning.layers import Limbs, Thing
 from worldscape.config import MemoryConfig
 from worldscape.memory.naive import NaiveMemory
-from worldscape.memory.world_memory import Frame, Recall, WorldMemory
+from worldscape.memory.values import Frame, Recall
+from worldscape.memory.world_memory import WorldMemory
 
 SLOTS = 3
 CONFIG = MemoryConfig(num_sink=1, local_window=3, num_keyframes=5, num_anchors=3, num_retrieved=2, novelty=0.8)

@@ -11,7 +11,8 @@ from worldscape.memory.lineage import inherited_real
 from worldscape.memory.pages import BLANK
 from worldscape.memory.policy import CELLS
 from worldscape.memory.report import report_memory, report_trust
-from worldscape.memory.world_memory import Frame, WorldMemory
+from worldscape.memory.values import Frame
+from worldscape.memory.world_memory import WorldMemory
 
 CONFIG = MemoryConfig(num_keyframes=4, num_anchors=2, novelty=0.9, local_window=3)
 TURN = 0.5  # radians; the pictures are 90 degrees wide

@@ -10,7 +10,8 @@ from tests.model.memory_worlds import INTRINSICS, SIZE, picture, pose
 from worldscape.config import CodecConfig, MemoryConfig, TransformerConfig
 from worldscape.memory.naive import NaiveMemory
 from worldscape.memory.pages import Levels, PageShape
-from worldscape.memory.world_memory import Frame, WorldMemory
+from worldscape.memory.values import Frame
+from worldscape.memory.world_memory import WorldMemory
 from worldscape.nn.attention import attend
 from worldscape.nn.blocks import KeysValues
 from worldscape.nn.rope import Rotation, rotate, space_angles, time_angles

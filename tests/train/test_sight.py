@@ -10,7 +10,8 @@ from tests.model.test_transformer import CODEC, build, cut, frames, positions
 from worldscape.config import MemoryConfig
 from worldscape.fast import FastTransformer
 from worldscape.memory.pages import PageShape
-from worldscape.memory.world_memory import Frame, WorldMemory
+from worldscape.memory.values import Frame
+from worldscape.memory.world_memory import WorldMemory
 from worldscape.nn.blocks import KeysValues
 from worldscape.sight import present, sight
 from worldscape.transformer import FrameInputs

@@ -15,7 +15,8 @@ from worldscape.conditioning.reproject_fast import reproject_fast
 from worldscape.engine import WorldEngine
 from worldscape.flow import sampling_levels
 from worldscape.memory.pages import PageShape
-from worldscape.memory.world_memory import Frame, WorldMemory
+from worldscape.memory.values import Frame
+from worldscape.memory.world_memory import WorldMemory
 from worldscape.scoring import Clip, clean_inputs, estimate_end, sample_clip
 from worldscape.sight import present
 from worldscape.train import prepare as preparing

@@ -19,7 +19,8 @@ from worldscape.config import MemoryConfig
 from worldscape.evaluate.episodes import EpisodeBatch
 from worldscape.evaluate.report import Table
 from worldscape.memory.pages import BLANK, PageShape
-from worldscape.memory.world_memory import Frame, WorldMemory
+from worldscape.memory.values import Frame
+from worldscape.memory.world_memory import WorldMemory
 
 METHODS = ("memory", "oracle", "random", "recent", "pose")
 

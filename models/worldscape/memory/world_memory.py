@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -24,58 +23,11 @@ from worldscape.memory import lineage, policy
 from worldscape.memory.pages import BLANK, SCRAP, Page, PageShape, PageStore, fit_levels, page_bytes
 from worldscape.memory.surroundings import Surfaces
 from worldscape.memory.tables import SlotTables, write_active
+from worldscape.memory.values import Frame, Recall, Remembered
 from worldscape.nn.blocks import KeysValues
 from worldscape.transformer import History
 
 Rebuild = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Anchor]
-
-
-class Recall(NamedTuple):
-    """What memory shows of a view: pages long [B, A] that were reprojected, the anchor made of them, coverage [B]
-    (share of the pixels shown), real [B, CELLS ** 2] (share of each cell that goes back to real frames, through however
-    many dreamed ones), is_real_shown bool [B] (a real frame itself shows a good part of the view), pages long [B, R]
-    whose keys and values join the history, and frames long [B, A + R], the numbers of the frames in both; BLANK and -1
-    where none.
-    """
-
-    anchors: Tensor
-    anchor: Anchor
-    coverage: Tensor
-    real: Tensor
-    is_real_shown: Tensor
-    retrieved: Tensor
-    frames: Tensor
-
-    def retrieving(self, other: Recall) -> Recall:
-        """The same, but that the keys and values of what `other` retrieved join the history."""
-        num_anchors = self.anchors.shape[1]
-        frames = torch.cat([self.frames[:, :num_anchors], other.frames[:, num_anchors:]], 1)
-        return self._replace(retrieved=other.retrieved, frames=frames)
-
-
-class Remembered(NamedTuple):
-    """Pictures in memory: rgbd [B, N, 4, h, w], poses [B, N, 4, 4] camera to world, valid bool [B, N], frames long
-    [B, N] (numbers of the frames in their dream).
-    """
-
-    rgbd: Tensor
-    poses: Tensor
-    valid: Tensor
-    frames: Tensor
-
-
-class Frame(NamedTuple):
-    """A finished frame: keys and values [B, 1, P, H, K] per layer (none: geometry only, or taken in later), rgbd
-    [B, 4, h, w], pose [B, 4, 4] camera to world, intrinsics [B, 4] normalised. is_real: a recorded frame, not a dreamed
-    one. limbs: the hands in it, None where there can be none.
-    """
-
-    layers: list[KeysValues]
-    rgbd: Tensor
-    pose: Tensor
-    intrinsics: Tensor
-    is_real: bool = False
-    limbs: Limbs | None = None
 
 
 @dataclass(slots=True)
@@ -182,10 +134,8 @@ class WorldMemory:
     def read(self, retrieved: Tensor, room: int = 0) -> History:
         """History for the next frame: sink, retrieved pages [B, R] (Recall), local window, at small positions; keys and
         values with room for so many frames behind."""
-        tables = self.tables
-        pages = torch.cat([tables.sink, retrieved, tables.local], 1)
-        keys, values = self.store.read("keys_values", F.pad(pages, (0, room), value=BLANK)).chunk(2)
-        return History(keys, values, self._positions(retrieved, 0), pages != BLANK)
+        pages = self._pages_read(retrieved)
+        return History(*self._keys_values(pages, room), self._positions(retrieved, 0), pages != BLANK)
 
     def read_pending(self, retrieved: Tensor, num_ahead: int, room: int = 0) -> History:
         """History for a call that takes in the latest frame and refines the next one and num_ahead after it: as read,
@@ -195,15 +145,23 @@ class WorldMemory:
         does not see what is retrieved for those after it, so what is stored of it does not depend on where one goes.
         """
         tables, (num_sink, _, num_local) = self.tables, self.tables.levels
-        history = self.read(retrieved, room)
-        pages = torch.cat([tables.sink, retrieved, tables.local], 1)
+        pages = self._pages_read(retrieved)
         oldest = (tables.count - num_local + num_ahead)[:, None]
         is_recent = (self.store.read("frame", tables.local) >= oldest) | (oldest <= num_sink)
-        valid = history.valid & (pages != tables.latest[:, None])
+        valid = (pages != BLANK) & (pages != tables.latest[:, None])
         valid = torch.cat([valid[:, :-num_local], valid[:, -num_local:] & is_recent], 1)
         seen = valid[:, None].repeat(1, 2 + num_ahead, 1)
         seen[:, 0, num_sink : num_sink + retrieved.shape[1]] = False
-        return history._replace(positions=self._positions(retrieved, num_ahead), valid=seen)
+        return History(*self._keys_values(pages, room), self._positions(retrieved, num_ahead), seen)
+
+    def _pages_read(self, retrieved: Tensor) -> Tensor:
+        """Pages of sink, retrieved frames [B, R] and local window: [B, S + R + W]."""
+        return torch.cat([self.tables.sink, retrieved, self.tables.local], 1)
+
+    def _keys_values(self, pages: Tensor, room: int) -> tuple[Tensor, Tensor]:
+        """Keys, and values, of pages [B, N] with room for so many frames behind: [L, B, N + room, P, H, K] each."""
+        keys, values = self.store.read("keys_values", F.pad(pages, (0, room), value=BLANK)).chunk(2)
+        return keys, values
 
     def _positions(self, retrieved: Tensor, num_ahead: int) -> Tensor:
         """Relative positions [B, S + R + W]: sink and retrieved by place, local by age, whatever the count."""

@@ -21,7 +21,8 @@ from worldscape.data.clips import Datasets, FrameStore
 from worldscape.data.hand_tracks import HandTracks
 from worldscape.engine import WorldEngine
 from worldscape.memory.pages import PageShape
-from worldscape.memory.world_memory import Frame, WorldMemory
+from worldscape.memory.values import Frame
+from worldscape.memory.world_memory import WorldMemory
 from worldscape.precision import has_fast_bf16
 from worldscape.progress import Progress
 from worldscape.slot_hands import draw_hands
