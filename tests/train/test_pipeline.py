@@ -215,6 +215,7 @@ def test_a_finished_stage_begins_again_with_other_settings_and_a_stopped_one_goe
     assert "has changed (model)" not in train_with(lr=0.003, steps=5)  # goes on
     assert json.loads((out / "codec" / "status.json").read_text())["step"] == 5
     assert list(read_provenance(out)) == ["codec"]
+    assert "has changed (init)" in train_with("--init", str(out / "codec.before-1"), lr=0.003, steps=5)
 
 
 def test_a_stage_that_was_trained_before_is_told_of_twice(tmp_path):

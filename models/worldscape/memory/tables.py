@@ -93,16 +93,12 @@ class SlotTables:
 
         Without a pool: sink and local window.
         """
-        if self.levels.num_pool == 0:
-            return self.pages
-        return torch.cat([self.keyframes, self.latest[:, None]], 1)
+        return self.choices()[:, :-1]
 
     def choices(self) -> Tensor:
         """`shown`, and a last place in which nothing lies: [B, N]."""
-        nothing = torch.full_like(self.latest, BLANK)[:, None]
-        if self.levels.num_pool == 0:
-            return torch.cat([self.pages, nothing], 1)
-        return torch.cat([self.keyframes, self.latest[:, None], nothing], 1)
+        shown = [self.pages] if self.levels.num_pool == 0 else [self.keyframes, self.latest[:, None]]
+        return torch.cat([*shown, torch.full_like(self.latest, BLANK)[:, None]], 1)
 
     def next_place(self) -> Tensor:
         """Column of `pages` for the next frame, in sink or local: long [B]."""

@@ -181,7 +181,7 @@ def begin(run: StageRun) -> None:
 def origin_of(run: StageRun) -> dict[str, Any]:
     """All that a stage's result depends on, but for how long it is trained, as JSON reads it back."""
     given = {"init": run.init, "teacher": run.teacher}
-    weights = {role: weights_id(load_world(path)) for role, path in given.items() if path is not None}
+    weights = {role: path and weights_id(load_world(path)) for role, path in given.items()}
     settings = {k: v for k, v in run.config.to_dict().items() if k not in INCIDENTAL | DURATION}
     names = [Path(data).name for data in run.data]
     return json.loads(json.dumps({**weights, "data": names, "model": run.model.to_dict(), "settings": settings}))
