@@ -86,14 +86,16 @@ class Soak:
     def replay(self) -> None:
         """Take the same actions twice from one snapshot of all worlds. Raises Fault where frames differ."""
         saved, actions = self.envs.snapshot(), [self._draw_actions() for _ in range(REPLAYED)]
+        goes_on = ~self.envs.unwrapped._core.needs_reset  # the next step opens the others anew, each time another world
         first = [self._take(action) for action in actions]
         self._check_frames(*self.envs.restore(saved))
         for (frames, ended), action in zip(first, actions, strict=True):
-            again, _ = self._take(action)
-            if any(ended):
-                return  # a new world is another one each time
-            if not np.array_equal(frames, again):
-                raise Fault("the same actions from one snapshot showed other frames")
+            again, has_ended = self._take(action)
+            is_same = (frames == again).all((1, 2, 3)) & (ended == has_ended)
+            if not is_same[goes_on].all():
+                raise Fault("the same actions from one snapshot showed other frames, or other ends")
+            goes_on = goes_on & ~ended
+            self.counts["compared"] += int(goes_on.sum())
 
     def check_pages(self) -> None:
         """Raises RuntimeError for pages that leak, are free but in use, or are counted wrongly."""
@@ -149,7 +151,7 @@ def soak(options: argparse.Namespace) -> dict[str, float]:
     if growth > options.max_growth:
         raise Fault(f"resident memory grew by {growth:.1f} MiB, more than --max-growth {options.max_growth:g}")
     counts = {f"num_{name}": float(worlds.counts[name]) for name in ("steps", "episodes", "reset", "fork", "save")}
-    counts |= {f"num_{name}": float(worlds.counts[name]) for name in ("restore", "replay", "pages")}
+    counts |= {f"num_{name}": float(worlds.counts[name]) for name in ("restore", "replay", "compared", "pages")}
     return {**counts, "memory_growth_mb": growth, "env_steps_per_second": worlds.counts["steps"] / seconds}
 
 

@@ -18,7 +18,8 @@ def test_a_short_soak(capsys, monkeypatch):
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     metrics = report["metrics"]
     assert report["name"] == "soak" and metrics["num_steps"] == 180 and metrics["num_pages"] > 3
-    assert all(metrics[f"num_{event}"] > 0 for event in ("episodes", "reset", "fork", "save", "restore", "replay"))
+    happened = ("episodes", "reset", "fork", "save", "restore", "replay", "compared")
+    assert all(metrics[f"num_{event}"] > 0 for event in happened)
     assert not undocumented(metrics)
 
 
@@ -46,6 +47,20 @@ def test_frames_that_do_not_come_again_are_noticed(monkeypatch):
     monkeypatch.setattr(worlds.envs, "restore", lambda saved, rows=None: worlds.envs.reset())
     with pytest.raises(soak.Fault, match="showed other frames"):
         worlds.replay()
+
+
+def test_worlds_that_are_opened_anew_are_not_compared(monkeypatch):
+    monkeypatch.setattr(soak, "EVENT_ODDS", 0.0)
+    worlds = soak.Soak("debug", 3, 2, seed=0)
+    for _ in range(2):
+        worlds.step()  # all episodes are over, and the next step opens other worlds
+    worlds.replay()
+    assert worlds.counts["compared"] == 0
+    while not worlds.envs.unwrapped._core.needs_reset.all():
+        worlds.step()
+    worlds.envs.reset(options={"reset_mask": np.array([True, False, False])})
+    worlds.replay()
+    assert worlds.counts["compared"] == 1  # the step before the end of its two
 
 
 def test_a_lost_page_is_noticed():
