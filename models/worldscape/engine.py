@@ -155,8 +155,8 @@ class WorldEngine(FrameMaker):
         if self.graphs is None:
             self._go(controls, active, hands, is_realised=is_realised, may_walk=may_walk)
         else:
-            go, kind = partial(self._go, is_realised=is_realised, may_walk=may_walk), (hands is not None, is_realised)
-            self.graphs.run(kind, go, (controls, active, hands))
+            go = partial(self._go, is_realised=is_realised, may_walk=may_walk)
+            self.graphs.run((hands is not None, is_realised, may_walk), go, (controls, active, hands))
         return self._present(self.calls_per_step)
 
     def _go(self, controls: Tensor, active: Tensor, hands: Tensor | None, *, is_realised: bool, may_walk: bool) -> None:

@@ -120,6 +120,18 @@ def test_each_kind_of_step_is_recorded_by_itself(model):
         assert torch.equal(recording.step(**moves).rgbd, plain.step(**moves).rgbd)
 
 
+def test_walks_are_asked_for_where_only_turns_were_recorded(model):
+    """Controls that lie on the host say who walks, and steps without a walk leave the walls out."""
+    recording, plain = open_both(model, "blockwise")
+    turn, walk = (torch.eye(6)[axis].expand(NUM_SLOTS, -1) for axis in (3, 2))
+    is_refused = torch.zeros(NUM_SLOTS, dtype=torch.bool)
+    for controls in [0.01 * turn] * (WARM_UPS + 2) + [0.5 * walk] * 9 + [0.01 * turn]:
+        frame, expected = recording.step(controls), plain.step(controls)
+        assert torch.equal(frame.realised, expected.realised) and torch.equal(frame.rgbd, expected.rgbd)
+        is_refused |= expected.realised[:, 2] < controls[:, 2]
+    assert is_refused.any()
+
+
 def test_a_step_that_cannot_be_recorded_goes_on_as_before_and_says_so(model):
     recording, plain = open_both(model, "blockwise")
 
