@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.train.walks import walk_store
+from tests.train.walks import SIZE, walk_store
 from worldscape.checkpoint import save_world
 from worldscape.codec import token_coverage
 from worldscape.conditioning.camera import apply_control, pose_from_state
@@ -22,7 +22,7 @@ from worldscape.rolling import RollingEngine
 from worldscape.train import distill
 from worldscape.train.config import override
 from worldscape.train.distill import DEFAULTS, DistillStage, DistillTrainConfig, roll_out
-from worldscape.train.rollouts import start_at
+from worldscape.train.rollouts import RolloutPlan, start_at
 from worldscape.train.teacher import adapt_model
 from worldscape.world import WorldModel, debug_world
 
@@ -67,6 +67,36 @@ def test_a_rollout_is_the_dream_of_the_engine(store):
     kept = torch.stack([latents[0], *latents[-4:]], 1)
     torch.testing.assert_close(clip.latent.detach(), kept, atol=2e-5, rtol=1e-4)
     assert float(clip.coverage[:, 1:].max()) > 0 and float(clip.coverage[:, 0].max()) == 0
+
+
+def test_every_second_rollout_goes_on_from_a_dream(store):
+    """What it opens on is what the dream shows, and what follows is how its recording moved on from there."""
+    stage, model = build(store, batch_size=4, history=2)
+    plan = RolloutPlan(episodes=1, dreamed=2, recorded=0, length=8, seed=0)
+    dreams = {"frames": plan.draw(store), "shown": torch.rand(2, 8, 4, SIZE, SIZE).half()}
+    stage = replace(stage, dreams=dreams)
+    found = set()
+    for step in range(8):
+        batch = stage.batch(step, 0, 1)
+        for row in range(4):
+            matches = (dreams["shown"][:, :, None] == batch["rgbd"][row].half()).flatten(3).all(3)
+            assert bool(matches.any()) == (row % 2 == 0)
+            if row % 2 == 0:
+                dream, first = (int(place[0]) for place in matches[..., 0].nonzero().unbind(1))
+                assert matches[dream, first + 1, 1]
+                frames = dreams["frames"][dream, first : first + 5].numpy()
+                assert torch.equal(batch["pose"][row], torch.from_numpy(store.pose[frames[:2]]))
+                assert torch.equal(batch["controls"][row], torch.from_numpy(store.realised[frames[2:]]))
+                found.add(first)
+    assert found == {1, 2, 3}, "any place after the first, which is recorded"
+    assert roll_out(model, batch, window=2).frames.latent.isfinite().all()
+
+
+def test_nobody_dreamed_of_these_episodes(store):
+    stage, _ = build(store)
+    dreams = {"frames": torch.arange(6)[None] + len(store.frames), "shown": torch.rand(1, 6, 4, SIZE, SIZE).half()}
+    batch, recorded = replace(stage, dreams=dreams).batch(0, 0, 1), stage.batch(0, 0, 1)
+    assert all(torch.equal(batch[name], recorded[name]) for name in recorded)
 
 
 @pytest.mark.parametrize("calls", [1, 2])
@@ -218,7 +248,10 @@ def test_a_student_learns_from_a_bidirectional_teacher(store):
 def test_a_bidirectional_teacher_refines_so_many_frames_and_no_more(tmp_path, monkeypatch):
     monkeypatch.setattr(distill, "load_frames", lambda *_, **__: walk_store())
     model = WorldModel(adapt_model(debug_world().config))
-    path, config = str(save_world(model, tmp_path / "teacher", {})), override(DEFAULTS["debug"], {"window": 3})
+    path, config = (
+        str(save_world(model, tmp_path / "teacher", {})),
+        override(DEFAULTS["debug"], {"window": 3, "dreams": 0}),
+    )
     with pytest.raises(ValueError, match="window is 3; a bidirectional teacher refines 2 frames at once: --set win"):
         distill.build_stage(debug_world().config, config, "rooms", None, path)
     config = override(config, {"window": 2})
@@ -238,6 +271,8 @@ def test_ranks_share_the_number_of_calls_and_nothing_else(store):
     [
         ({"window": 4}, "rollout is 3; it holds the window of 4 frames"),
         ({"history": 0}, "history is 0; it must be at least 1"),
+        ({"dreams": -1}, "dreams is -1; it must be at least 0"),
+        ({"dream_frames": 4}, r"dream_frames is 4; openings and rollouts of 1 \+ 3 frames lie within a dream"),
         ({"sampler": "sideways"}, "sampler = 'sideways' is not allowed: it must be one of blockwise, rolling"),
         ({"level_shift": 0.5}, "level_shift is 0.5; it must be at least 1"),
     ],

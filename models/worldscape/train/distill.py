@@ -9,14 +9,15 @@ the window by memory as it stood before it, since later it holds the student's o
 
 Cost of a step: `rollout` frames of an engine with batch_size slots (memory, codec, num_calls + 1 model calls a frame)
 and a critic's training step on batch_size clips; every student_every-th step also teacher and critic once more on
-those clips and the student's backward. Longer rollouts (`rollout` above `window`) tune for long horizons: the frames
-before the window cost no gradient.
+those clips and the student's backward. Two things tune for long horizons: longer rollouts (`rollout` above `window`),
+whose frames before the window cost no gradient, and rollouts that open on frames which were dreamed beforehand
+(`dreams`), which cost nothing but the dreams.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -35,7 +36,8 @@ from worldscape.slot_hands import SlotHands
 from worldscape.train.config import DEBUG, TrainConfig, require
 from worldscape.train.heads import num_training
 from worldscape.train.matching import draw_shared_levels, flow_matching_loss, matching_gradient, matching_loss
-from worldscape.train.rollouts import draw_stretches, of_one_kind
+from worldscape.train.rollouts import Moment, RolloutPlan, draw_stretches, of_one_kind, take_rollouts
+from worldscape.train.runtime import choose_device
 from worldscape.train.world import NUM_SAMPLES, SAMPLE_STEPS, dream_pictures
 from worldscape.transformer import FrameInputs, WorldTransformer
 from worldscape.world import WorldModel
@@ -45,15 +47,19 @@ from worldscape.world import WorldModel
 class DistillTrainConfig(TrainConfig):
     """TrainConfig of the distill stage; a step trains the critic, and every student_every-th one the student too.
 
-    history: recorded frames that open a rollout; rollout: frames dreamed after them, of which the last `window` are
-    compared with the teacher's. sampler: "blockwise", or "rolling", in which frames in flight see each other and each
-    has the calls that were drawn. level_shift: how far their noise levels are shifted towards noise; the teacher's,
-    critic's and student's levels all follow the same path.
+    history: frames that open a rollout; rollout: frames dreamed after them, of which the last `window` are compared
+    with the teacher's. dreams: stretches of dream_frames frames that the generator of --init dreams along recordings
+    beforehand; half of the rollouts then open on frames of theirs, the other half on recorded ones, as all do with 0.
+    sampler: "blockwise", or "rolling", in which frames in flight see each other and each has the calls that were drawn.
+    level_shift: how far their noise levels are shifted towards noise; the teacher's, critic's and student's levels all
+    follow the same path.
     """
 
     history: int = 1
     rollout: int = 7
     window: int = 7
+    dreams: int = 0
+    dream_frames: int = 96
     student_every: int = 5
     sampler: str = "blockwise"
     level_shift: float = 3.0
@@ -66,12 +72,19 @@ class DistillTrainConfig(TrainConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if self.rollout < self.window:
             raise ValueError(f"rollout is {self.rollout}; it holds the window of {self.window} frames, so no fewer")
+        if self.dreams < 0:
+            raise ValueError(f"dreams is {self.dreams}; it must be at least 0")
+        if self.dreams > 0 and self.dream_frames <= self.history + self.rollout:
+            raise ValueError(
+                f"dream_frames is {self.dream_frames}; openings and rollouts of {self.history} + {self.rollout} frames "
+                "lie within a dream, after its first frame: raise it"
+            )
         if self.level_shift < 1:
             raise ValueError(f"level_shift is {self.level_shift}; it must be at least 1")
 
 
 DEFAULTS: dict[str, TrainConfig] = {
-    "debug": DistillTrainConfig(**DEBUG, batch_size=2, rollout=3, window=2, student_every=2),
+    "debug": DistillTrainConfig(**DEBUG, batch_size=2, rollout=3, window=2, dreams=2, dream_frames=8, student_every=2),
     "nano": DistillTrainConfig(
         steps=1500,
         batch_size=8,
@@ -101,13 +114,15 @@ DEFAULTS: dict[str, TrainConfig] = {
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class DistillStage:
-    """Trains the student, and a critic beside it that is thrown away in the end."""
+    """Trains the student, and a critic beside it that is thrown away in the end. dreams: `take_rollouts` with
+    `what_is_shown`; empty where all openings are recorded."""
 
     store: FrameStore
     config: DistillTrainConfig
     model_config: WorldConfig
     teacher: WorldTransformer
     critic: WorldTransformer
+    dreams: dict[str, Tensor] = field(default_factory=dict)
     name: str = "distill"
 
     def trainable(self, model: WorldModel) -> nn.Module:
@@ -115,15 +130,19 @@ class DistillStage:
         return nn.ModuleDict({"student": model.transformer, "critic": self.critic})
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
-        """Recorded openings (rgbd [B, H, 4, h, w], pose [B, H, 4, 4]), intrinsics [B, 4], controls [B, N, 6] of the
-        frames to dream, noise seeds [B]; and what all ranks share: num_calls, and whether it is the student's turn."""
+        """Openings (rgbd [B, H, 4, h, w], pose [B, H, 4, 4]), intrinsics [B, 4], controls [B, N, 6] of the frames to
+        dream, noise seeds [B]; and what all ranks share: num_calls, and whether it is the student's turn."""
         config, rng = self.config, np.random.default_rng([self.config.seed, step, rank, 11])
         length = config.history + config.rollout
         shared = np.random.default_rng([config.seed, step, 12])
-        frames = draw_stretches(self.store, rng, self._episodes(shared), config.batch_size, length).numpy()
+        episodes = self._episodes(shared)
+        frames = draw_stretches(self.store, rng, episodes, config.batch_size, length).numpy()
+        rgbd = self.store.rgbd(frames[:, : config.history])
+        if self.dreams:
+            self._open_on_dreams(frames, rgbd, episodes, rng)
         opening, dreamed = frames[:, : config.history], frames[:, config.history :]
         return {
-            "rgbd": self.store.rgbd(opening),
+            "rgbd": rgbd,
             "pose": torch.from_numpy(self.store.pose[opening]),
             "intrinsics": torch.from_numpy(self.store.intrinsics[frames[:, 0]]),
             "controls": torch.from_numpy(self.store.realised[dreamed]),
@@ -138,6 +157,22 @@ class DistillStage:
         count, tracks = num_training(self.store), self.store.hands
         has_hands = np.zeros(count, bool) if tracks is None else tracks.moves(self.store.starts[:count]).numpy()
         return of_one_kind(has_hands, rng)
+
+    def _open_on_dreams(self, frames: np.ndarray, rgbd: Tensor, episodes: np.ndarray, rng: np.random.Generator) -> None:
+        """Let every second rollout go on from a dream of one of these episodes, in place: positions of its frames
+        [B, H + N], what its opening shows rgbd [B, H, 4, h, w]."""
+        history, stretches = self.config.history, self.dreams["frames"]
+        dreamed_of = np.searchsorted(self.store.starts, stretches[:, 0].numpy(), side="right") - 1
+        able = np.flatnonzero(np.isin(dreamed_of, episodes))
+        rows = np.arange(0, len(frames), 2)
+        if len(able) == 0:
+            return
+        chosen = able[rng.integers(len(able), size=len(rows))]
+        first = rng.integers(1, stretches.shape[1] - frames.shape[1] + 1, size=len(rows))
+        places = torch.from_numpy(first[:, None] + np.arange(frames.shape[1]))
+        dream = torch.from_numpy(chosen)[:, None]
+        frames[rows] = stretches[dream, places].numpy()
+        rgbd[rows] = self.dreams["shown"][dream, places[:, :history]].to(rgbd.dtype)
 
     def _hands(self, frames: np.ndarray) -> dict[str, Tensor]:
         """The hands in openings and dreamed frames [B, H + N], and the poses that they are seen from; nothing where
@@ -193,7 +228,7 @@ class DistillStage:
 def roll_out(
     model: WorldModel, batch: dict[str, Tensor], window: int, sampler: str = "blockwise", *, is_causal: bool = True
 ) -> Clip:
-    """Dream a batch of openings (DistillStage.batch) in an engine of their own -> clips as the generator saw them.
+    """Dream on from openings (DistillStage.batch) in an engine of their own -> clips as the generator saw them.
 
     Where gradients are on, the latents of the last `window` frames carry one model call's worth each. A rolling sampler
     takes up frames that are never shown behind the last one: they repeat its motion. is_causal False: clips for a
@@ -287,6 +322,11 @@ def _engine(model: WorldModel, batch: dict[str, Tensor], sampler: str) -> WorldE
     return engine
 
 
+def what_is_shown(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
+    """`shown` [E, 4, h, w]: the frame as the engine has it."""
+    return {"shown": moment.engine.state.rgbd}
+
+
 def build_stage(
     model_config: WorldConfig, train_config: TrainConfig, dataset: Datasets, init: str | None, teacher: str
 ) -> DistillStage:
@@ -304,10 +344,24 @@ def build_stage(
             f"window is {train_config.window}; a bidirectional teacher refines {model_config.memory.num_refined} "
             f"frames at once: --set window={model_config.memory.num_refined}"
         )
+    store = load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands)
+    dreams: dict[str, Tensor] = {}
+    if train_config.dreams > 0:
+        assert init is not None
+        plan = RolloutPlan(
+            episodes=num_training(store),
+            dreamed=train_config.dreams,
+            recorded=0,
+            length=train_config.dream_frames,
+            seed=train_config.seed,
+        )
+        student = load_world(init, choose_device(train_config.device))
+        dreams = take_rollouts(student, store, dataset, plan, what_is_shown)
     return DistillStage(
-        store=load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands),
+        store=store,
         config=train_config,
         model_config=model_config,
         teacher=frozen,
         critic=copy.deepcopy(frozen),
+        dreams=dreams,
     )
