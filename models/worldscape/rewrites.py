@@ -15,6 +15,9 @@ from worldscape.world import WorldModel
 Made = TypeVar("Made")
 _made: WeakKeyDictionary[WorldModel, dict[Any, tuple[tuple[Any, ...], Any]]] = WeakKeyDictionary()
 
+_BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+"""Integers as wide as the numbers that so many bytes hold."""
+
 
 def fast_generator(model: WorldModel, levels: Sequence[Levels], dtype: torch.dtype) -> FastTransformer:
     """The model's generator for these noise levels (FastTransformer's)."""
@@ -34,8 +37,16 @@ def fast_codec(model: WorldModel, dtype: torch.dtype, *, hands: bool = False) ->
 
 def _shared(model: WorldModel, key: tuple[Any, ...], make: Callable[[], Made]) -> Made:
     """What was made of the model before under this key, unless its weights have changed since."""
-    weights = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters())
+    weights = _fingerprint(model)
     known = _made.setdefault(model, {})
     if key not in known or known[key][0] != weights:
         known[key] = weights, make()
     return known[key][1]
+
+
+def _fingerprint(model: WorldModel) -> tuple[Any, ...]:
+    """Where the weights lie and a checksum of what they are. Their version counters would not do: fused optimisers
+    write weights without counting."""
+    parameters = [p.detach() for p in model.parameters()]
+    sums = torch.stack([p.view(_BITS[p.element_size()]).sum(dtype=torch.int64) for p in parameters])
+    return (*(p.data_ptr() for p in parameters), *sums.tolist())

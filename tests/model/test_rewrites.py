@@ -55,6 +55,22 @@ def test_weights_that_changed_are_rewritten():
     torch.testing.assert_close(after.generator.to_latent.weight, 2.0 * before.generator.to_latent.weight)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+def test_what_an_optimiser_changed_is_rewritten(fused):
+    """Fused ones write weights without counting it in their version."""
+    model = debug_world().requires_grad_(True)
+    before = WorldEngine(model, 1)
+    optimizer = torch.optim.AdamW(model.transformer.parameters(), lr=1e-2, fused=fused)
+    for parameter in model.transformer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    after = WorldEngine(model, 1)
+    weight = model.transformer.to_latent.weight.detach()
+    assert torch.equal(after.generator.to_latent.weight, weight.t())
+    assert not torch.equal(before.generator.to_latent.weight, weight.t())
+    assert WorldEngine(model, 1).generator is after.generator
+
+
 def test_a_model_that_is_gone_leaves_nothing():
     gc.collect()  # models of other tests that only wait to be found
     model = debug_world()

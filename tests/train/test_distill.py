@@ -22,6 +22,7 @@ from worldscape.rolling import RollingEngine
 from worldscape.train import distill
 from worldscape.train.config import override
 from worldscape.train.distill import DEFAULTS, DistillStage, DistillTrainConfig, roll_out
+from worldscape.train.optim import build_optimizers, set_lr
 from worldscape.train.rollouts import RolloutPlan, start_at
 from worldscape.train.teacher import adapt_model
 from worldscape.world import WorldModel, debug_world
@@ -142,6 +143,25 @@ def test_on_the_critics_turn_the_same_is_dreamed_without_gradient(store):
     assert fast.hands is None and plain.hands is None
     for name in fast._fields[:-1]:
         torch.testing.assert_close(getattr(fast, name), getattr(plain, name).detach(), atol=1e-3, rtol=1e-3, msg=name)
+
+
+def test_the_critic_is_shown_what_the_student_has_become(store):
+    """The optimiser that training uses counts no version of the weights that it writes."""
+    stage, model = build(store, student_every=1)
+    module = stage.trainable(model)
+    optimizers = build_optimizers(module, stage.config)
+    with torch.no_grad():
+        first = roll_out(model, stage.batch(0, 0, 1), window=2).frames.latent
+    set_lr(optimizers, 0.05)
+    stage.teacher.to_latent.bias.data += 1.0
+    stage.loss(model, stage.batch(0, 0, 1), torch.Generator().manual_seed(0))["loss"].backward()
+    for optimizer in optimizers:
+        optimizer.step()
+    with torch.no_grad():
+        fast = roll_out(model, stage.batch(0, 0, 1), window=2).frames.latent
+    plain = roll_out(model, stage.batch(0, 0, 1), window=2).frames.latent.detach()
+    torch.testing.assert_close(fast, plain, atol=1e-3, rtol=1e-3)
+    assert float((fast - first).abs().max()) > 0.1
 
 
 @pytest.mark.parametrize("num_calls", [1, 2])
