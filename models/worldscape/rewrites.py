@@ -48,5 +48,5 @@ def _fingerprint(model: WorldModel) -> tuple[Any, ...]:
     """Where the weights lie and a checksum of what they are. Their version counters would not do: fused optimisers
     write weights without counting."""
     parameters = [p.detach() for p in model.parameters()]
-    sums = torch.stack([p.view(_BITS[p.element_size()]).sum(dtype=torch.int64) for p in parameters])
-    return (*(p.data_ptr() for p in parameters), *sums.tolist())
+    sums = [p.view(_BITS[p.element_size()]).sum(dtype=torch.int64) for p in parameters if not p.is_meta]
+    return (*(p.data_ptr() for p in parameters), *(torch.stack(sums).tolist() if sums else ()))

@@ -187,7 +187,7 @@ def test_flows_are_followed_and_learned_with_the_same_history(dataset):
 
 
 def rolling(dataset, **changes) -> tuple[distill.DistillStage, WorldModel]:
-    config = override(distill.DEFAULTS["debug"], {"device": "cpu", "student_every": 1, **changes})
+    config = override(distill.DEFAULTS["debug"], {"device": "cpu", "student_every": 1, "dreams": 0, **changes})
     stage = distill.build_stage(CONFIG, config, dataset, None, "debug")
     model = fresh()
     stage.trainable(model).requires_grad_(True)
