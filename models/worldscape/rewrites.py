@@ -5,6 +5,7 @@ from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
+from torch import nn
 
 from worldscape.codec import Codec
 from worldscape.fast import FastTransformer
@@ -21,7 +22,8 @@ _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 
 def fast_generator(model: WorldModel, levels: Sequence[Levels], dtype: torch.dtype) -> FastTransformer:
     """The model's generator for these noise levels (FastTransformer's)."""
-    return _shared(model, ("generator", *levels, dtype), lambda: FastTransformer(model.transformer, levels, dtype))
+    generator, key = model.transformer, ("generator", *levels, dtype)
+    return _shared(model, generator, key, lambda: FastTransformer(generator, levels, dtype))
 
 
 def fast_codec(model: WorldModel, dtype: torch.dtype, *, hands: bool = False) -> FastCodec | HalfCodec | Codec:
@@ -29,24 +31,24 @@ def fast_codec(model: WorldModel, dtype: torch.dtype, *, hands: bool = False) ->
     codec, key = (model.codec.for_hands() if hands else model.codec), ("codec", dtype, hands)
     device = next(codec.parameters()).device
     if device.type == "cuda" and dtype != torch.float32:
-        return _shared(model, key, lambda: HalfCodec(codec, dtype))
+        return _shared(model, codec, key, lambda: HalfCodec(codec, dtype))
     if not FastCodec.runs_on(device):
         return codec
-    return _shared(model, key, lambda: FastCodec(codec, dtype))
+    return _shared(model, codec, key, lambda: FastCodec(codec, dtype))
 
 
-def _shared(model: WorldModel, key: tuple[Any, ...], make: Callable[[], Made]) -> Made:
-    """What was made of the model before under this key, unless its weights have changed since."""
-    weights = _fingerprint(model)
+def _shared(model: WorldModel, part: nn.Module, key: tuple[Any, ...], make: Callable[[], Made]) -> Made:
+    """What was made of this part of the model before under this key, unless its weights have changed since."""
+    weights = _fingerprint(part)
     known = _made.setdefault(model, {})
     if key not in known or known[key][0] != weights:
         known[key] = weights, make()
     return known[key][1]
 
 
-def _fingerprint(model: WorldModel) -> tuple[Any, ...]:
+def _fingerprint(part: nn.Module) -> tuple[Any, ...]:
     """Where the weights lie and a checksum of what they are. Their version counters would not do: fused optimisers
     write weights without counting."""
-    parameters = [p.detach() for p in model.parameters()]
+    parameters = [p.detach() for p in part.parameters()]
     sums = [p.view(_BITS[p.element_size()]).sum(dtype=torch.int64) for p in parameters if not p.is_meta]
     return (*(p.data_ptr() for p in parameters), *(torch.stack(sums).tolist() if sums else ()))

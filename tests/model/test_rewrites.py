@@ -69,6 +69,7 @@ def test_what_an_optimiser_changed_is_rewritten(fused):
     assert torch.equal(after.generator.to_latent.weight, weight.t())
     assert not torch.equal(before.generator.to_latent.weight, weight.t())
     assert WorldEngine(model, 1).generator is after.generator
+    assert after.codec is before.codec, "only the generator has learned"
 
 
 def test_a_model_that_is_gone_leaves_nothing():

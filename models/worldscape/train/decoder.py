@@ -39,8 +39,8 @@ from worldscape.train.codec import (
 from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.critic import Critic, critic_losses, make_critic
 from worldscape.train.decoder_hands import HandsStage, build_hands_stage
-from worldscape.train.heads import num_training
-from worldscape.train.rollouts import Moment, RolloutPlan, notes_at, owners_at, take_rollouts, told_of_hands
+from worldscape.train.heads import plan_rollouts
+from worldscape.train.rollouts import Moment, notes_at, owners_at, take_rollouts, told_of_hands
 from worldscape.train.runtime import choose_device
 from worldscape.world import WorldModel
 
@@ -207,13 +207,7 @@ def build_stage(
     """The stage for a dataset, over the codec and generator of `init`."""
     assert init is not None and isinstance(train_config, DecoderTrainConfig)
     store = load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands)
-    plan = RolloutPlan(
-        episodes=num_training(store),
-        dreamed=train_config.dreams,
-        recorded=0,
-        length=train_config.dream_frames,
-        seed=train_config.seed,
-    )
+    plan = plan_rollouts(store, train_config)
     dreamer = load_world(init, choose_device(train_config.device))
     if train_config.hands_only:
         return build_hands_stage(dreamer, store, dataset, plan, train_config)

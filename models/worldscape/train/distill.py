@@ -34,9 +34,9 @@ from worldscape.flow import add_noise
 from worldscape.scoring import Clip, compose_clip, estimate_end
 from worldscape.slot_hands import SlotHands
 from worldscape.train.config import DEBUG, TrainConfig, require
-from worldscape.train.heads import num_training
+from worldscape.train.heads import num_training, plan_rollouts
 from worldscape.train.matching import draw_shared_levels, flow_matching_loss, matching_gradient, matching_loss
-from worldscape.train.rollouts import Moment, RolloutPlan, draw_stretches, of_one_kind, take_rollouts
+from worldscape.train.rollouts import Moment, draw_stretches, of_one_kind, take_rollouts
 from worldscape.train.runtime import choose_device
 from worldscape.train.world import NUM_SAMPLES, SAMPLE_STEPS, dream_pictures
 from worldscape.transformer import FrameInputs, WorldTransformer
@@ -348,13 +348,7 @@ def build_stage(
     dreams: dict[str, Tensor] = {}
     if train_config.dreams > 0:
         assert init is not None
-        plan = RolloutPlan(
-            episodes=num_training(store),
-            dreamed=train_config.dreams,
-            recorded=0,
-            length=train_config.dream_frames,
-            seed=train_config.seed,
-        )
+        plan = plan_rollouts(store, train_config)
         student = load_world(init, choose_device(train_config.device))
         dreams = take_rollouts(student, store, dataset, plan, what_is_shown)
     return DistillStage(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -245,19 +246,35 @@ def num_training(store: FrameStore) -> int:
     return max(store.num_episodes - NUM_SAMPLES, 1)
 
 
+class Dreams(Protocol):
+    """What the settings of a stage say of the dreams it learns from."""
+
+    @property
+    def dreams(self) -> int: ...
+    @property
+    def dream_frames(self) -> int: ...
+    @property
+    def seed(self) -> int: ...
+
+
+def plan_rollouts(store: FrameStore, config: Dreams, recorded: int = 0) -> RolloutPlan:
+    """The dreams that these settings ask for, of training episodes, and so many stretches as recorded."""
+    return RolloutPlan(
+        episodes=num_training(store),
+        dreamed=config.dreams,
+        recorded=recorded,
+        length=config.dream_frames,
+        seed=config.seed,
+    )
+
+
 def build_stage(
     model_config: WorldConfig, train_config: TrainConfig, dataset: Datasets, init: str | None
 ) -> HeadsStage:
     """The stage for a dataset, over the codec and generator of `init`."""
     assert init is not None and isinstance(train_config, HeadsTrainConfig)
     store = load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands)
-    plan = RolloutPlan(
-        episodes=num_training(store),
-        dreamed=train_config.dreams,
-        recorded=max(train_config.dreams // 2, 1),
-        length=train_config.dream_frames,
-        seed=train_config.seed,
-    )
+    plan = plan_rollouts(store, train_config, recorded=max(train_config.dreams // 2, 1))
     rollouts: dict[str, Tensor] = {}
     if not train_config.pictures_only:
         rollouts = take_rollouts(
