@@ -19,9 +19,10 @@ from worldscape.data.clips import FrameStore
 from worldscape.engine import WorldEngine
 from worldscape.engines import open_engine
 from worldscape.rolling import RollingEngine
+from worldscape.scoring import estimate_end
 from worldscape.train import distill
 from worldscape.train.config import override
-from worldscape.train.distill import DEFAULTS, DistillStage, DistillTrainConfig, roll_out
+from worldscape.train.distill import DEFAULTS, DistillStage, DistillTrainConfig, leave_alone, roll_out
 from worldscape.train.optim import build_optimizers, set_lr
 from worldscape.train.rollouts import RolloutPlan, start_at
 from worldscape.train.teacher import adapt_model
@@ -91,6 +92,32 @@ def test_every_second_rollout_goes_on_from_a_dream(store):
                 found.add(first)
     assert found == {1, 2, 3}, "any place after the first, which is recorded"
     assert roll_out(model, batch, window=2).frames.latent.isfinite().all()
+
+
+def test_some_windows_are_judged_alone(store):
+    """Only rollouts that open on dreams; what went before them and what memory shows then say nothing of the window."""
+    stage, model = build(store, batch_size=4, history=2, window=2, dreams=2, alone_share=1.0)
+    plan = RolloutPlan(episodes=1, dreamed=2, recorded=0, length=8, seed=0)
+    shown = torch.rand(2, 8, 4, SIZE, SIZE).half()
+    stage = replace(stage, dreams={"frames": plan.draw(store), "shown": shown})
+    batch = stage.batch(0, 0, 1)
+    assert batch["alone"].tolist() == [True, False, True, False]
+    with torch.no_grad():
+        clip = roll_out(model, batch, window=2)
+        left = leave_alone(clip, 2, batch["alone"])
+        frames, level = left.frames, torch.full((4,), 0.5)
+        noised = torch.randn_like(frames.latent[:, -2:])
+        found = estimate_end(stage.teacher, frames, noised, level, left.sees)
+        other = frames._replace(latent=torch.cat([torch.randn_like(frames.latent[:, :-2]), noised], 1))
+        same = (found == estimate_end(stage.teacher, other, noised, level, left.sees)).flatten(1).all(1)
+        assert same.tolist() == batch["alone"].tolist()
+        shown_all = estimate_end(stage.teacher, clip.frames, noised, level, clip.sees)
+        torch.testing.assert_close(found[1::2], shown_all[1::2])
+    assert float(frames.coverage[::2].max()) == 0 == float(frames.anchor[::2].abs().max())
+    assert float(clip.frames.coverage[::2, -2:].max()) > 0
+    stage.teacher.to_latent.bias.data += 1.0
+    parts = stage.loss(model, batch | {"is_turn": torch.tensor(True)}, torch.Generator().manual_seed(0))
+    assert any(float(g.abs().max()) > 0 for g in student_gradient(model, parts["loss"]) if g is not None)
 
 
 def test_nobody_dreamed_of_these_episodes(store):
@@ -274,6 +301,9 @@ def test_a_bidirectional_teacher_refines_so_many_frames_and_no_more(tmp_path, mo
     )
     with pytest.raises(ValueError, match="window is 3; a bidirectional teacher refines 2 frames at once: --set win"):
         distill.build_stage(debug_world().config, config, "rooms", None, path)
+    alone = override(DEFAULTS["debug"], {"window": 2, "alone_share": 0.5})
+    with pytest.raises(ValueError, match="alone_share is for a causal teacher"):
+        distill.build_stage(debug_world().config, alone, "rooms", None, path)
     config = override(config, {"window": 2})
     assert not distill.build_stage(debug_world().config, config, "rooms", None, path).teacher.config.is_causal
 
@@ -293,6 +323,8 @@ def test_ranks_share_the_number_of_calls_and_nothing_else(store):
         ({"history": 0}, "history is 0; it must be at least 1"),
         ({"dreams": -1}, "dreams is -1; it must be at least 0"),
         ({"dream_frames": 4}, r"dream_frames is 4; openings and rollouts of 1 \+ 3 frames lie within a dream"),
+        ({"alone_share": 1.5}, r"alone_share = 1.5 is not allowed: it must be in \[0, 1\]"),
+        ({"alone_share": 0.5, "dreams": 0}, "alone_share is of the rollouts that open on dreams: give it some"),
         ({"sampler": "sideways"}, "sampler = 'sideways' is not allowed: it must be one of blockwise, rolling"),
         ({"level_shift": 0.5}, "level_shift is 0.5; it must be at least 1"),
     ],

@@ -82,6 +82,13 @@ def test_shared_levels_are_shifted_and_clamped():
     assert torch.equal(level, draw_shared_levels(20_000, 3.0, rng()))
 
 
+def test_where_a_greatest_level_is_named_levels_lie_evenly_below_it():
+    level = draw_shared_levels(20_000, 3.0, rng(), torch.tensor([0.6, 1.0]).repeat(10_000))
+    assert torch.equal(level[1::2], draw_shared_levels(20_000, 3.0, rng())[1::2])
+    assert float(level[::2].max()) == pytest.approx(0.6, abs=0.001)
+    assert float(level[::2].median()) == pytest.approx(0.3, abs=0.01)
+
+
 def test_the_flow_of_a_gaussian_ends_where_its_quantile_lies():
     """The flow is x = mean + std * noise in one dimension; Euler nears it with the number of steps."""
     noise = torch.randn(100, generator=rng())

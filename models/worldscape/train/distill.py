@@ -11,7 +11,9 @@ Cost of a step: `rollout` frames of an engine with batch_size slots (memory, cod
 and a critic's training step on batch_size clips; every student_every-th step also teacher and critic once more on
 those clips and the student's backward. Two things tune for long horizons: longer rollouts (`rollout` above `window`),
 whose frames before the window cost no gradient, and rollouts that open on frames which were dreamed beforehand
-(`dreams`), which cost nothing but the dreams.
+(`dreams`), which cost nothing but the dreams. A teacher that is shown what a dream has become continues it as it is,
+faded or not; so of rollouts that open on dreams teacher and critic may judge the window alone (`alone_share`): what
+they then compare is how windows of dreams and of recordings look, whatever went before.
 """
 
 from __future__ import annotations
@@ -35,7 +37,13 @@ from worldscape.scoring import Clip, compose_clip, estimate_end
 from worldscape.slot_hands import SlotHands
 from worldscape.train.config import DEBUG, TrainConfig, require
 from worldscape.train.heads import num_training, plan_rollouts
-from worldscape.train.matching import draw_shared_levels, flow_matching_loss, matching_gradient, matching_loss
+from worldscape.train.matching import (
+    LEAST_LEVEL,
+    draw_shared_levels,
+    flow_matching_loss,
+    matching_gradient,
+    matching_loss,
+)
 from worldscape.train.rollouts import Moment, draw_stretches, of_one_kind, take_rollouts
 from worldscape.train.runtime import choose_device
 from worldscape.train.world import NUM_SAMPLES, SAMPLE_STEPS, dream_pictures
@@ -50,6 +58,9 @@ class DistillTrainConfig(TrainConfig):
     history: frames that open a rollout; rollout: frames dreamed after them, of which the last `window` are compared
     with the teacher's. dreams: stretches of dream_frames frames that the generator of --init dreams along recordings
     beforehand; half of the rollouts then open on frames of theirs, the other half on recorded ones, as all do with 0.
+    alone_share: of those that open on dreams, the share whose window teacher and critic are shown without memory and
+    without the frames before it, with noise of alone_level at the most: beyond that they would compare what is there
+    rather than how it looks, and what is there is memory's to say.
     sampler: "blockwise", or "rolling", in which frames in flight see each other and each has the calls that were drawn.
     level_shift: how far their noise levels are shifted towards noise; the teacher's, critic's and student's levels all
     follow the same path.
@@ -60,6 +71,8 @@ class DistillTrainConfig(TrainConfig):
     window: int = 7
     dreams: int = 0
     dream_frames: int = 96
+    alone_share: float = 0.0
+    alone_level: float = 0.6
     student_every: int = 5
     sampler: str = "blockwise"
     level_shift: float = 3.0
@@ -79,6 +92,10 @@ class DistillTrainConfig(TrainConfig):
                 f"dream_frames is {self.dream_frames}; openings and rollouts of {self.history} + {self.rollout} frames "
                 "lie within a dream, after its first frame: raise it"
             )
+        require(0 <= self.alone_share <= 1, "alone_share", self.alone_share, "in [0, 1]")
+        require(LEAST_LEVEL < self.alone_level <= 1, "alone_level", self.alone_level, f"in ({LEAST_LEVEL}, 1]")
+        if self.alone_share > 0 and self.dreams == 0:
+            raise ValueError("alone_share is of the rollouts that open on dreams: give it some, --set dreams=192")
         if self.level_shift < 1:
             raise ValueError(f"level_shift is {self.level_shift}; it must be at least 1")
 
@@ -131,15 +148,18 @@ class DistillStage:
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """Openings (rgbd [B, H, 4, h, w], pose [B, H, 4, 4]), intrinsics [B, 4], controls [B, N, 6] of the frames to
-        dream, noise seeds [B]; and what all ranks share: num_calls, and whether it is the student's turn."""
+        dream, noise seeds [B], alone bool [B] (alone_share); and what all ranks share: num_calls, and whether it is the
+        student's turn."""
         config, rng = self.config, np.random.default_rng([self.config.seed, step, rank, 11])
         length = config.history + config.rollout
         shared = np.random.default_rng([config.seed, step, 12])
         episodes = self._episodes(shared)
         frames = draw_stretches(self.store, rng, episodes, config.batch_size, length).numpy()
         rgbd = self.store.rgbd(frames[:, : config.history])
+        alone = torch.zeros(len(frames), dtype=torch.bool)
         if self.dreams:
-            self._open_on_dreams(frames, rgbd, episodes, rng)
+            rows = self._open_on_dreams(frames, rgbd, episodes, rng)
+            alone[rows] = torch.from_numpy(rng.random(len(rows)) < config.alone_share)
         opening, dreamed = frames[:, : config.history], frames[:, config.history :]
         return {
             "rgbd": rgbd,
@@ -148,6 +168,7 @@ class DistillStage:
             "controls": torch.from_numpy(self.store.realised[dreamed]),
             **self._hands(frames),
             "seeds": torch.from_numpy(rng.integers(2**62, size=len(frames))),
+            "alone": alone,
             "num_calls": torch.tensor(1 + int(shared.integers(self.model_config.steps_per_frame))),
             "is_turn": torch.tensor((step + 1) % config.student_every == 0),
         }
@@ -158,21 +179,24 @@ class DistillStage:
         has_hands = np.zeros(count, bool) if tracks is None else tracks.moves(self.store.starts[:count]).numpy()
         return of_one_kind(has_hands, rng)
 
-    def _open_on_dreams(self, frames: np.ndarray, rgbd: Tensor, episodes: np.ndarray, rng: np.random.Generator) -> None:
+    def _open_on_dreams(
+        self, frames: np.ndarray, rgbd: Tensor, episodes: np.ndarray, rng: np.random.Generator
+    ) -> np.ndarray:
         """Let every second rollout go on from a dream of one of these episodes, in place: positions of its frames
-        [B, H + N], what its opening shows rgbd [B, H, 4, h, w]."""
+        [B, H + N], what its opening shows rgbd [B, H, 4, h, w]. Returns which rollouts do."""
         history, stretches = self.config.history, self.dreams["frames"]
         dreamed_of = np.searchsorted(self.store.starts, stretches[:, 0].numpy(), side="right") - 1
         able = np.flatnonzero(np.isin(dreamed_of, episodes))
         rows = np.arange(0, len(frames), 2)
         if len(able) == 0:
-            return
+            return rows[:0]
         chosen = able[rng.integers(len(able), size=len(rows))]
         first = rng.integers(1, stretches.shape[1] - frames.shape[1] + 1, size=len(rows))
         places = torch.from_numpy(first[:, None] + np.arange(frames.shape[1]))
         dream = torch.from_numpy(chosen)[:, None]
         frames[rows] = stretches[dream, places].numpy()
         rgbd[rows] = self.dreams["shown"][dream, places[:, :history]].to(rgbd.dtype)
+        return rows
 
     def _hands(self, frames: np.ndarray) -> dict[str, Tensor]:
         """The hands in openings and dreamed frames [B, H + N], and the poses that they are seen from; nothing where
@@ -189,32 +213,35 @@ class DistillStage:
             rolled = roll_out(model, batch, window, self.config.sampler, is_causal=self.teacher.config.is_causal)
         made = rolled.frames.latent[:, -window:]
         clip = rolled._replace(frames=rolled.frames._replace(latent=rolled.frames.latent.detach()))
-        critic = self._critic_loss(clip, generator)
+        if self.config.alone_share > 0:
+            clip = leave_alone(clip, window, batch["alone"])
+        greatest = torch.where(batch["alone"], self.config.alone_level, 1.0)
+        critic = self._critic_loss(clip, greatest, generator)
         parts = {"critic": critic.detach(), "matching": made.new_zeros(()), "gap": made.new_zeros(())}
         if not is_turn:
             return {"loss": critic, **parts}
-        gradient = self._gradient(clip, generator)
+        gradient = self._gradient(clip, greatest, generator)
         matching = matching_loss(made, gradient)
         return {"loss": critic + matching, **parts, "matching": matching.detach(), "gap": gradient.abs().mean()}
 
-    def _critic_loss(self, clip: Clip, generator: torch.Generator) -> Tensor:
-        made, noised, level = self._noised(clip, generator)
+    def _critic_loss(self, clip: Clip, greatest: Tensor, generator: torch.Generator) -> Tensor:
+        made, noised, level = self._noised(clip, greatest, generator)
         estimate = estimate_end(self.critic, clip.frames, noised, level, clip.sees)
         return flow_matching_loss(estimate, made, level[:, None].expand(made.shape[:2]))
 
     @torch.no_grad()
-    def _gradient(self, clip: Clip, generator: torch.Generator) -> Tensor:
+    def _gradient(self, clip: Clip, greatest: Tensor, generator: torch.Generator) -> Tensor:
         """In full precision: the two estimates are close, and their difference is all that counts."""
-        made, noised, level = self._noised(clip, generator)
+        made, noised, level = self._noised(clip, greatest, generator)
         with torch.autocast(made.device.type, enabled=False):
             real = estimate_end(self.teacher.to(made.device), clip.frames, noised, level, clip.sees)
             fake = estimate_end(self.critic, clip.frames, noised, level, clip.sees)
         return matching_gradient(made, real, fake)
 
-    def _noised(self, clip: Clip, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-        """The clip's window [B, W, P, C], the same with noise, and the level of each clip [B]."""
+    def _noised(self, clip: Clip, greatest: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """The clip's window [B, W, P, C], the same with noise, and the level of each clip, at most `greatest`: [B]."""
         made = clip.frames.latent[:, -self.config.window :]
-        level = draw_shared_levels(len(made), self.config.level_shift, generator)
+        level = draw_shared_levels(len(made), self.config.level_shift, generator, greatest)
         noise = torch.randn(made.shape, generator=generator, device=made.device)
         return made, add_noise(made, noise, level[:, None].expand(made.shape[:2])), level
 
@@ -291,6 +318,18 @@ def compose(frames: list[FrameInputs], retrieved: Tensor, memory: MemoryConfig, 
     return compose_clip(sink, tail, frames, retrieved, is_causal=is_causal)
 
 
+def leave_alone(clip: Clip, window: int, alone: Tensor) -> Clip:
+    """The clip without memory, and with nobody seeing a frame before the last `window` ones, where bool [B] `alone`."""
+    frames, sees = clip.frames, clip.sees
+    times = frames.level.shape[1]
+    everyone = torch.ones(times, times, dtype=torch.bool, device=alone.device)
+    before = torch.arange(times, device=alone.device) < times - window
+    hidden = before & ~torch.eye(times, dtype=torch.bool, device=alone.device)
+    sees = (everyone.tril() if sees is None else sees) & ~(alone[:, None, None] & hidden)
+    kept = ~alone[:, None, None]
+    return Clip(frames._replace(anchor=frames.anchor * kept[..., None], coverage=frames.coverage * kept), sees)
+
+
 def _hand_frames(batch: dict[str, Tensor]) -> list[RecordedHands]:
     """The hands of each frame, openings first; nothing in recordings without hands."""
     if "poses" not in batch:
@@ -339,6 +378,8 @@ def build_stage(
     if train_config.window > longest:
         raise ValueError(f"window is {train_config.window}; local window and target are {longest} frames")
     frozen = copy.deepcopy(load_world(teacher).transformer)
+    if not frozen.config.is_causal and train_config.alone_share > 0:
+        raise ValueError("alone_share is for a causal teacher: a bidirectional one has always been shown a beginning")
     if not frozen.config.is_causal and train_config.window > model_config.memory.num_refined:
         raise ValueError(
             f"window is {train_config.window}; a bidirectional teacher refines {model_config.memory.num_refined} "

@@ -16,10 +16,14 @@ LEAST_LEVEL, GREATEST_LEVEL = 0.02, 0.98  # nearer to either end the estimates d
 LEAST_DIVISOR = 0.1  # below this level the velocity's error is that of the estimate over 0.1
 
 
-def draw_shared_levels(clips: int, shift: float, generator: torch.Generator) -> Tensor:
-    """One noise level for all frames of each clip: [clips], shifted towards noise, in [LEAST_LEVEL, GREATEST_LEVEL]."""
+def draw_shared_levels(clips: int, shift: float, generator: torch.Generator, greatest: Tensor | float = 1.0) -> Tensor:
+    """One noise level for all frames of each clip: [clips], shifted towards noise, in [LEAST_LEVEL, GREATEST_LEVEL];
+    where `greatest` [clips] is below 1, uniform up to that instead.
+    """
     uniform = torch.rand(clips, generator=generator, device=generator.device)
-    return shift_level(uniform, shift).clamp(LEAST_LEVEL, GREATEST_LEVEL)
+    greatest = torch.as_tensor(greatest, device=uniform.device)
+    level = torch.where(greatest < 1, greatest * uniform, shift_level(uniform, shift))
+    return level.clamp(LEAST_LEVEL, GREATEST_LEVEL)
 
 
 def velocity_of(latent: Tensor, clean: Tensor, level: Tensor) -> Tensor:
