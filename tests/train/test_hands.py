@@ -78,7 +78,7 @@ def test_the_full_plan_for_a_gpu_runs_through_from_nothing(datasets, tmp_path):
     """Every stage there is, in the order and with the changes of the plan, at debug size and for two steps each."""
     plan = json.loads((Path(__file__).parents[2] / "examples" / "train_nano_full_gpu.json").read_text())
     debug: dict[str, dict] = {name: dict(QUIET_STAGE) for name in plan["order"]}
-    debug["distill"] |= {"window": 2}
+    debug["distill"] |= {"window": 2, "alone_share": 1.0}
     debug["decoder-hands"] |= {"hands_only": True}
     debug["spatial"] |= {"alpha": 0, "beta": 0}  # Gaussians of untrained depth fill every tile: 10 s a step
     file, out = tmp_path / "plan.json", tmp_path / "run"
