@@ -319,13 +319,11 @@ def compose(frames: list[FrameInputs], retrieved: Tensor, memory: MemoryConfig, 
 
 
 def leave_alone(clip: Clip, window: int, alone: Tensor) -> Clip:
-    """The clip without memory, and with nobody seeing a frame before the last `window` ones, where bool [B] `alone`."""
-    frames, sees = clip.frames, clip.sees
-    times = frames.level.shape[1]
-    everyone = torch.ones(times, times, dtype=torch.bool, device=alone.device)
-    before = torch.arange(times, device=alone.device) < times - window
-    hidden = before & ~torch.eye(times, dtype=torch.bool, device=alone.device)
-    sees = (everyone.tril() if sees is None else sees) & ~(alone[:, None, None] & hidden)
+    """The clip without memory, and its last `window` frames without sight of those before, where bool [B] `alone`."""
+    frames, times = clip.frames, clip.frames.level.shape[1]
+    earlier = torch.ones(len(alone), times, times, dtype=torch.bool, device=alone.device).tril()
+    sees = earlier if clip.sees is None else clip.sees.clone()
+    sees[alone, -window:, :-window] = False
     kept = ~alone[:, None, None]
     return Clip(frames._replace(anchor=frames.anchor * kept[..., None], coverage=frames.coverage * kept), sees)
 
