@@ -7,6 +7,8 @@ import pytest
 
 from worldscape.checkpoint import save_world
 from worldscape.cli import main
+from worldscape.evaluate.episodes import Judge
+from worldscape.evaluate.memory import PATHS
 from worldscape.evaluate.report import FIELDS, last_report
 from worldscape.train.cli import copy_parts
 from worldscape.train.teacher import adapt_model
@@ -47,8 +49,14 @@ def test_drift(capsys, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"drift.png", "drift.mp4"}
 
 
-def test_ablation(capsys, tmp_path):
-    """Both samplers and a teacher, judged alike: what a call costs differs, what is measured does not."""
+def test_ablation(capsys, tmp_path, monkeypatch):
+    """Both samplers and a teacher, judged alike: what a call costs differs, what is measured does not. The simulator
+    walks once for all of them."""
+    walks: list[int] = []
+    episodes = Judge.episodes
+    monkeypatch.setattr(
+        Judge, "episodes", lambda self, num, steps, **_: walks.append(steps) or episodes(self, num, steps)
+    )
     student = debug_world()
     teacher = WorldModel(adapt_model(student.config))
     copy_parts(student, teacher)
@@ -66,6 +74,7 @@ def test_ablation(capsys, tmp_path):
     assert [report["model_calls_per_frame"] for report in reports][:2] == [2, 1]
     assert 4 / 3 < reports[2]["model_calls_per_frame"] <= 4
     assert all(math.isfinite(report["memory_symmetry_psnr"]) for report in reports)
+    assert sorted(walks) == sorted([12, len(PATHS["spin"]), 6])
     assert "| rolling |" in (tmp_path / "ablation.md").read_text()
 
 

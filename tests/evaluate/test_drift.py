@@ -39,7 +39,26 @@ def test_spread_is_the_middle_of_what_was_measured():
 
 def test_statistics_are_compared_window_by_window():
     found = drift.compare_ratios(np.array([[1.0, 1.0, 3.0]]), np.array([[2.0, 4.0, 2.0]]))
-    assert found == {"mean": pytest.approx((0.5 + 0.25 + 1.5) / 3), "last": 1.5, "min": 0.25, "max": 1.5}
+    ratios = {name: value for name, value in found.items() if "error" not in name}
+    assert ratios == {"mean": pytest.approx(0.75), "first": 0.5, "last": 1.5, "min": 0.25, "max": 1.5}
+    assert all(math.isnan(found[f"{kind}_error"]) for kind in ("mean", "first", "last")), "one dream tells of no spread"
+
+
+def test_a_ratios_error_is_what_other_dreams_would_have_said():
+    """Of a thousand batches of dreams under the same actions, the ratio's scatter is the error that one batch tells."""
+    rng = np.random.default_rng(0)
+    true = rng.lognormal(0.0, 0.5, (1000, 16, 3))
+    dreamed = true * 0.8 + rng.normal(0.0, 0.3, true.shape)
+    found = [drift.compare_ratios(*pair) for pair in zip(dreamed, true, strict=True)]
+    for kind in ("mean", "first", "last"):
+        told = np.mean([one[f"{kind}_error"] for one in found])
+        assert told == pytest.approx(np.std([one[kind] for one in found]), rel=0.1)
+
+
+def test_dreams_without_a_number_do_not_count():
+    found = drift.compare_ratios(np.array([[1.0, math.nan], [3.0, 2.0]]), np.array([[2.0, 9.0], [2.0, 4.0]]))
+    assert (found["first"], found["last"]) == (1.0, 0.5)
+    assert math.isnan(drift.compare_ratios(np.full((2, 1), math.nan), np.ones((2, 1)))["last"])
 
 
 def test_pictures_are_written(walked, tmp_path):

@@ -36,6 +36,10 @@ COLUMNS = (
     "drift_within",
     "drift_sharpness_ratio_mean",
     "drift_contrast_ratio_mean",
+    "drift_contrast_ratio_last",
+    "drift_change_ratio_mean",
+    "drift_variety_ratio_mean",
+    "drift_recurrence_ratio_mean",
     "model_calls_per_frame",
     "env_steps_per_second",
 )

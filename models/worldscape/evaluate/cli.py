@@ -40,7 +40,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     actions.add_argument("--segment", type=int, default=16, help="steps after which a dream is opened anew")
     actions.add_argument("--updates", type=int, help="training updates of the reader of actions; default: its own")
     actions.add_argument("--training-episodes", type=int, help="episodes that it learns from; default: its own")
-    drift = add_evaluation(evaluations, "drift", run_drift, episodes=8, policy="explore")
+    drift = add_evaluation(evaluations, "drift", run_drift, episodes=32, policy="explore")
     drift.add_argument("--steps", type=int, default=1000, help="length of each dream")
     drift.add_argument("--window", type=int, default=100, help="steps that one row of statistics covers")
     ablation = add_evaluation(evaluations, "ablation", run_ablation, episodes=32, policy="explore", sources=WALKED)
@@ -53,7 +53,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     )
     ablation.add_argument("--memory-episodes", type=int, default=0, help="walks around and back; 0: no memory")
     ablation.add_argument("--drift-steps", type=int, default=0, help="length of the long dreams; 0: no drift")
-    ablation.add_argument("--drift-episodes", type=int, default=4, help="number of long dreams")
+    ablation.add_argument("--drift-episodes", type=int, default=32, help="number of long dreams")
     geometry = add_evaluation(evaluations, "geometry", run_geometry, episodes=32, policy="explore")
     geometry.add_argument("--horizons", type=read_counts, default=(1, 4, 16, 64), help="comma-separated steps")
     geometry.add_argument("--gaps", type=read_counts, default=(1, 4, 16), help="steps between frames that are compared")
@@ -92,15 +92,16 @@ def run_ablation(args: argparse.Namespace) -> None:
     from worldscape.evaluate import ablation
 
     variants = [ablation.read_variant(text) for text in args.row]
-    reports = [(variant, _judge_variant(variant, args)) for variant in variants]
+    kept: dict[tuple, EpisodeBatch] = {}
+    reports = [(variant, _judge_variant(variant, args, kept)) for variant in variants]
     if args.out:
         name_files(ablation.save_ablation(args.out, f"worldscape {' '.join(sys.argv[1:])}", reports))
     print(ablation.tabulate_variants(reports).to_text(), end="\n\n")
     print("\n".join(report.to_json() for _, report in reports))
 
 
-def _judge_variant(variant, args: argparse.Namespace):
-    """One row of the ablation: the report on all that the options ask for."""
+def _judge_variant(variant, args: argparse.Namespace, kept: dict[tuple, EpisodeBatch]):
+    """One row of the ablation: the report on all that the options ask for; kept: the walks of rows before."""
     from worldscape.evaluate import ablation, actions, drift, fidelity, memory
     from worldscape.evaluate import inverse_dynamics as inverse
     from worldscape.evaluate.baselines import warp_start
@@ -108,22 +109,22 @@ def _judge_variant(variant, args: argparse.Namespace):
     begin = time.perf_counter()
     args = argparse.Namespace(**{**vars(args), "weights": variant.weights})
     config = fidelity.FidelityConfig(horizons=args.horizons)
-    engine, episodes = prepare(args, config.num_steps, variant.open_engine)
+    engine, episodes = prepare(args, config.num_steps, variant.open_engine, kept)
     found = dict(fidelity.judge_fidelity(engine, episodes, warp_start, config).metrics)
     if args.reader:
         args.policy = "restless"
-        engine, walked = prepare(args, READ_STEPS, variant.open_engine)
+        engine, walked = prepare(args, READ_STEPS, variant.open_engine, kept)
         reader = load_reader(args.reader, inverse.InverseDynamicsConfig(), walked.frames.shape[2], args.source)
         found |= actions.judge_actions(engine, walked.segments(READ_STEPS // 4), reader).metrics
     if args.memory_episodes:
         path = memory.PATHS["spin"]
         args.policy, args.episodes = memory.follow(path), args.memory_episodes
-        engine, walked = prepare(args, len(path), variant.open_engine)
+        engine, walked = prepare(args, len(path), variant.open_engine, kept)
         judged = memory.judge_revisits(engine, walked, engine.config.memory)
         found |= {f"memory_{name}": value for name, value in judged.items()}
     if args.drift_steps:
         args.policy, args.episodes = "explore", args.drift_episodes
-        engine, long = prepare(args, args.drift_steps, variant.open_engine)
+        engine, long = prepare(args, args.drift_steps, variant.open_engine, kept)
         judged = drift.judge_drift(engine, long, window=min(100, args.drift_steps)).metrics
         found |= {f"drift_{name}": value for name, value in judged.items()}
     found |= ablation.measure_speed(variant.open_engine(1, args.device, args.precision), episodes)

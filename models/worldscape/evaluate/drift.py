@@ -20,6 +20,8 @@ from worldscape.evaluate.report import Table
 STATISTICS = ("sharpness", *scores.ColourStatistics._fields, *scores.RepeatStatistics._fields)
 GUARDED = ("sharpness", *scores.ColourStatistics._fields)
 """Statistics that must stay within the simulator's spread; repeat statistics are reported."""
+COMPARED = ("sharpness", "contrast", "change", "recurrence", "variety")
+"""Statistics that are also reported as ratios, dream over simulator, with their standard errors."""
 
 
 class Drift(NamedTuple):
@@ -82,17 +84,27 @@ def compare_windows(dreamed: dict[str, np.ndarray], true: dict[str, np.ndarray])
         found[f"{name}_within_each"] = share_within(dreamed[name], spread)
     for kind in ("within", "within_each"):
         found[kind] = min(found[f"{name}_{kind}"] for name in GUARDED)
-    for name in ("sharpness", "contrast"):
+    for name in COMPARED:
         found |= {f"{name}_ratio_{kind}": value for kind, value in compare_ratios(dreamed[name], true[name]).items()}
     return found
 
 
 def compare_ratios(dreamed: np.ndarray, true: np.ndarray) -> dict[str, float]:
-    """A statistic of dream and simulator [N, W] under the same actions -> their ratio in the mean, last, worst, best
-    window."""
-    ratios = dreamed.mean(axis=0) / np.maximum(true.mean(axis=0), 1e-9)
-    found = {"mean": ratios.mean(), "last": ratios[-1], "min": ratios.min(), "max": ratios.max()}
-    return {kind: float(ratio) for kind, ratio in found.items()}
+    """A statistic of dream and simulator [N, W] under the same actions -> their ratio, window by window the mean over
+    the episodes in the one by that in the other: its mean over the windows, first, last, lowest and highest.
+
+    mean_error, first_error, last_error: standard errors, by leaving out each episode in turn (the jackknife; Efron and
+    Stein 1981, https://doi.org/10.1214/aos/1176345462); NaN for a single one.
+    """
+    ratios = _window_ratios(dreamed, true)
+    found = {"mean": ratios.mean(), "first": ratios[0], "last": ratios[-1], "min": ratios.min(), "max": ratios.max()}
+    count, errors = len(dreamed), np.full(3, math.nan)
+    if count > 1:
+        left = np.stack([_window_ratios(np.delete(dreamed, i, 0), np.delete(true, i, 0)) for i in range(count)])
+        kinds = np.stack([left.mean(axis=1), left[:, 0], left[:, -1]])
+        errors = kinds.std(axis=1) * math.sqrt(count - 1)
+    found |= {f"{kind}_error": error for kind, error in zip(("mean", "first", "last"), errors, strict=True)}
+    return {kind: float(value) for kind, value in found.items()}
 
 
 def share_within(values: np.ndarray, spread: tuple[float, float]) -> float:
@@ -104,6 +116,13 @@ def mean_of_numbers(values: np.ndarray) -> float:
     """Mean of the values that are not NaN; NaN where all are."""
     numbers = values[~np.isnan(values)]
     return float(numbers.mean()) if numbers.size else math.nan
+
+
+def _window_ratios(dreamed: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """[N, W] each -> [W], of the episodes that have both numbers in a window; NaN where none has."""
+    counted = ~np.isnan(dreamed + true)
+    sums = [np.where(counted, values, 0.0).sum(axis=0) for values in (dreamed, true)]
+    return np.where(counted.any(axis=0), sums[0] / np.maximum(sums[1], 1e-9), math.nan)
 
 
 def tabulate_windows(dreamed: dict[str, np.ndarray], true: dict[str, np.ndarray], window: int) -> Table:

@@ -22,8 +22,16 @@ OpenEngine = Callable[[int, str, str], "WorldEngine"]
 """Number of slots, device, precision -> engine."""
 
 
-def prepare(args: argparse.Namespace, num_steps: int, open_engine: OpenEngine | None = None):
-    """The engine and the judged episodes that the options ask for; open_engine(slots, device) makes another engine."""
+def prepare(
+    args: argparse.Namespace,
+    num_steps: int,
+    open_engine: OpenEngine | None = None,
+    kept: dict[tuple, EpisodeBatch] | None = None,
+):
+    """The engine and the judged episodes that the options ask for; open_engine(slots, device) makes another engine.
+
+    kept: where walks are left and found again, for several models that are judged by the same ones.
+    """
     from worldscape.engines import open_engine as make_engine
 
     model = checked_model(args)
@@ -40,7 +48,10 @@ def prepare(args: argparse.Namespace, num_steps: int, open_engine: OpenEngine | 
         )
     else:
         engine = open_engine(num_slots, args.device, args.precision)
-    return engine, walk(args, model, args.policy, num_steps)
+    kept, key = {} if kept is None else kept, (args.policy, args.episodes, num_steps, model.config.codec.size)
+    if key not in kept:
+        kept[key] = walk(args, model, args.policy, num_steps)
+    return engine, kept[key]
 
 
 def walk(args: argparse.Namespace, model: WorldModel, policy: str | Policy, num_steps: int) -> EpisodeBatch:

@@ -8,6 +8,7 @@ before, too long ago for the local window.
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,8 +58,9 @@ class MemoryScores(NamedTuple):
     dreams: dict[str, dict[str, Dream]]
 
 
+@cache
 def follow(path: tuple[int, ...]) -> Policy:
-    """A policy that takes the actions of a path, whatever it sees."""
+    """The policy that takes the actions of a path, whatever it sees."""
 
     def policy(env: gym.Env, rng: np.random.Generator) -> Act:
         left = iter(path)
