@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import imageio.v3 as iio
 import numpy as np
 import pytest
 import torch
 
 from tests.train.walks import walk_store
+from worldscape import dream
+from worldscape.cli import main
 from worldscape.clip_engine import ClipEngine
 from worldscape.codec import token_coverage
 from worldscape.conditioning.camera import pose_from_state
@@ -17,6 +20,7 @@ from worldscape.dream import dream_walk
 from worldscape.engine import WorldEngine
 from worldscape.engine_frames import Start
 from worldscape.engines import open_engine
+from worldscape.evaluate.pictures import LABEL_HEIGHT
 from worldscape.train.cli import copy_parts
 from worldscape.train.rollouts import start_at
 from worldscape.train.teacher import adapt_model
@@ -153,3 +157,33 @@ def test_a_student_is_stepped_along_the_walk(store):
     made = dream_walk(debug_world(), store, np.arange(4), calls=1, seed=3)
     assert np.array_equal(made[0], store.frames[0]) and len(made) == 4
     assert not np.array_equal(made[1], made[2])
+
+
+@pytest.mark.parametrize("suffix", ["gif", "mp4"])
+def test_a_dream_is_filmed_beside_its_recording(tmp_path, monkeypatch, store, suffix):
+    monkeypatch.setattr(dream, "load_frames", lambda *_, **__: store)
+    out, made, asked = tmp_path / f"film.{suffix}", dream.dream_walk, []
+    monkeypatch.setattr(dream, "dream_walk", lambda *args: asked.append(args[3]) or made(*args))
+    told = ["--weights", "debug", "--data", "rooms", "--frames", "6", "--scale", "1", "--out", str(out)]
+    assert main(["dream", *told]) == 0
+    film = iio.imread(out, index=None if suffix == "mp4" else ...)
+    assert film.shape == (6, 64 + LABEL_HEIGHT, 128, 3)
+    recorded = film[:, LABEL_HEIGHT:, :64].astype(float) - store.frames[:6]
+    assert np.abs(recorded).mean() < 60, "in 256 colours, or compressed; of other noise it would be 85"
+    assert asked == [debug_world().config.steps_per_frame]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--episode", "1"], "--episode 1 must be one of 1"),
+        (["--frames", "1"], "--frames 1 must be at least 2"),
+        (["--calls", "0"], "--calls 0 must be at least 1"),
+        (["--fps", "0"], "--fps 0 must be at least 1"),
+        (["--scale", "0"], "--scale 0 must be at least 1"),
+    ],
+)
+def test_what_cannot_be_dreamed_is_named(capsys, monkeypatch, store, options, message):
+    monkeypatch.setattr(dream, "load_frames", lambda *_, **__: store)
+    assert main(["dream", "--weights", "debug", "--data", "rooms", *options]) != 0
+    assert message in capsys.readouterr().err

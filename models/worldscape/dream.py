@@ -21,7 +21,7 @@ from worldscape.progress import Progress
 from worldscape.train.rollouts import follow, hands_in, start_at
 from worldscape.world import WorldModel
 
-FPS = 8
+TEACHER_CALLS = 16
 
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
@@ -32,24 +32,32 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--data", required=True, help="dataset that the walk was recorded in")
     parser.add_argument("--episode", type=int, default=-1, help="episode of the walk; negative: from the end")
     parser.add_argument("--frames", type=int, default=64, help="frames of the video")
-    parser.add_argument("--calls", type=int, default=16, help="model calls that refine a frame (or a teacher's clip)")
+    parser.add_argument(
+        "--calls", type=int, help="model calls that refine a frame (default: as trained), or a teacher's clip (16)"
+    )
     parser.add_argument("--seed", type=int, default=0, help="noise seed")
-    parser.add_argument("--out", type=Path, default=Path("dream.mp4"), help="the video")
+    parser.add_argument("--fps", type=int, default=8, help="frames a second of the video")
+    parser.add_argument("--scale", type=int, default=3, help="how many times frames are enlarged")
+    parser.add_argument("--out", type=Path, default=Path("dream.mp4"), help="the video, .mp4 or .gif")
 
 
 def run(args: argparse.Namespace) -> None:
     """Dream one walk and write the video. Raises ValueError for an episode that is not there."""
     model = load_world(args.weights)
     store = load_frames(args.data, model.config.codec.size, hands=model.config.transformer.hands)
-    if not -store.num_episodes <= args.episode < store.num_episodes or args.frames < 2 or args.calls < 1:
-        raise ValueError(
-            f"--episode {args.episode} must be one of {store.num_episodes}, --frames {args.frames} at least 2 and "
-            f"--calls {args.calls} at least 1"
-        )
+    calls = args.calls
+    if calls is None:
+        calls = model.config.steps_per_frame if model.config.transformer.is_causal else TEACHER_CALLS
+    if not -store.num_episodes <= args.episode < store.num_episodes:
+        raise ValueError(f"--episode {args.episode} must be one of {store.num_episodes}")
+    told = {"frames": (args.frames, 2), "calls": (calls, 1), "fps": (args.fps, 1), "scale": (args.scale, 1)}
+    for name, (value, least) in told.items():
+        if value < least:
+            raise ValueError(f"--{name} {value} must be at least {least}")
     first, after = (int(edges[args.episode]) for edges in (store.starts[:-1], store.starts[1:]))
     walk = np.arange(first, min(after, first + args.frames))
-    made = dream_walk(model, store, walk, args.calls, args.seed)
-    save_film(args.out, {"recorded": store.frames[walk], "dreamed": made}, fps=FPS)
+    made = dream_walk(model, store, walk, calls, args.seed)
+    save_film(args.out, {"recorded": store.frames[walk], "dreamed": made}, fps=args.fps, scale=args.scale)
     print(f"wrote {args.out}")
 
 

@@ -1,4 +1,4 @@
-"""Pictures for people: labelled grids as PNG and side-by-side films as MP4."""
+"""Pictures for people: labelled grids as PNG and side-by-side films as MP4 or GIF."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,11 +22,13 @@ def save_grid(path: Path, rows: Mapping[str, Sequence[np.ndarray]], columns: Seq
 
 
 def save_film(path: Path, films: Mapping[str, np.ndarray], *, fps: int = 10, scale: int = 3) -> None:
-    """Named films uint8 [T, h, w, 3] of equal length -> one MP4 that shows them side by side."""
+    """Named films uint8 [T, h, w, 3] of equal length -> one MP4, or endless GIF, that shows them side by side."""
     import imageio.v2 as imageio
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    with imageio.get_writer(path, fps=fps, macro_block_size=2, quality=8) as writer:
+    is_gif = path.suffix.lower() == ".gif"
+    options = {"duration": 1000 / fps, "loop": 0} if is_gif else {"fps": fps, "macro_block_size": 2, "quality": 8}
+    with imageio.get_writer(path, **options) as writer:
         for frames in zip(*films.values(), strict=True):
             panels = [add_label(enlarge(frame, scale), name) for name, frame in zip(films, frames, strict=True)]
             writer.append_data(_make_even(np.hstack(panels)))  # type: ignore[attr-defined]
