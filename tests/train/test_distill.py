@@ -120,6 +120,34 @@ def test_some_windows_are_judged_alone(store):
     assert any(float(g.abs().max()) > 0 for g in student_gradient(model, parts["loss"]) if g is not None)
 
 
+def test_rollouts_from_recordings_are_drawn_to_what_was_recorded(store):
+    """By as much as to a teacher whose estimates were the recorded frames; those that open on dreams are not."""
+    stage, model = build(store, batch_size=4, history=2, window=2, dreams=2, recorded_weight=0.25, student_every=2)
+    plan = RolloutPlan(episodes=1, dreamed=2, recorded=0, length=8, seed=0)
+    shown = torch.rand(2, 8, 4, SIZE, SIZE).half()
+    stage = replace(stage, dreams={"frames": plan.draw(store), "shown": shown})
+    assert "recorded" not in stage.batch(0, 0, 1), "nothing moves the student there"
+    batch = stage.batch(1, 0, 1)
+    everything = store.rgbd(np.arange(len(store.frames)))
+    for row in (1, 3):
+        at = int((everything == batch["rgbd"][row, -1]).flatten(1).all(1).nonzero().item())
+        assert torch.equal(batch["recorded"][row], everything[at + 2 : at + 4])
+
+    def distances() -> Tensor:
+        with torch.no_grad():
+            made = roll_out(model, batch, window=2).frames.latent[:, -2:]
+        return (made - model.codec.encode(batch["recorded"].flatten(0, 1)).view_as(made)).square().mean((1, 2, 3))
+
+    before, optimizer = distances(), torch.optim.Adam(model.transformer.parameters(), lr=1e-3)
+    for step in range(10):
+        parts = stage.loss(model, batch, torch.Generator().manual_seed(step))
+        assert float(parts["gap"]) == pytest.approx(0.125), "half of the rollouts; teacher and critic agree"
+        optimizer.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        optimizer.step()
+    assert (distances()[1::2] < 0.9 * before[1::2]).all()
+
+
 def test_nobody_dreamed_of_these_episodes(store):
     stage, _ = build(store)
     dreams = {"frames": torch.arange(6)[None] + len(store.frames), "shown": torch.rand(1, 6, 4, SIZE, SIZE).half()}
@@ -325,6 +353,7 @@ def test_ranks_share_the_number_of_calls_and_nothing_else(store):
         ({"dream_frames": 4}, r"dream_frames is 4; openings and rollouts of 1 \+ 3 frames lie within a dream"),
         ({"alone_share": 1.5}, r"alone_share = 1.5 is not allowed: it must be in \[0, 1\]"),
         ({"alone_share": 0.5, "dreams": 0}, "alone_share is of the rollouts that open on dreams: give it some"),
+        ({"recorded_weight": -1.0}, "recorded_weight = -1.0 is not allowed: it must be at least 0"),
         ({"sampler": "sideways"}, "sampler = 'sideways' is not allowed: it must be one of blockwise, rolling"),
         ({"level_shift": 0.5}, "level_shift is 0.5; it must be at least 1"),
     ],

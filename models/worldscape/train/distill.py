@@ -61,6 +61,9 @@ class DistillTrainConfig(TrainConfig):
     alone_share: of those that open on dreams, the share whose window teacher and critic are shown without memory and
     without the frames before it, with noise of alone_level at the most: beyond that they would compare what is there
     rather than how it looks, and what is there is memory's to say.
+    recorded_weight: how strongly those that open on recordings are drawn to the recorded frames as well, as a share of
+    what a teacher weighs whose estimates were these frames: what is nearest on average, which a sample of what could be
+    is not.
     sampler: "blockwise", or "rolling", in which frames in flight see each other and each has the calls that were drawn.
     level_shift: how far their noise levels are shifted towards noise; the teacher's, critic's and student's levels all
     follow the same path.
@@ -73,6 +76,7 @@ class DistillTrainConfig(TrainConfig):
     dream_frames: int = 96
     alone_share: float = 0.0
     alone_level: float = 0.6
+    recorded_weight: float = 0.0
     student_every: int = 5
     sampler: str = "blockwise"
     level_shift: float = 3.0
@@ -96,6 +100,7 @@ class DistillTrainConfig(TrainConfig):
         require(LEAST_LEVEL < self.alone_level <= 1, "alone_level", self.alone_level, f"in ({LEAST_LEVEL}, 1]")
         if self.alone_share > 0 and self.dreams == 0:
             raise ValueError("alone_share is of the rollouts that open on dreams: give it some, --set dreams=192")
+        require(self.recorded_weight >= 0, "recorded_weight", self.recorded_weight, "at least 0")
         if self.level_shift < 1:
             raise ValueError(f"level_shift is {self.level_shift}; it must be at least 1")
 
@@ -148,19 +153,24 @@ class DistillStage:
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """Openings (rgbd [B, H, 4, h, w], pose [B, H, 4, 4]), intrinsics [B, 4], controls [B, N, 6] of the frames to
-        dream, noise seeds [B], alone bool [B] (alone_share); and what all ranks share: num_calls, and whether it is the
-        student's turn."""
+        dream, noise seeds [B], alone bool [B] (alone_share); with recorded_weight, on the student's turn, what was
+        recorded of the window (recorded [B, W, 4, h, w], is_recorded bool [B]); and what all ranks share: num_calls,
+        and whether it is the student's turn."""
         config, rng = self.config, np.random.default_rng([self.config.seed, step, rank, 11])
         length = config.history + config.rollout
         shared = np.random.default_rng([config.seed, step, 12])
         episodes = self._episodes(shared)
         frames = draw_stretches(self.store, rng, episodes, config.batch_size, length).numpy()
         rgbd = self.store.rgbd(frames[:, : config.history])
-        alone = torch.zeros(len(frames), dtype=torch.bool)
+        alone, is_recorded = torch.zeros(len(frames), dtype=torch.bool), torch.ones(len(frames), dtype=torch.bool)
         if self.dreams:
             rows = self._open_on_dreams(frames, rgbd, episodes, rng)
             alone[rows] = torch.from_numpy(rng.random(len(rows)) < config.alone_share)
+            is_recorded[rows] = False
         opening, dreamed = frames[:, : config.history], frames[:, config.history :]
+        is_turn, recorded = (step + 1) % config.student_every == 0, {}
+        if is_turn and config.recorded_weight > 0:
+            recorded = {"recorded": self.store.rgbd(frames[:, -config.window :]), "is_recorded": is_recorded}
         return {
             "rgbd": rgbd,
             "pose": torch.from_numpy(self.store.pose[opening]),
@@ -169,8 +179,9 @@ class DistillStage:
             **self._hands(frames),
             "seeds": torch.from_numpy(rng.integers(2**62, size=len(frames))),
             "alone": alone,
+            **recorded,
             "num_calls": torch.tensor(1 + int(shared.integers(self.model_config.steps_per_frame))),
-            "is_turn": torch.tensor((step + 1) % config.student_every == 0),
+            "is_turn": torch.tensor(is_turn),
         }
 
     def _episodes(self, rng: np.random.Generator) -> np.ndarray:
@@ -221,6 +232,8 @@ class DistillStage:
         if not is_turn:
             return {"loss": critic, **parts}
         gradient = self._gradient(clip, greatest, generator)
+        if self.config.recorded_weight > 0:
+            gradient = gradient + self._pull(model, made, batch)
         matching = matching_loss(made, gradient)
         return {"loss": critic + matching, **parts, "matching": matching.detach(), "gap": gradient.abs().mean()}
 
@@ -237,6 +250,14 @@ class DistillStage:
             real = estimate_end(self.teacher.to(made.device), clip.frames, noised, level, clip.sees)
             fake = estimate_end(self.critic, clip.frames, noised, level, clip.sees)
         return matching_gradient(made, real, fake)
+
+    @torch.no_grad()
+    def _pull(self, model: WorldModel, made: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        """Away from the recorded frames, in rollouts that open on recordings: [B, W, P, C]."""
+        with torch.autocast(made.device.type, enabled=False):
+            latent = model.codec.encode(batch["recorded"].flatten(0, 1).float()).unflatten(0, made.shape[:2])
+        away = matching_gradient(made, latent, made)
+        return self.config.recorded_weight * away * batch["is_recorded"][:, None, None, None]
 
     def _noised(self, clip: Clip, greatest: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """The clip's window [B, W, P, C], the same with noise, and the level of each clip, at most `greatest`: [B]."""
