@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -26,8 +27,9 @@ def save_film(path: Path, films: Mapping[str, np.ndarray], *, fps: int = 10, sca
     import imageio.v2 as imageio
 
     path.parent.mkdir(parents=True, exist_ok=True)
-    is_gif = path.suffix.lower() == ".gif"
-    options = {"duration": 1000 / fps, "loop": 0} if is_gif else {"fps": fps, "macro_block_size": 2, "quality": 8}
+    options: dict[str, Any] = {"fps": fps, "macro_block_size": 2, "quality": 8}
+    if path.suffix.lower() == ".gif":
+        options = {"duration": 1000 / fps, "loop": 0}
     with imageio.get_writer(path, **options) as writer:
         for frames in zip(*films.values(), strict=True):
             panels = [add_label(enlarge(frame, scale), name) for name, frame in zip(films, frames, strict=True)]
