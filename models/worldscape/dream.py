@@ -44,7 +44,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> None:
     """Dream one walk and write the video. Raises ValueError for an episode that is not there."""
     model = load_world(args.weights)
-    store = load_frames(args.data, model.config.codec.size, hands=model.config.transformer.hands)
+    store = load_frames(args.data, model.config.codec.size, hands=model.config.transformer.hands, trains=False)
     calls = args.calls
     if calls is None:
         calls = model.config.steps_per_frame if model.config.transformer.is_causal else TEACHER_CALLS

@@ -12,6 +12,7 @@ import torch
 from worldscape.checkpoint import load_aggregator, load_world, read_provenance
 from worldscape.cli import main
 from worldscape.config import preset
+from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.sight import present
 from worldscape.train import codec, decoder, heads, spatial, world
 from worldscape.train.config import override
@@ -247,3 +248,13 @@ def test_bad_arguments_are_one_line_on_stderr(dataset, tmp_path, capsys, changes
     error = capsys.readouterr().err
     assert message in error and error.startswith("worldscape: error:") and error.count("\n") == 1
     assert not any(tmp_path.iterdir())
+
+
+def test_held_out_layouts_are_dreamed_along_but_not_learned_from(tmp_path, capsys):
+    data, film = str(tmp_path / "held_out"), tmp_path / "film.gif"
+    told = ["--env", "worldscape.data.rooms:WorldScape-Rooms-v0", "--episodes", "1", "--steps-per-episode", "6"]
+    assert main(["record", *told, "--seed", str(HELD_OUT_SEED + 7), "--out", data]) == 0
+    assert main(["train", "codec", "--preset", "debug", "--data", data, "--out", str(tmp_path / "run"), *QUIET]) != 0
+    assert f"holds 1 held-out layouts (seed {HELD_OUT_SEED + 7}); train on seeds below" in capsys.readouterr().err
+    assert main(["dream", "--weights", "debug", "--data", data, "--frames", "5", "--out", str(film)]) == 0
+    assert film.is_file()

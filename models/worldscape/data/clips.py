@@ -66,21 +66,22 @@ def to_rgbd(frames: Tensor, depth: Tensor) -> Tensor:
     return rgbd.reshape(*depth.shape[:-2], *rgbd.shape[1:])
 
 
-def load_frames(data: Datasets, size: int, *, hands: bool = False) -> FrameStore:
+def load_frames(data: Datasets, size: int, *, hands: bool = False, trains: bool = True) -> FrameStore:
     """Read recorded datasets into memory; episodes of several are spread evenly among each other.
 
-    hands: keep what they know of hands, for a generator that takes them. Raises ValueError when depth, pose or realised
-    motion is missing, pictures are not size x size, or a held-out layout seed is among the episodes. Asked for the same
-    again, and nothing was recorded since, it gives the same object: do not change it.
+    hands: keep what they know of hands, for a generator that takes them. trains: something will learn from them. Raises
+    ValueError when depth, pose or realised motion is missing, pictures are not size x size, or something would learn
+    from a held-out layout. Asked for the same again, and nothing was recorded since, it gives the same object: do not
+    change it.
     """
     paths = [minari_io.resolve_dataset(dataset) for dataset in dataset_paths(data)]
     written = ((path / minari_io.METADATA).stat().st_mtime_ns for path in paths)  # with every episode
-    return _load_frames(tuple(zip(paths, written, strict=True)), size, hands)
+    return _load_frames(tuple(zip(paths, written, strict=True)), size, hands, trains)
 
 
 @lru_cache(maxsize=1)  # the stages of a pipeline read the same recordings one after another
-def _load_frames(datasets: tuple[tuple[Path, int], ...], size: int, hands: bool) -> FrameStore:
-    episodes = interleave([_read_episodes(path, size) for path, _ in datasets])
+def _load_frames(datasets: tuple[tuple[Path, int], ...], size: int, hands: bool, trains: bool) -> FrameStore:
+    episodes = interleave([_read_episodes(path, size, trains) for path, _ in datasets])
     counts = [len(episode) + 1 for episode in episodes]
     return FrameStore(
         frames=np.concatenate([e.frames for e in episodes]),
@@ -111,11 +112,11 @@ def interleave(groups: list[list[Episode]]) -> list[Episode]:
     return [episodes[index] for index in np.argsort(shares, kind="stable")]
 
 
-def _read_episodes(dataset: str | Path, size: int) -> list[Episode]:
+def _read_episodes(dataset: str | Path, size: int, trains: bool) -> list[Episode]:
     reader = EpisodeReader(dataset)
     reader.require("depth", "pose", "camera", "intrinsics", "controls", "realised")
     held_out = [seed for seed in reader.seeds if seed is not None and seed >= HELD_OUT_SEED]
-    if held_out:
+    if held_out and trains:
         raise ValueError(
             f"{dataset} holds {len(held_out)} held-out layouts (seed {held_out[0]}); "
             f"train on seeds below {HELD_OUT_SEED}."
