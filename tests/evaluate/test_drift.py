@@ -55,6 +55,29 @@ def test_a_ratios_error_is_what_other_dreams_would_have_said():
         assert told == pytest.approx(np.std([one[kind] for one in found]), rel=0.1)
 
 
+def test_dreams_of_the_same_episodes_are_compared_in_pairs(walked):
+    """What an episode does to both cancels, so a small gain is seen that either error would hide."""
+    rng = np.random.default_rng(0)
+    gains, told = [], []
+    for _ in range(300):
+        true = rng.lognormal(0.0, 0.5, (16, 3))
+        shared = true * rng.lognormal(0.0, 0.5, true.shape)
+        dreamed = [0.8 * shared, 0.9 * shared + rng.normal(0.0, 0.02, true.shape)]
+        first, other = (
+            drift.Windows(dict.fromkeys(drift.COMPARED, d), dict.fromkeys(drift.COMPARED, true)) for d in dreamed
+        )
+        found = drift.compare_dreams(first, other)
+        gains.append(found["change_ratio_last_gain"])
+        told.append(found["change_ratio_last_gain_error"])
+    apart = drift.compare_ratios(dreamed[0], true)["last_error"]
+    assert np.mean(gains) == pytest.approx(0.1 * np.exp(0.125), rel=0.1)
+    assert np.mean(told) == pytest.approx(np.std(gains), rel=0.15) and np.mean(told) < 0.5 * apart
+    windows = drift.judge_drift(PerfectEngine(4), walked, window=20).windows
+    assert set(drift.compare_dreams(windows, windows).values()) == {0.0}
+    with pytest.raises(ValueError, match="the dreams follow different episodes"):
+        drift.compare_dreams(first, windows)
+
+
 def test_dreams_without_a_number_do_not_count():
     found = drift.compare_ratios(np.array([[1.0, math.nan], [3.0, 2.0]]), np.array([[2.0, 9.0], [2.0, 4.0]]))
     assert (found["first"], found["last"]) == (1.0, 0.5)

@@ -6,6 +6,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from worldscape.evaluate.cli_policies import run_exploits, run_transfer
 from worldscape.evaluate.counterparts import COUNTERPARTS
@@ -23,6 +24,9 @@ from worldscape.evaluate.judging import (
 )
 from worldscape.evaluate.options import add_evaluation, read_counts, read_names
 from worldscape.evaluate.report import report_on
+
+if TYPE_CHECKING:
+    from worldscape.evaluate.drift import Windows
 
 WALKED = ("rooms",)
 READ_STEPS = 64  # of the episodes from which an ablation reads actions back, in segments of a quarter
@@ -93,15 +97,17 @@ def run_ablation(args: argparse.Namespace) -> None:
 
     variants = [ablation.read_variant(text) for text in args.row]
     kept: dict[tuple, EpisodeBatch] = {}
-    reports = [(variant, _judge_variant(variant, args, kept)) for variant in variants]
+    dreams: dict[int, Windows] = {}
+    reports = [(variant, _judge_variant(variant, args, kept, dreams)) for variant in variants]
     if args.out:
         name_files(ablation.save_ablation(args.out, f"worldscape {' '.join(sys.argv[1:])}", reports))
     print(ablation.tabulate_variants(reports).to_text(), end="\n\n")
     print("\n".join(report.to_json() for _, report in reports))
 
 
-def _judge_variant(variant, args: argparse.Namespace, kept: dict[tuple, EpisodeBatch]):
-    """One row of the ablation: the report on all that the options ask for; kept: the walks of rows before."""
+def _judge_variant(variant, args: argparse.Namespace, kept: dict[tuple, EpisodeBatch], dreams: dict[int, Windows]):
+    """One row of the ablation: the report on all that the options ask for. kept: the walks of rows before; dreams: by
+    size of picture the long dreams of the first row, which those of later ones are compared with."""
     from worldscape.evaluate import ablation, actions, drift, fidelity, memory
     from worldscape.evaluate import inverse_dynamics as inverse
     from worldscape.evaluate.baselines import warp_start
@@ -125,8 +131,9 @@ def _judge_variant(variant, args: argparse.Namespace, kept: dict[tuple, EpisodeB
     if args.drift_steps:
         args.policy, args.episodes = "explore", args.drift_episodes
         engine, long = prepare(args, args.drift_steps, variant.open_engine, kept)
-        judged = drift.judge_drift(engine, long, window=min(100, args.drift_steps)).metrics
-        found |= {f"drift_{name}": value for name, value in judged.items()}
+        judged, _, _, windows = drift.judge_drift(engine, long, window=min(100, args.drift_steps))
+        gains = drift.compare_dreams(dreams.setdefault(engine.config.codec.size, windows), windows)
+        found |= {f"drift_{name}": value for name, value in (judged | gains).items()}
     found |= ablation.measure_speed(variant.open_engine(1, args.device, args.precision), episodes)
     return report_on("ablation", variant.weights, args.device, time.perf_counter() - begin, found)
 

@@ -5,6 +5,7 @@ would let a blank picture pass). The dream's windows are held against it one by 
 """
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,15 +22,25 @@ STATISTICS = ("sharpness", *scores.ColourStatistics._fields, *scores.RepeatStati
 GUARDED = ("sharpness", *scores.ColourStatistics._fields)
 """Statistics that must stay within the simulator's spread; repeat statistics are reported."""
 COMPARED = ("sharpness", "contrast", "change", "recurrence", "variety")
-"""Statistics that are also reported as ratios, dream over simulator, with their standard errors."""
+"""Statistics that are also reported as ratios, dream over simulator."""
+SUMMARY = ("mean", "first", "last")
+"""The ratios that have a standard error: their mean over the windows, in the first, in the last."""
+
+
+class Windows(NamedTuple):
+    """Each of STATISTICS by window of steps [N, W], of dreams and of the simulator under the same actions."""
+
+    dreamed: dict[str, np.ndarray]
+    true: dict[str, np.ndarray]
 
 
 class Drift(NamedTuple):
-    """Flat metrics (docs/metrics.md), the tables to print and the dream they were measured on."""
+    """Flat metrics (docs/metrics.md), the tables to print, the dream that was measured, and its windows."""
 
     metrics: dict[str, float]
     tables: list[Table]
     dream: Dream
+    windows: Windows
 
 
 def judge_drift(engine: Engine, episodes: EpisodeBatch, *, window: int = 100) -> Drift:
@@ -40,7 +51,7 @@ def judge_drift(engine: Engine, episodes: EpisodeBatch, *, window: int = 100) ->
     dreamed = measure_windows(dream.frames, moved, window)
     true = measure_windows(episodes.frames[:, 1:], moved, window)
     found = compare_windows(dreamed, true)
-    return Drift(found, [tabulate_windows(dreamed, true, window)], dream)
+    return Drift(found, [tabulate_windows(dreamed, true, window)], dream, Windows(dreamed, true))
 
 
 def check_window(window: int, num_steps: int) -> None:
@@ -93,18 +104,45 @@ def compare_ratios(dreamed: np.ndarray, true: np.ndarray) -> dict[str, float]:
     """A statistic of dream and simulator [N, W] under the same actions -> their ratio, window by window the mean over
     the episodes in the one by that in the other: its mean over the windows, first, last, lowest and highest.
 
-    mean_error, first_error, last_error: standard errors, by leaving out each episode in turn (the jackknife; Efron and
-    Stein 1981, https://doi.org/10.1214/aos/1176345462); NaN for a single one.
+    mean_error, first_error, last_error: their standard errors (jackknife_errors over the episodes).
     """
     ratios = _window_ratios(dreamed, true)
     found = {"mean": ratios.mean(), "first": ratios[0], "last": ratios[-1], "min": ratios.min(), "max": ratios.max()}
-    count, errors = len(dreamed), np.full(3, math.nan)
-    if count > 1:
-        left = np.stack([_window_ratios(np.delete(dreamed, i, 0), np.delete(true, i, 0)) for i in range(count)])
-        kinds = np.stack([left.mean(axis=1), left[:, 0], left[:, -1]])
-        errors = kinds.std(axis=1) * math.sqrt(count - 1)
-    found |= {f"{kind}_error": error for kind, error in zip(("mean", "first", "last"), errors, strict=True)}
+    errors = jackknife_errors(len(dreamed), lambda kept: _summary(dreamed[kept], true[kept]))
+    found |= {f"{kind}_error": error for kind, error in zip(SUMMARY, errors, strict=True)}
     return {kind: float(value) for kind, value in found.items()}
+
+
+def compare_dreams(first: Windows, other: Windows) -> dict[str, float]:
+    """By how much the ratios of `other` exceed those of `first`, dreams of the same episodes: S_ratio_K_gain of each of
+    COMPARED and SUMMARY, and their standard errors S_ratio_K_gain_error, which are smaller than those of either, since
+    what an episode does to both of them cancels.
+
+    Raises ValueError for windows that are not of the same episodes.
+    """
+    if any(not np.array_equal(first.true[name], other.true[name], equal_nan=True) for name in COMPARED):
+        raise ValueError("the dreams follow different episodes; only dreams of the same ones can be compared in pairs")
+    found: dict[str, float] = {}
+    for name in COMPARED:
+        pair, true = (first.dreamed[name], other.dreamed[name]), first.true[name]
+
+        def gains(kept: np.ndarray, pair=pair, true=true) -> np.ndarray:
+            before, after = (_summary(dreamed[kept], true[kept]) for dreamed in pair)
+            return after - before
+
+        everything, errors = gains(np.arange(len(true))), jackknife_errors(len(true), gains)
+        for kind, gain, error in zip(SUMMARY, everything, errors, strict=True):
+            found |= {f"{name}_ratio_{kind}_gain": float(gain), f"{name}_ratio_{kind}_gain_error": float(error)}
+    return found
+
+
+def jackknife_errors(count: int, measure: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Standard errors [K] of what `measure` finds [K] in the rows of 0 .. count - 1 that it is given, by leaving out
+    each in turn (the jackknife; Efron and Stein 1981, https://doi.org/10.1214/aos/1176345462); NaN for a single row."""
+    if count < 2:
+        return np.full_like(measure(np.arange(count)), math.nan)
+    left = np.stack([measure(np.delete(np.arange(count), row)) for row in range(count)])
+    return left.std(axis=0) * math.sqrt(count - 1)
 
 
 def share_within(values: np.ndarray, spread: tuple[float, float]) -> float:
@@ -116,6 +154,12 @@ def mean_of_numbers(values: np.ndarray) -> float:
     """Mean of the values that are not NaN; NaN where all are."""
     numbers = values[~np.isnan(values)]
     return float(numbers.mean()) if numbers.size else math.nan
+
+
+def _summary(dreamed: np.ndarray, true: np.ndarray) -> np.ndarray:
+    """The ratios that SUMMARY names, of a statistic [N, W] in dream and simulator."""
+    ratios = _window_ratios(dreamed, true)
+    return np.array([ratios.mean(), ratios[0], ratios[-1]])
 
 
 def _window_ratios(dreamed: np.ndarray, true: np.ndarray) -> np.ndarray:
