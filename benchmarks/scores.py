@@ -24,6 +24,7 @@ HAND_HORIZONS = (4, 16, 32)
 FIDELITY = "worldscape eval fidelity --source rooms --episodes 64 --batch 32"
 TABLETOP = "worldscape eval fidelity --source tabletop --episodes 64 --horizons 1,4,16,32"
 HANDS = "worldscape eval hands --episodes 64"
+DRIFT = "worldscape eval drift --steps 1000"
 SPEED = "python benchmarks/env_steps.py --num-envs 1,4,16 --device cpu --horizon 2000"
 COLUMNS = (
     ("psnr_model", ".1f", "dream"),
@@ -90,7 +91,14 @@ def describe_walker(reports: Mapping[str, Report]) -> str:
         ),
         "sharpness over 1,000 steps / simulator: lowest, highest window of 100": (
             f"{drift['sharpness_ratio_min']:.2f}, {drift['sharpness_ratio_max']:.2f}",
-            "worldscape eval drift --steps 1000",
+            DRIFT,
+        ),
+        "contrast, change, variety over 1,000 steps / simulator (standard errors)": (
+            ", ".join(
+                f"{drift[f'{name}_ratio_mean']:.2f} ({drift[f'{name}_ratio_mean_error']:.2f})"
+                for name in ("contrast", "change", "variety")
+            ),
+            DRIFT,
         ),
         "one env: steps/s; p50, p99 of a step": (
             f"{speed['env_steps_per_second_n1']:.1f}; "
