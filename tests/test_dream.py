@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from tests.train.walks import walk_store
+from tests.videos import read_video
 from worldscape import dream
 from worldscape.cli import main
 from worldscape.clip_engine import ClipEngine
@@ -166,7 +167,7 @@ def test_a_dream_is_filmed_beside_its_recording(tmp_path, monkeypatch, store, su
     monkeypatch.setattr(dream, "dream_walk", lambda *args: asked.append(args[3]) or made(*args))
     told = ["--weights", "debug", "--data", "rooms", "--frames", "6", "--scale", "1", "--out", str(out)]
     assert main(["dream", *told]) == 0
-    film = iio.imread(out)
+    film = read_video(out) if suffix == "mp4" else iio.imread(out)
     assert film.shape == (6, 64 + LABEL_HEIGHT, 128, 3)
     recorded = film[:, LABEL_HEIGHT:, :64].astype(float) - store.frames[:6]
     assert np.abs(recorded).mean() < 60, "in 256 colours, or compressed; of other noise it would be 85"
