@@ -42,18 +42,18 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Dream one walk and write the video. Raises ValueError for an episode that is not there."""
+    """Dream one walk and write the video. Raises ValueError for an episode that is not there, and numbers too small."""
     model = load_world(args.weights)
-    store = load_frames(args.data, model.config.codec.size, hands=model.config.transformer.hands, trains=False)
     calls = args.calls
     if calls is None:
         calls = model.config.steps_per_frame if model.config.transformer.is_causal else TEACHER_CALLS
-    if not -store.num_episodes <= args.episode < store.num_episodes:
-        raise ValueError(f"--episode {args.episode} must be one of {store.num_episodes}")
     told = {"frames": (args.frames, 2), "calls": (calls, 1), "fps": (args.fps, 1), "scale": (args.scale, 1)}
     for name, (value, least) in told.items():
         if value < least:
             raise ValueError(f"--{name} {value} must be at least {least}")
+    store = load_frames(args.data, model.config.codec.size, hands=model.config.transformer.hands, trains=False)
+    if not -store.num_episodes <= args.episode < store.num_episodes:
+        raise ValueError(f"--episode {args.episode} must be one of {store.num_episodes}")
     first, after = (int(edges[args.episode]) for edges in (store.starts[:-1], store.starts[1:]))
     walk = np.arange(first, min(after, first + args.frames))
     made = dream_walk(model, store, walk, calls, args.seed)

@@ -54,9 +54,12 @@ def test_ablation(capsys, tmp_path, monkeypatch):
     walks once for all of them."""
     walks: list[int] = []
     episodes = Judge.episodes
-    monkeypatch.setattr(
-        Judge, "episodes", lambda self, num, steps, **_: walks.append(steps) or episodes(self, num, steps)
-    )
+
+    def walk(judge: Judge, num: int, num_steps: int, **options):
+        walks.append(num_steps)
+        return episodes(judge, num, num_steps, **options)
+
+    monkeypatch.setattr(Judge, "episodes", walk)
     student = debug_world()
     teacher = WorldModel(adapt_model(student.config))
     copy_parts(student, teacher)

@@ -6,6 +6,7 @@ would let a blank picture pass). The dream's windows are held against it one by 
 
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -107,8 +108,8 @@ def compare_ratios(dreamed: np.ndarray, true: np.ndarray) -> dict[str, float]:
     mean_error, first_error, last_error: their standard errors (jackknife_errors over the episodes).
     """
     ratios = _window_ratios(dreamed, true)
-    found = {"mean": ratios.mean(), "first": ratios[0], "last": ratios[-1], "min": ratios.min(), "max": ratios.max()}
-    errors = jackknife_errors(len(dreamed), lambda kept: _summary(dreamed[kept], true[kept]))
+    errors = jackknife_errors(len(dreamed), lambda kept: _summary(_window_ratios(dreamed[kept], true[kept])))
+    found = dict(zip(SUMMARY, _summary(ratios), strict=True)) | {"min": ratios.min(), "max": ratios.max()}
     found |= {f"{kind}_error": error for kind, error in zip(SUMMARY, errors, strict=True)}
     return {kind: float(value) for kind, value in found.items()}
 
@@ -124,14 +125,9 @@ def compare_dreams(first: Windows, other: Windows) -> dict[str, float]:
         raise ValueError("the dreams follow different episodes; only dreams of the same ones can be compared in pairs")
     found: dict[str, float] = {}
     for name in COMPARED:
-        pair, true = (first.dreamed[name], other.dreamed[name]), first.true[name]
-
-        def gains(kept: np.ndarray, pair=pair, true=true) -> np.ndarray:
-            before, after = (_summary(dreamed[kept], true[kept]) for dreamed in pair)
-            return after - before
-
-        everything, errors = gains(np.arange(len(true))), jackknife_errors(len(true), gains)
-        for kind, gain, error in zip(SUMMARY, everything, errors, strict=True):
+        gains = partial(_gains, first.dreamed[name], other.dreamed[name], first.true[name])
+        count = len(first.true[name])
+        for kind, gain, error in zip(SUMMARY, gains(np.arange(count)), jackknife_errors(count, gains), strict=True):
             found |= {f"{name}_ratio_{kind}_gain": float(gain), f"{name}_ratio_{kind}_gain_error": float(error)}
     return found
 
@@ -156,9 +152,14 @@ def mean_of_numbers(values: np.ndarray) -> float:
     return float(numbers.mean()) if numbers.size else math.nan
 
 
-def _summary(dreamed: np.ndarray, true: np.ndarray) -> np.ndarray:
-    """The ratios that SUMMARY names, of a statistic [N, W] in dream and simulator."""
-    ratios = _window_ratios(dreamed, true)
+def _gains(before: np.ndarray, after: np.ndarray, true: np.ndarray, kept: np.ndarray) -> np.ndarray:
+    """By how much SUMMARY's ratios of `after` exceed those of `before`, [N, W] each, over the episodes `kept`."""
+    ratios = (_window_ratios(dreamed[kept], true[kept]) for dreamed in (after, before))
+    return np.subtract(*map(_summary, ratios))
+
+
+def _summary(ratios: np.ndarray) -> np.ndarray:
+    """Of ratios [W] those that SUMMARY names."""
     return np.array([ratios.mean(), ratios[0], ratios[-1]])
 
 

@@ -255,7 +255,7 @@ class DistillStage:
     def _pull(self, model: WorldModel, made: Tensor, batch: dict[str, Tensor]) -> Tensor:
         """Away from the recorded frames, in rollouts that open on recordings: [B, W, P, C]."""
         with torch.autocast(made.device.type, enabled=False):
-            latent = model.codec.encode(batch["recorded"].flatten(0, 1).float()).unflatten(0, made.shape[:2])
+            latent = model.codec.encode(batch["recorded"].flatten(0, 1)).unflatten(0, made.shape[:2])
         away = matching_gradient(made, latent, made)
         return self.config.recorded_weight * away * batch["is_recorded"][:, None, None, None]
 
