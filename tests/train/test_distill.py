@@ -148,6 +148,28 @@ def test_rollouts_from_recordings_are_drawn_to_what_was_recorded(store):
     assert (distances()[1::2] < 0.9 * before[1::2]).all()
 
 
+def test_without_distribution_matching_only_recordings_are_heeded(store):
+    """Teacher and critic, which know nothing here, take no part; each step is the student's and brings it nearer."""
+    changes = {"window": 2, "dreams": 0, "recorded_weight": 1.0, "teacher_weight": 0.0, "student_every": 3}
+    stage, model = build(store, batch_size=4, **changes)
+    for scorer in (stage.teacher, stage.critic):
+        scorer.to_latent.bias.data.fill_(float("nan"))
+    learns = stage.trainable(model)
+    assert {id(p) for p in learns.parameters()} == {id(p) for p in model.transformer.parameters()}
+    batch, optimizer = stage.batch(0, 0, 1), torch.optim.Adam(learns.parameters(), lr=1e-3)
+    errors = []
+    for step in range(10):
+        with torch.no_grad():
+            made = roll_out(model, batch, window=2).frames.latent[:, -2:]
+        errors.append(float((made - model.codec.encode(batch["recorded"].flatten(0, 1)).view_as(made)).square().mean()))
+        parts = stage.loss(model, batch, torch.Generator().manual_seed(step))
+        assert float(parts["critic"]) == 0 and float(parts["gap"]) == pytest.approx(1.0)
+        optimizer.zero_grad(set_to_none=True)
+        parts["loss"].backward()
+        optimizer.step()
+    assert errors[-1] < 0.9 * errors[0]
+
+
 def test_nobody_dreamed_of_these_episodes(store):
     stage, _ = build(store)
     dreams = {"frames": torch.arange(6)[None] + len(store.frames), "shown": torch.rand(1, 6, 4, SIZE, SIZE).half()}
@@ -354,6 +376,9 @@ def test_ranks_share_the_number_of_calls_and_nothing_else(store):
         ({"alone_share": 1.5}, r"alone_share = 1.5 is not allowed: it must be in \[0, 1\]"),
         ({"alone_share": 0.5, "dreams": 0}, "alone_share is of the rollouts that open on dreams: give it some"),
         ({"recorded_weight": -1.0}, "recorded_weight = -1.0 is not allowed: it must be at least 0"),
+        ({"teacher_weight": -1.0}, "teacher_weight = -1.0 is not allowed: it must be at least 0"),
+        ({"teacher_weight": 0.0, "dreams": 0}, "with teacher_weight = 0 recordings are all there is to learn from"),
+        ({"teacher_weight": 0.0, "recorded_weight": 1.0}, "give recorded_weight and dreams = 0"),
         ({"sampler": "sideways"}, "sampler = 'sideways' is not allowed: it must be one of blockwise, rolling"),
         ({"level_shift": 0.5}, "level_shift is 0.5; it must be at least 1"),
     ],

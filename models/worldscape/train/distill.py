@@ -77,6 +77,7 @@ class DistillTrainConfig(TrainConfig):
     alone_share: float = 0.0
     alone_level: float = 0.6
     recorded_weight: float = 0.0
+    teacher_weight: float = 1.0
     student_every: int = 5
     sampler: str = "blockwise"
     level_shift: float = 3.0
@@ -101,6 +102,11 @@ class DistillTrainConfig(TrainConfig):
         if self.alone_share > 0 and self.dreams == 0:
             raise ValueError("alone_share is of the rollouts that open on dreams: give it some, --set dreams=192")
         require(self.recorded_weight >= 0, "recorded_weight", self.recorded_weight, "at least 0")
+        require(self.teacher_weight >= 0, "teacher_weight", self.teacher_weight, "at least 0")
+        if self.teacher_weight == 0 and (self.recorded_weight == 0 or self.dreams > 0):
+            raise ValueError(
+                "with teacher_weight = 0 recordings are all there is to learn from: give recorded_weight and dreams = 0"
+            )
         if self.level_shift < 1:
             raise ValueError(f"level_shift is {self.level_shift}; it must be at least 1")
 
@@ -148,8 +154,9 @@ class DistillStage:
     name: str = "distill"
 
     def trainable(self, model: WorldModel) -> nn.Module:
-        """The student and the critic."""
-        return nn.ModuleDict({"student": model.transformer, "critic": self.critic})
+        """The student, and the critic where one is heeded."""
+        student = {"student": model.transformer}
+        return nn.ModuleDict(student | ({"critic": self.critic} if self.config.teacher_weight > 0 else {}))
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """Openings (rgbd [B, H, 4, h, w], pose [B, H, 4, 4]), intrinsics [B, 4], controls [B, N, 6] of the frames to
@@ -168,7 +175,7 @@ class DistillStage:
             alone[rows] = torch.from_numpy(rng.random(len(rows)) < config.alone_share)
             is_recorded[rows] = False
         opening, dreamed = frames[:, : config.history], frames[:, config.history :]
-        is_turn, recorded = (step + 1) % config.student_every == 0, {}
+        is_turn, recorded = config.teacher_weight == 0 or (step + 1) % config.student_every == 0, {}
         if is_turn and config.recorded_weight > 0:
             recorded = {"recorded": self.store.rgbd(frames[:, -config.window :]), "is_recorded": is_recorded}
         return {
@@ -227,11 +234,14 @@ class DistillStage:
         if self.config.alone_share > 0:
             clip = leave_alone(clip, window, batch["alone"])
         greatest = torch.where(batch["alone"], self.config.alone_level, 1.0)
-        critic = self._critic_loss(clip, greatest, generator)
-        parts = {"critic": critic.detach(), "matching": made.new_zeros(()), "gap": made.new_zeros(())}
+        nothing, heeds_teacher = made.new_zeros(()), self.config.teacher_weight > 0
+        critic = self._critic_loss(clip, greatest, generator) if heeds_teacher else nothing
+        parts = {"critic": critic.detach(), "matching": nothing, "gap": nothing}
         if not is_turn:
             return {"loss": critic, **parts}
-        gradient = self._gradient(clip, greatest, generator)
+        gradient = torch.zeros_like(clip.frames.latent[:, -window:])
+        if heeds_teacher:
+            gradient = self.config.teacher_weight * self._gradient(clip, greatest, generator)
         if self.config.recorded_weight > 0:
             gradient = gradient + self._pull(model, made, batch)
         matching = matching_loss(made, gradient)
