@@ -22,9 +22,10 @@ from worldscape.rolling import RollingEngine
 from worldscape.scoring import estimate_end
 from worldscape.train import distill
 from worldscape.train.config import override
-from worldscape.train.distill import DEFAULTS, DistillStage, DistillTrainConfig, leave_alone, roll_out
+from worldscape.train.distill import DEFAULTS, DistillStage, DistillTrainConfig
 from worldscape.train.optim import build_optimizers, set_lr
 from worldscape.train.rollouts import RolloutPlan, start_at
+from worldscape.train.self_rollout import leave_alone, roll_out
 from worldscape.train.teacher import adapt_model
 from worldscape.world import WorldModel, debug_world
 

@@ -25,6 +25,7 @@ from worldscape.train.cli import choose_model
 from worldscape.train.config import override
 from worldscape.train.prepare import prepare
 from worldscape.train.rollouts import start_at
+from worldscape.train.self_rollout import roll_out
 from worldscape.train.world import WorldStage
 from worldscape.world import WorldModel, debug_world
 
@@ -197,7 +198,7 @@ def rolling(dataset, **changes) -> tuple[distill.DistillStage, WorldModel]:
 def test_a_rollout_ends_in_the_clip_that_its_last_frame_read(dataset):
     stage, model = rolling(dataset, rollout=12)
     batch = stage.batch(0, 0, 1)
-    clip = distill.roll_out(model, batch, window=2)
+    clip = roll_out(model, batch, window=2)
     store = stage.store
     starts = [int(np.flatnonzero((store.pose == pose.numpy()).all((1, 2)))[0]) for pose in batch["pose"][:, 0]]
     engine = WorldEngine(model, len(starts), use_fast=False)
