@@ -48,7 +48,7 @@ def judge_reach(facts: Facts) -> Verdict:
 def judge_push(facts: Facts) -> Verdict:
     """push: the object's centre within 4 cm of the disc's, on the table and not held.
 
-    reward = (near + moved) / 3, or 1 on success. near: palm to object. moved: object to disc, once they have touched.
+    reward = (near + moved) / 3, or 1 on success. near: palm to object. moved: object to disc.
     """
     distance = _on_table(facts.object, facts.target)
     success = distance < PLACE_RADIUS and not facts.lifted and not facts.grasped
