@@ -26,14 +26,15 @@ TABLETOP = "worldscape eval fidelity --source tabletop --episodes 64 --horizons 
 HANDS = "worldscape eval hands --episodes 64"
 DRIFT = "worldscape eval drift --steps 1000"
 SPEED = "python benchmarks/env_steps.py --num-envs 1,4,16 --device cpu --horizon 2000"
-COLUMNS = (
-    ("psnr_model", ".1f", "dream"),
-    ("psnr_copy", ".1f", "frozen picture"),
-    ("psnr_warp", ".1f", "reprojection only"),
-    ("psnr_gain_copy", "+.1f", "gain over frozen"),
-    ("ssim_model", ".2f", "SSIM"),
-    ("sharpness_ratio", ".2f", "sharpness / simulator"),
-)
+COLUMNS = {
+    "dream": "{psnr_model:.1f}",
+    "frozen picture": "{psnr_copy:.1f}",
+    "reprojection only": "{psnr_warp:.1f}",
+    "gain over frozen (standard error)": "{psnr_gain_copy:+.1f} ({psnr_gain_copy_error:.1f})",
+    "SSIM": "{ssim_model:.2f}",
+    "sharpness / simulator": "{sharpness_ratio:.2f}",
+}
+"""Of the scores at a horizon: title, and what a cell says of fidelity's metrics without their horizon."""
 
 
 def main() -> int:
@@ -73,11 +74,17 @@ def are_given(reports: Mapping[str, Report], needed: Sequence[str]) -> bool:
     return bool(given)
 
 
+def at_horizon(metrics: Mapping[str, float], horizon: int) -> dict[str, float]:
+    """The metrics of one horizon, by their names without it."""
+    end = f"_h{horizon}"
+    return {name.removesuffix(end): value for name, value in metrics.items() if name.endswith(end)}
+
+
 def describe_walker(reports: Mapping[str, Report]) -> str:
     """The Markdown of the scores of walking, the command beside each."""
     fidelity, actions, drift, speed = (reports[name].metrics for name in WALKER)
-    rows = [[str(h), *[f"{fidelity[f'{name}_h{h}']:{form}}" for name, form, _ in COLUMNS]] for h in HORIZONS]
-    scores = Table(title="scores", columns=["step", *[title for *_, title in COLUMNS]], rows=rows)
+    rows = [[str(h), *[cell.format_map(at_horizon(fidelity, h)) for cell in COLUMNS.values()]] for h in HORIZONS]
+    scores = Table(title="scores", columns=["step", *COLUMNS], rows=rows)
     last = HORIZONS[-1]
     facts = {
         "PSNR at step 4 with the true minus with shuffled actions": (f"{fidelity['action_gain_db']:.1f} dB", FIDELITY),

@@ -78,7 +78,8 @@ def test_ablation(capsys, tmp_path, monkeypatch):
     assert 4 / 3 < reports[2]["model_calls_per_frame"] <= 4
     assert all(math.isfinite(report["memory_symmetry_psnr"]) for report in reports)
     assert sorted(walks) == sorted([12, len(PATHS["spin"]), 6])
-    assert "| rolling |" in (tmp_path / "ablation.md").read_text()
+    table = (tmp_path / "ablation.md").read_text()
+    assert "|  | one | rolling | teacher |" in table and "Gains over 'one', in pairs:" in table
 
 
 def test_geometry(capsys, tmp_path):

@@ -38,6 +38,7 @@ def documented() -> set[str]:
 def test_fidelity_names(episodes):
     found = fidelity.judge_fidelity(PerfectEngine(5), episodes, half_warp, fidelity.FidelityConfig(horizons=(1, 4)))
     assert not undocumented(found.metrics) and len(found.metrics) > 70
+    assert not undocumented(fidelity.compare_psnr(found.psnr, found.psnr))
 
 
 def test_action_names(episodes):

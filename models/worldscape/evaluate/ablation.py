@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -24,25 +25,26 @@ from worldscape.evaluate.dream import Engine, make_start
 from worldscape.evaluate.episodes import EpisodeBatch
 from worldscape.evaluate.report import Report, Table
 
-COLUMNS = (
-    "psnr_model_h4",
-    "psnr_model_h16",
-    "psnr_model_h64",
+HORIZONS = ("h4", "h16", "h64")
+CLOSENESS = tuple(f"psnr_model_{horizon}" for horizon in HORIZONS)
+DRIFTS = tuple(
+    f"drift_{name}_ratio_{kind}"
+    for name in ("sharpness", "contrast", "change", "variety", "recurrence")
+    for kind in ("mean", "last")
+)
+MEASURES = (
+    *CLOSENESS,
+    *(f"psnr_gain_copy_{horizon}" for horizon in HORIZONS),
     "sharpness_ratio_h64",
-    "action_accuracy_dream",
     "action_accuracy_ratio",
     "memory_symmetry_psnr",
     "memory_return_psnr",
-    "drift_within",
-    "drift_sharpness_ratio_mean",
-    "drift_contrast_ratio_mean",
-    "drift_contrast_ratio_last",
-    "drift_change_ratio_mean",
-    "drift_variety_ratio_mean",
-    "drift_recurrence_ratio_mean",
+    *DRIFTS,
+    "drift_within_each",
     "model_calls_per_frame",
     "env_steps_per_second",
 )
+"""What the table shows of each variant; the report's line holds more."""
 WARM_UP = 5
 
 
@@ -116,21 +118,53 @@ def measure_speed(
 
 
 def tabulate_variants(reports: Sequence[tuple[Variant, Report]]) -> Table:
-    """One row a variant, of the metrics in COLUMNS that were measured."""
-    columns = [name for name in COLUMNS if any(name in report.metrics for _, report in reports)]
-    rows = [[v.name, r.weights, *[r.metrics.get(name, math.nan) for name in columns]] for v, r in reports]
-    return Table(title="ablation", columns=["variant", "weights", *columns], rows=rows)
+    """One column a variant; below their weights those of MEASURES that were measured, standard errors in brackets."""
+    named = ["weights", *[report.weights for _, report in reports]]
+    rows = [[name, *[_tell(report, name) for _, report in reports]] for name in _measured(reports, MEASURES)]
+    return Table(title="ablation", columns=["", *[variant.name for variant, _ in reports]], rows=[named, *rows])
+
+
+def tabulate_gains(reports: Sequence[tuple[Variant, Report]]) -> Table:
+    """By how much PSNR and drift of each further variant exceed the first one's, in pairs, with standard errors; no
+    rows where there is only one."""
+    others, (first, _) = reports[1:], reports[0]
+    names = _measured(others, [_derived(name, "gain") for name in (*CLOSENESS, *DRIFTS)])
+    rows = [[name, *[_tell(report, name, "+") for _, report in others]] for name in names]
+    return Table(title=f"over {first.name!r}, in pairs", columns=["", *[v.name for v, _ in others]], rows=rows)
 
 
 def save_ablation(out: Path, command: str, reports: Sequence[tuple[Variant, Report]]) -> list[Path]:
-    """Write out/ablation.md (the table, the command beside it) and out/ablation.json (every metric); their paths."""
+    """Write out/ablation.md (the tables, the command above them) and out/ablation.json (every metric); their paths."""
     out.mkdir(parents=True, exist_ok=True)
-    table, text = tabulate_variants(reports), out / "ablation.md"
-    device = reports[0][1].device
-    text.write_text(f"# Ablation\n\n`{command}`\n\n{device}. Columns: docs/metrics.md.\n\n{table.to_markdown()}\n")
+    gains, text = tabulate_gains(reports), out / "ablation.md"
+    parts = [
+        "# Ablation",
+        f"`{command}`",
+        f"{reports[0][1].device}. Names: docs/metrics.md; in brackets standard errors.",
+        tabulate_variants(reports).to_markdown(),
+    ]
+    if gains.rows:
+        parts += [f"Gains {gains.title}:", gains.to_markdown()]
+    text.write_text("\n\n".join(parts) + "\n")
     data = out / "ablation.json"
     data.write_text(json.dumps({variant.name: json.loads(report.to_json()) for variant, report in reports}, indent=1))
     return [text, data]
+
+
+def _measured(reports: Sequence[tuple[Variant, Report]], names: Sequence[str]) -> list[str]:
+    return [name for name in names if any(name in report.metrics for _, report in reports)]
+
+
+def _derived(name: str, what: str) -> str:
+    """The name of a metric's "gain" or "error": a horizon stays at the end."""
+    return re.sub(r"((?:_h\d+)?)$", rf"_{what}\1", name, count=1)
+
+
+def _tell(report: Report, name: str, sign: str = "") -> str:
+    """A metric with two decimals, its standard error in brackets where there is one; a dash where it was not taken."""
+    value, error = (report.metrics.get(key, math.nan) for key in (name, _derived(name, "error")))
+    told = "-" if math.isnan(value) else f"{value:{sign}.2f}"
+    return told if math.isnan(error) else f"{told} ({error:.2f})"
 
 
 def _wait(device: torch.device) -> None:

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from worldscape.evaluate.cli_policies import run_exploits, run_transfer
 from worldscape.evaluate.counterparts import COUNTERPARTS
@@ -23,10 +23,10 @@ from worldscape.evaluate.judging import (
     walk,
 )
 from worldscape.evaluate.options import add_evaluation, read_counts, read_names
-from worldscape.evaluate.report import report_on
+from worldscape.evaluate.report import Report, report_on
 
 if TYPE_CHECKING:
-    from worldscape.evaluate.drift import Windows
+    from worldscape.evaluate.ablation import Variant
 
 WALKED = ("rooms",)
 READ_STEPS = 64  # of the episodes from which an ablation reads actions back, in segments of a quarter
@@ -97,17 +97,20 @@ def run_ablation(args: argparse.Namespace) -> None:
 
     variants = [ablation.read_variant(text) for text in args.row]
     kept: dict[tuple, EpisodeBatch] = {}
-    dreams: dict[int, Windows] = {}
-    reports = [(variant, _judge_variant(variant, args, kept, dreams)) for variant in variants]
+    firsts: dict[tuple[str, int], Any] = {}
+    reports = [(variant, _judge_variant(variant, args, kept, firsts)) for variant in variants]
     if args.out:
         name_files(ablation.save_ablation(args.out, f"worldscape {' '.join(sys.argv[1:])}", reports))
-    print(ablation.tabulate_variants(reports).to_text(), end="\n\n")
+    tables = [ablation.tabulate_variants(reports), ablation.tabulate_gains(reports)]
+    print(*[table.to_text() for table in tables if table.rows], sep="\n\n", end="\n\n")
     print("\n".join(report.to_json() for _, report in reports))
 
 
-def _judge_variant(variant, args: argparse.Namespace, kept: dict[tuple, EpisodeBatch], dreams: dict[int, Windows]):
-    """One row of the ablation: the report on all that the options ask for. kept: the walks of rows before; dreams: by
-    size of picture the long dreams of the first row, which those of later ones are compared with."""
+def _judge_variant(
+    variant: Variant, args: argparse.Namespace, kept: dict[tuple, EpisodeBatch], firsts: dict[tuple[str, int], Any]
+) -> Report:
+    """One row of the ablation: the report on all that the options ask for. kept: the walks of rows before; firsts: by
+    kind and size of picture what the first such row showed, which later ones are compared with."""
     from worldscape.evaluate import ablation, actions, drift, fidelity, memory
     from worldscape.evaluate import inverse_dynamics as inverse
     from worldscape.evaluate.baselines import warp_start
@@ -116,7 +119,9 @@ def _judge_variant(variant, args: argparse.Namespace, kept: dict[tuple, EpisodeB
     args = argparse.Namespace(**{**vars(args), "weights": variant.weights})
     config = fidelity.FidelityConfig(horizons=args.horizons)
     engine, episodes = prepare(args, config.num_steps, variant.open_engine, kept)
-    found = dict(fidelity.judge_fidelity(engine, episodes, warp_start, config).metrics)
+    size = engine.config.codec.size
+    near = fidelity.judge_fidelity(engine, episodes, warp_start, config)
+    found = near.metrics | fidelity.compare_psnr(firsts.setdefault(("psnr", size), near.psnr), near.psnr)
     if args.reader:
         args.policy = "restless"
         engine, walked = prepare(args, READ_STEPS, variant.open_engine, kept)
@@ -132,7 +137,7 @@ def _judge_variant(variant, args: argparse.Namespace, kept: dict[tuple, EpisodeB
         args.policy, args.episodes = "explore", args.drift_episodes
         engine, long = prepare(args, args.drift_steps, variant.open_engine, kept)
         judged, _, _, windows = drift.judge_drift(engine, long, window=min(100, args.drift_steps))
-        gains = drift.compare_dreams(dreams.setdefault(engine.config.codec.size, windows), windows)
+        gains = drift.compare_dreams(firsts.setdefault(("drift", size), windows), windows)
         found |= {f"drift_{name}": value for name, value in (judged | gains).items()}
     found |= ablation.measure_speed(variant.open_engine(1, args.device, args.precision), episodes)
     return report_on("ablation", variant.weights, args.device, time.perf_counter() - begin, found)

@@ -65,11 +65,13 @@ class FidelityConfig:
 
 
 class Fidelity(NamedTuple):
-    """Flat metrics (docs/metrics.md), the tables to print and the dream they were measured on."""
+    """Flat metrics (docs/metrics.md), the tables to print, the dream they were measured on, and the PSNR of each
+    episode, float64 [N] by the name of its mean (`psnr_model_h4`)."""
 
     metrics: dict[str, float]
     tables: list[Table]
     dream: Dream
+    psnr: dict[str, np.ndarray]
 
 
 def judge_fidelity(
@@ -83,10 +85,44 @@ def judge_fidelity(
         raise ValueError(f"episodes have {episodes.num_steps} steps, the horizons need {config.num_steps}; walk longer")
     dream = dream_episodes(engine, episodes, num_steps=config.num_dreamed, context=config.context)
     found: dict[str, float] = {}
+    psnr: dict[str, np.ndarray] = {}
     for horizon in config.horizons:
         found |= score_horizon(dream, episodes, warp, config.context, horizon)
+        psnr |= score_each(dream, episodes, warp, config.context, horizon)
+        found |= tell_errors(psnr, horizon)
     found["action_gain_db"] = measure_action_gain(engine, episodes, dream, config)
-    return Fidelity(found, tabulate(found, config.horizons), dream)
+    return Fidelity(found, tabulate(found, config.horizons), dream, psnr)
+
+
+def score_each(dream: Dream, episodes: EpisodeBatch, warp: Warp, context: int, horizon: int) -> dict[str, np.ndarray]:
+    """PSNR of every episode's frame at a horizon, dB [N], of each of METHODS: psnr_METHOD_h<horizon>."""
+    target = scores.to_unit(torch.from_numpy(episodes.frames[:, context - 1 + horizon]))
+    shown, _ = compare_methods(dream, episodes, warp, context, horizon)
+    each = {method: scores.psnr(scores.to_unit(frames), target) for method, frames in shown.items()}
+    return {f"psnr_{method}_h{horizon}": values.double().numpy() for method, values in each.items()}
+
+
+def tell_errors(psnr: Mapping[str, np.ndarray], horizon: int) -> dict[str, float]:
+    """Standard errors of the dream's mean PSNR and of what it gains over baselines, from that of each episode."""
+    model = psnr[f"psnr_model_h{horizon}"]
+    gains = {f"psnr_gain_{name}": model - psnr[f"psnr_{name}_h{horizon}"] for name in ("copy", "warp")}
+    return {
+        f"{name}_error_h{horizon}": scores.standard_error(values)
+        for name, values in {"psnr_model": model, **gains}.items()
+    }
+
+
+def compare_psnr(first: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """By how much the PSNR of dreams `other` exceeds that of `first` on the same episodes, dB: psnr_model_gain_hH, and
+    psnr_model_gain_error_hH, the standard error of the mean difference in pairs."""
+    found: dict[str, float] = {}
+    for name, values in first.items():
+        method, _, horizon = name.rpartition("_")
+        if method == "psnr_model":
+            gain = other[name] - values
+            found |= {f"{method}_gain_{horizon}": float(gain.mean())}
+            found |= {f"{method}_gain_error_{horizon}": scores.standard_error(gain)}
+    return found
 
 
 def score_horizon(dream: Dream, episodes: EpisodeBatch, warp: Warp, context: int, horizon: int) -> dict[str, float]:

@@ -7,6 +7,7 @@ that count, so that pixels the memory covers and pixels the model had to invent 
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from einops import rearrange
 from torch import Tensor
@@ -54,6 +55,11 @@ def to_unit(frames: Tensor) -> Tensor:
             "convert them before scoring"
         )
     return rearrange(frames.float() / 255, "... h w c -> ... c h w")
+
+
+def standard_error(values: np.ndarray) -> float:
+    """Standard error of the mean of values [N]; NaN for a single one."""
+    return float(values.std(ddof=1) / math.sqrt(len(values))) if len(values) > 1 else math.nan
 
 
 def masked_mean(values: Tensor, mask: Tensor | None = None) -> Tensor:
