@@ -63,6 +63,25 @@ def test_of_a_codec_the_part_that_is_named_is_between(tmp_path, part):
     assert read_provenance(tmp_path / "made")[f"{part} averaged towards"]["share"] == 0.5
 
 
+def test_what_a_stage_learned_is_added_to_what_another_did(tmp_path):
+    """One stage moved all by 0.5, the other by 0.5 twice; 0.4 of the second on top of the first is 0.9 from before."""
+    before = debug_world()
+    one, other = moved(before, "transformer"), moved(moved(before, "transformer"), "transformer")
+    named = {"before": before, "one": one, "other": other}
+    folders = {name: str(save_world(model, tmp_path / name, {"by": name})) for name, model in named.items()}
+    command = ["average", "--weights", folders["one"], "--towards", folders["other"], "--since", folders["before"]]
+    assert main([*command, "--share", "0.4", "--out", str(tmp_path / "made")]) == 0
+    made, ours = load_world(tmp_path / "made").transformer.state_dict(), before.transformer.state_dict()
+    assert all(torch.allclose(made[name], ours[name] + 0.9, atol=4e-3) for name in ours)
+    told = read_provenance(tmp_path / "made")
+    assert told["by"] == "one" and told["generator learned besides"]["since"] == weights_id(
+        load_world(folders["before"])
+    )
+    assert told["generator learned besides"]["share"] == 0.4
+    with pytest.raises(ValueError, match="different codecs"):
+        average_worlds(one, other, 0.4, since=moved(before, "codec"))
+
+
 def test_ends_are_the_weights_themselves():
     first, second = debug_world(), moved(debug_world(), "transformer")
     assert weights_id(average_worlds(first, second, 0.0)) == weights_id(first)
