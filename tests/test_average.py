@@ -74,10 +74,9 @@ def test_what_a_stage_learned_is_added_to_what_another_did(tmp_path):
     made, ours = load_world(tmp_path / "made").transformer.state_dict(), before.transformer.state_dict()
     assert all(torch.allclose(made[name], ours[name] + 0.9, atol=4e-3) for name in ours)
     told = read_provenance(tmp_path / "made")
-    assert told["by"] == "one" and told["generator learned besides"]["since"] == weights_id(
-        load_world(folders["before"])
-    )
-    assert told["generator learned besides"]["share"] == 0.4
+    besides = told["generator learned besides"]
+    assert told["by"] == "one" and besides["share"] == 0.4
+    assert besides["since"] == weights_id(load_world(folders["before"]))
     with pytest.raises(ValueError, match="different codecs"):
         average_worlds(one, other, 0.4, since=moved(before, "codec"))
 

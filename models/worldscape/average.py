@@ -65,11 +65,15 @@ def average_worlds(
     """
     if not 0 <= share <= 1:
         raise ValueError(f"--share {share} is outside 0 to 1")
-    made, base = copy.deepcopy(first), first if since is None else since
-    for other in (second, base):
-        _check_pair(first, other)
-    ours, theirs, before = (_part(model, part).state_dict() for model in (first, second, base))
-    _part(made, part).load_state_dict({name: ours[name] + share * (theirs[name] - before[name]) for name in ours})
+    for other in (second, since):
+        if other is not None:
+            _check_pair(first, other)
+    ours, end = _part(first, part).state_dict(), _part(second, part).state_dict()
+    if since is not None:
+        before = _part(since, part).state_dict()
+        end = {name: ours[name] + (end[name] - before[name]) for name in ours}
+    made = copy.deepcopy(first)
+    _part(made, part).load_state_dict({name: ours[name].lerp(end[name], share) for name in ours})
     return made
 
 

@@ -43,11 +43,11 @@ def test_a_frozen_dream_equals_copy_the_start(episodes):
 
 
 def test_means_have_standard_errors_and_dreams_compare_in_pairs(episodes):
-    """A dream that is a constant nearer on every episode exceeds the other one by that, without an error."""
-    near, far = (
-        fidelity.judge_fidelity(engine(5), episodes, half_warp, CONFIG) for engine in (PerfectEngine, CopyEngine)
-    )
-    each = near.psnr["psnr_model_h4"] - near.psnr["psnr_copy_h4"]
+    """A perfect dream exceeds a frozen one by what it gains over the frozen picture, and is told with the same error;
+    what is nearer by as much in every episode has none."""
+    engines = PerfectEngine(5), CopyEngine(5)
+    near, far = (fidelity.judge_fidelity(engine, episodes, half_warp, CONFIG) for engine in engines)
+    each = near.psnr[4] - far.psnr[4]
     assert each.shape == (5,) and far.metrics["psnr_gain_copy_h4"] == 0 == far.metrics["psnr_gain_copy_error_h4"]
     assert near.metrics["psnr_gain_copy_h4"] == pytest.approx(each.mean(), abs=1e-4)
     assert near.metrics["psnr_gain_copy_error_h4"] == pytest.approx(np.std(each) / np.sqrt(len(each) - 1))
@@ -55,7 +55,7 @@ def test_means_have_standard_errors_and_dreams_compare_in_pairs(episodes):
     assert gains["psnr_model_gain_h4"] == pytest.approx(each.mean())
     assert gains["psnr_model_gain_error_h4"] == pytest.approx(near.metrics["psnr_gain_copy_error_h4"])
     assert set(gains) == {f"psnr_model_{kind}_h{h}" for kind in ("gain", "gain_error") for h in CONFIG.horizons}
-    shifted = {name: values + 0.5 for name, values in far.psnr.items()}
+    shifted = {horizon: values + 0.5 for horizon, values in far.psnr.items()}
     found = fidelity.compare_psnr(far.psnr, shifted)
     assert found["psnr_model_gain_h8"] == pytest.approx(0.5) and found["psnr_model_gain_error_h8"] < 1e-9
     alone = fidelity.judge_fidelity(PerfectEngine(1), episodes.rows([0]), half_warp, CONFIG).metrics

@@ -22,16 +22,13 @@ from worldscape.clip_engine import ClipEngine
 from worldscape.engine import WorldEngine
 from worldscape.engines import open_engine
 from worldscape.evaluate.dream import Engine, make_start
+from worldscape.evaluate.drift import COMPARED
 from worldscape.evaluate.episodes import EpisodeBatch
 from worldscape.evaluate.report import Report, Table
 
 HORIZONS = ("h4", "h16", "h64")
 CLOSENESS = tuple(f"psnr_model_{horizon}" for horizon in HORIZONS)
-DRIFTS = tuple(
-    f"drift_{name}_ratio_{kind}"
-    for name in ("sharpness", "contrast", "change", "variety", "recurrence")
-    for kind in ("mean", "last")
-)
+DRIFTS = tuple(f"drift_{name}_ratio_{kind}" for name in COMPARED for kind in ("mean", "last"))
 MEASURES = (
     *CLOSENESS,
     *(f"psnr_gain_copy_{horizon}" for horizon in HORIZONS),

@@ -65,13 +65,20 @@ class FidelityConfig:
 
 
 class Fidelity(NamedTuple):
-    """Flat metrics (docs/metrics.md), the tables to print, the dream they were measured on, and the PSNR of each
-    episode, float64 [N] by the name of its mean (`psnr_model_h4`)."""
+    """Flat metrics (docs/metrics.md), the tables to print, the dream they were measured on, and by horizon the PSNR of
+    each episode's frame, dB float64 [N]."""
 
     metrics: dict[str, float]
     tables: list[Table]
     dream: Dream
-    psnr: dict[str, np.ndarray]
+    psnr: dict[int, np.ndarray]
+
+
+class Scored(NamedTuple):
+    """All metrics of one horizon, their names ending in _h<horizon>, and the dream's PSNR in each episode, dB [N]."""
+
+    metrics: dict[str, float]
+    psnr: np.ndarray
 
 
 def judge_fidelity(
@@ -84,61 +91,41 @@ def judge_fidelity(
     if episodes.num_steps < config.num_steps:
         raise ValueError(f"episodes have {episodes.num_steps} steps, the horizons need {config.num_steps}; walk longer")
     dream = dream_episodes(engine, episodes, num_steps=config.num_dreamed, context=config.context)
-    found: dict[str, float] = {}
-    psnr: dict[str, np.ndarray] = {}
-    for horizon in config.horizons:
-        found |= score_horizon(dream, episodes, warp, config.context, horizon)
-        psnr |= score_each(dream, episodes, warp, config.context, horizon)
-        found |= tell_errors(psnr, horizon)
+    scored = {horizon: score_horizon(dream, episodes, warp, config.context, horizon) for horizon in config.horizons}
+    found = {name: value for at_horizon in scored.values() for name, value in at_horizon.metrics.items()}
     found["action_gain_db"] = measure_action_gain(engine, episodes, dream, config)
+    psnr = {horizon: at_horizon.psnr for horizon, at_horizon in scored.items()}
     return Fidelity(found, tabulate(found, config.horizons), dream, psnr)
 
 
-def score_each(dream: Dream, episodes: EpisodeBatch, warp: Warp, context: int, horizon: int) -> dict[str, np.ndarray]:
-    """PSNR of every episode's frame at a horizon, dB [N], of each of METHODS: psnr_METHOD_h<horizon>."""
-    target = scores.to_unit(torch.from_numpy(episodes.frames[:, context - 1 + horizon]))
-    shown, _ = compare_methods(dream, episodes, warp, context, horizon)
-    each = {method: scores.psnr(scores.to_unit(frames), target) for method, frames in shown.items()}
-    return {f"psnr_{method}_h{horizon}": values.double().numpy() for method, values in each.items()}
-
-
-def tell_errors(psnr: Mapping[str, np.ndarray], horizon: int) -> dict[str, float]:
-    """Standard errors of the dream's mean PSNR and of what it gains over baselines, from that of each episode."""
-    model = psnr[f"psnr_model_h{horizon}"]
-    gains = {f"psnr_gain_{name}": model - psnr[f"psnr_{name}_h{horizon}"] for name in ("copy", "warp")}
-    return {
-        f"{name}_error_h{horizon}": scores.standard_error(values)
-        for name, values in {"psnr_model": model, **gains}.items()
-    }
-
-
-def compare_psnr(first: Mapping[str, np.ndarray], other: Mapping[str, np.ndarray]) -> dict[str, float]:
-    """By how much the PSNR of dreams `other` exceeds that of `first` on the same episodes, dB: psnr_model_gain_hH, and
-    psnr_model_gain_error_hH, the standard error of the mean difference in pairs."""
+def compare_psnr(first: Mapping[int, np.ndarray], other: Mapping[int, np.ndarray]) -> dict[str, float]:
+    """By how much the PSNR of dreams `other` exceeds that of `first` on the same episodes (Fidelity.psnr), dB:
+    psnr_model_gain_hH, and psnr_model_gain_error_hH, the standard error of the mean difference in pairs."""
     found: dict[str, float] = {}
-    for name, values in first.items():
-        method, _, horizon = name.rpartition("_")
-        if method == "psnr_model":
-            gain = other[name] - values
-            found |= {f"{method}_gain_{horizon}": float(gain.mean())}
-            found |= {f"{method}_gain_error_{horizon}": scores.standard_error(gain)}
+    for horizon, before in first.items():
+        gain = other[horizon] - before
+        found[f"psnr_model_gain_h{horizon}"] = float(gain.mean())
+        found[f"psnr_model_gain_error_h{horizon}"] = scores.standard_error(gain)
     return found
 
 
-def score_horizon(dream: Dream, episodes: EpisodeBatch, warp: Warp, context: int, horizon: int) -> dict[str, float]:
-    """All metrics of one horizon, their names ending in _h<horizon>."""
+def score_horizon(dream: Dream, episodes: EpisodeBatch, warp: Warp, context: int, horizon: int) -> Scored:
+    """The dreams after `horizon` steps, beside the baselines."""
     now = context - 1 + horizon
     target = torch.from_numpy(episodes.frames[:, now])
     shown, covered = compare_methods(dream, episodes, warp, context, horizon)
     found = {"covered_share": covered.float().mean().item()}
     for method, frames in shown.items():
         found |= {f"{name}_{method}": value for name, value in score_frames(frames, target, covered).items()}
+    psnr = {name: _psnr(shown[name], target) for name in ("model", "copy", "warp")}
+    found["psnr_model_error"] = scores.standard_error(psnr["model"])
     for baseline in ("copy", "warp"):
         found[f"psnr_gain_{baseline}"] = found["psnr_model"] - found[f"psnr_{baseline}"]
+        found[f"psnr_gain_{baseline}_error"] = scores.standard_error(psnr["model"] - psnr[baseline])
     found |= score_geometry(dream, episodes, context, horizon)
     sharpness = [scores.gradient_energy(scores.to_unit(frames)).mean().item() for frames in (shown["model"], target)]
     found["sharpness_ratio"] = sharpness[0] / sharpness[1] if sharpness[1] else math.nan
-    return {f"{name}_h{horizon}": value for name, value in found.items()}
+    return Scored({f"{name}_h{horizon}": value for name, value in found.items()}, psnr["model"])
 
 
 def compare_methods(
@@ -274,3 +261,7 @@ def save_pictures(
 
 def _ratio(part: float, whole: float) -> float:
     return part / float(whole) if whole else math.nan
+
+
+def _psnr(frames: Tensor, target: Tensor) -> np.ndarray:
+    return scores.psnr(scores.to_unit(frames), scores.to_unit(target)).double().numpy()
