@@ -96,6 +96,7 @@ class WorldCore:
         source = override_starts(options, self.frame_size) or self.starts
         start = fit_hands(source.draw(chosen, start_number(options), self.task.recorded_as), self._options.hands)
         seeds = torch.tensor([int(rng.integers(2**62)) for rng in chosen])
+        self.needs_reset = self.needs_reset | rows  # until all is done: what fails from here on leaves half a world
         frame = engine.open(start, seeds, torch.tensor(numbers))
         mask = torch.as_tensor(rows, device=self.device)
         self._elapsed = self._elapsed.masked_fill(mask, 0)
@@ -117,7 +118,7 @@ class WorldCore:
             rows = np.flatnonzero(self.needs_reset & active).tolist()
             raise ResetNeeded(f"slots {rows} have no running episode; reset them before stepping.")
         controls = torch.from_numpy(self.actions.to_controls(actions, active)).to(self.device)
-        hands = self.actions.to_hands(actions, active, engine.state.hand_command)
+        hands = self.actions.to_hands(actions, active, engine.ahead(engine.state).hand_command)
         mask = torch.from_numpy(active).to(self.device)
         frame = engine.step(controls, mask, hands=hands)
         self._elapsed = self._elapsed + mask
@@ -220,6 +221,7 @@ class WorldCore:
             raise ResetNeeded("there is nothing to render yet; call reset() first.")
         return resize_frames(rgbd_to_frame(state.rgbd), self.size).cpu().numpy()
 
+    @alone
     @torch.inference_mode()
     def reconstruct(self, slot: int) -> Gaussians:
         """The place that `slot` remembers, as Gaussians of one scene (B = 1) in world axes, on the core's device.
@@ -237,6 +239,7 @@ class WorldCore:
             return unproject(*frames)
         return aggregate(aggregator, engine.model.codec, engine.model.transformer, *frames, is_clip=False)
 
+    @alone
     @torch.inference_mode()
     def place(self, slot: int) -> Place:
         """What `slot` remembers and where it has been, to be drawn as a map.
@@ -245,8 +248,9 @@ class WorldCore:
         """
         engine, number = self._running_engine(), self._numbers([slot])
         self._check_open(engine, number)
-        return describe_place(engine.state, self._trail[slot], slot, engine.config.body)
+        return describe_place(engine.state, self._trail[slot], int(self._elapsed[slot]), slot, engine.config.body)
 
+    @alone
     def reopen(self) -> None:
         """Make the engine of a closed core again; nothing to do for an open one."""
         if self.engine is None:

@@ -21,16 +21,17 @@ TRAIL_STEPS = 512
 """Steps of the path that are kept, so that memory does not grow with the horizon."""
 
 
-def describe_place(state: SlotState, trail: Tensor, slot: int, body: BodyConfig) -> Place:
-    """What `slot` remembers. trail [K, 2]: (x, z) of its last steps, metres, step t of the episode in place t mod K."""
+def describe_place(state: SlotState, trail: Tensor, elapsed: int, slot: int, body: BodyConfig) -> Place:
+    """What `slot` remembers. trail [K, 2]: (x, z) of its last steps, metres, step t of the episode in place t mod K;
+    elapsed: steps that the episode has taken, of which those in flight are not shown yet."""
     rgbd, poses, valid, frames = (part[slot] for part in state.memory.remembered())
     rgbd, poses, frames = rgbd[valid], poses[valid], frames[valid]
-    tables, steps = state.memory.tables, int(state.steps[slot])
+    tables = state.memory.tables
     points = _unproject(rgbd, poses, state.intrinsics[slot])
     below_eyes = points[:, 1] - state.camera[slot, 1]
     is_kept = below_eyes > -body.above  # the ceiling would hide the place
     colours = rearrange((rgbd[:, :3] + 1) * 127.5, "n c h w -> (n h w) c")
-    order = torch.arange(max(0, steps + 1 - len(trail)), steps + 1, device=trail.device) % len(trail)
+    order = torch.arange(max(0, elapsed + 1 - len(trail)), elapsed + 1, device=trail.device) % len(trail)
     return Place(
         points=_array(points[is_kept]),
         colours=_array(colours[is_kept].round().to(torch.uint8)),

@@ -259,6 +259,18 @@ class TestTasks:
         turned = env.step(6)[4]
         assert turned["goal_bearing"] == pytest.approx(-math.radians(15), abs=1e-5)
 
+    def test_a_reset_that_fails_leaves_nothing_to_step(self):
+        """Its picture would be the new episode's, its goal the old one's. Options that nobody knows change nothing."""
+        env = make_env(task="goal_pose")
+        env.reset(seed=0)
+        with pytest.raises(ValueError, match="are unknown"):
+            env.unwrapped.reset(options={"gaol": (1, 0)})
+        env.unwrapped.step(0)
+        with pytest.raises(ValueError, match="goal"):
+            env.unwrapped.reset(options={"goal": (1, 2, 3)})
+        with pytest.raises(ResetNeeded):
+            env.unwrapped.step(0)
+
     def test_environments_do_not_share_a_users_task(self):
         task = EndAt([[3]])
         first, second = make_env(task=task), make_env(task=task)

@@ -189,6 +189,16 @@ class TestMap:
         assert (env.draw_map() != before).any()
         assert env.draw_map(300).shape == (300, 300, 3)
 
+    @pytest.mark.parametrize("sampler", ["blockwise", "rolling"])
+    def test_the_path_leads_from_the_oldest_place_that_is_kept_to_where_one_stands(self, sampler, monkeypatch):
+        monkeypatch.setattr("ws_gym.core.TRAIL_STEPS", 6)
+        env = make_env(actions="continuous", sampler=sampler, steps_per_frame=3)
+        env.reset(seed=0)
+        seen = [env.step(np.array([0.0, 1.0, 0.0, 0.0], np.float32))[4]["camera"] for _ in range(10)]
+        place = core_of(env).place(0)
+        np.testing.assert_allclose(place.path, np.stack(seen)[-6:, [0, 2]], atol=1e-6)
+        assert len(np.unique(place.path[:, 0])) == 6
+
     def test_rows_have_maps_of_their_own(self):
         envs, env = make_vec(2), make_env().unwrapped
         envs.reset(seed=0)
