@@ -200,10 +200,10 @@ def to_start(starts: Starts, size: tuple[int, int]) -> Start:
 def fit_hands(start: Start, hands: str | None) -> Start:
     """The start with the hands of an option `hands=` and no others; one that its frames lack begins as the mirror image
     of the other. Frames without any leave it to the engine."""
-    if start.hands is None or hands is None:
+    if start.hands is None or hands is None or start.pose is None:
         return replace(start, hands=None)
     (state, command, present), rows = start.hands, HANDS[hands]
-    (state, wanted), (command, _) = limit_to(rows, state, present), limit_to(rows, command, present)
+    (state, wanted), (command, _) = (limit_to(rows, part, present, start.pose) for part in (state, command))
     return replace(start, hands=RecordedHands(state, command, wanted))
 
 

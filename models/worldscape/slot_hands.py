@@ -108,18 +108,23 @@ def resting_hands(slots: int, rows: tuple[int, ...], like: Tensor) -> SlotHands:
     return hands._replace(state=state, command=state.clone())
 
 
-def limit_to(rows: tuple[int, ...], state: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
-    """Recorded states [..., 2, 16] and present [..., 2] with the hands `rows` and no others: one that the recording
-    lacks begins as the mirror image of the other; where it has neither, both stay absent."""
+def limit_to(rows: tuple[int, ...], state: Tensor, present: Tensor, pose: Tensor) -> tuple[Tensor, Tensor]:
+    """Recorded states [..., 2, 16] in world axes and present [..., 2], seen by cameras at `pose` [..., 4, 4], with the
+    hands `rows` and no others: one that the recording lacks begins as the mirror image of the other, left and right of
+    the eyes exchanged; where it has neither, both stay absent."""
     wanted = torch.zeros_like(present)
     wanted[..., list(rows)] = present.any(-1, keepdim=True)
-    mirrored = mirror_states(state.flip(-2))
+    mirrored = mirror_states(state.flip(-2), level_pose(pose)[..., None, :, :])
     return torch.where(present[..., None], state, mirrored), wanted
 
 
-def mirror_states(state: Tensor) -> Tensor:
-    """States [..., 16] of hands -> those of the other hand in a mirror that exchanges left and right (x)."""
-    mirror = torch.tensor([-1.0, 1.0, 1.0]).to(state)
+def mirror_states(state: Tensor, eyes: Tensor) -> Tensor:
+    """States [..., 16] of hands in world axes -> those of the other hand in the plane of a mirror that exchanges left
+    and right (x) of `eyes` [..., 4, 4]."""
+    mirror = torch.eye(4).to(state)
+    mirror[0, 0] = -1.0
+    swap = eyes @ mirror @ invert_pose(eyes)
     hand = state_from_vector(state)
-    rotation = mirror[:, None] * hand.rotation * mirror
-    return state_to_vector(HandState(hand.position * mirror, rotation, hand.fingers))
+    position = (swap[..., :3, :3] @ hand.position[..., None])[..., 0] + swap[..., :3, 3]
+    rotation = swap[..., :3, :3] @ hand.rotation @ mirror[:3, :3]
+    return state_to_vector(HandState(position, rotation, hand.fingers))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from worldscape import handling
-from worldscape.conditioning.camera import pose_from_state
+from worldscape.conditioning.camera import invert_pose, level_pose, pose_from_state
 from worldscape.conditioning.hand_model import HandState, hand_keypoints
 from worldscape.conditioning.hands import (
     HANDS,
@@ -326,14 +326,19 @@ def test_reset_rows_leave_the_other_hands_alone(model):
     torch.testing.assert_close(hands_of(after).state[1], states(1, seed=9)[0])
 
 
-def test_a_missing_hand_is_the_mirror_image_of_the_other():
+@pytest.mark.parametrize("camera", [torch.zeros(6), torch.tensor([2.0, -0.5, 1.0, 0.7, -0.4, 0.1])])
+def test_a_missing_hand_is_the_mirror_image_of_the_other_as_the_eyes_see_it(camera):
+    pose = pose_from_state(camera).expand(2, 4, 4)
     recorded, present = states(2), torch.tensor([[False, True], [False, False]])
-    state, wanted = limit_to(HANDS["both"], recorded, present)
+    state, wanted = limit_to(HANDS["both"], recorded, present, pose)
     assert wanted.tolist() == [[True, True], [False, False]]
     assert torch.equal(state[0, 1], recorded[0, 1])
-    left, right = hand_keypoints(state_from_vector(state[0]), BOTH)
+    to_eyes = invert_pose(level_pose(pose[0]))
+    keypoints = hand_keypoints(state_from_vector(state[0]), BOTH)
+    left, right = keypoints @ to_eyes[:3, :3].T + to_eyes[:3, 3]
     torch.testing.assert_close(left, right * torch.tensor([-1.0, 1.0, 1.0]), atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(mirror_states(mirror_states(recorded)), recorded)
+    eyes = level_pose(pose)[:, None]
+    torch.testing.assert_close(mirror_states(mirror_states(recorded, eyes), eyes), recorded, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
