@@ -81,7 +81,7 @@ class TransformerConfig:
             _require(getattr(self, name) >= 1, f"{name} {getattr(self, name)}", "it must be at least 1")
         is_split = self.width % self.num_heads == 0 and (self.width // self.num_heads) % 2 == 0
         _require(is_split, f"width {self.width} with {self.num_heads} heads", "each head needs an even share of it")
-        allowed = ("reference", "sdpa", "flash")
+        allowed = ("reference", "sdpa")
         _require(self.attention in allowed, f"attention {self.attention!r}", f"choose one of {', '.join(allowed)}")
 
     @property

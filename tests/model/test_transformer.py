@@ -154,7 +154,7 @@ def test_attention_backends_agree(masked):
 
 
 def test_unknown_attention_backend_is_refused():
-    with pytest.raises(ValueError, match="choose reference, sdpa or flash"):
+    with pytest.raises(ValueError, match="choose reference or sdpa"):
         nothing = torch.zeros(1, 1, 1, 2)
         attend(nothing, nothing, nothing, None, "quick")
 
