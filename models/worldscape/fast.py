@@ -68,7 +68,7 @@ class FastTransformer:
 
     Args:
         plain: the finished generator; later changes of its weights are not seen.
-        levels: the noise levels that `refine` will be asked for; a tuple for frames each at its own.
+        levels: the noise levels that `refine` will be asked for; a tuple for frames each at its own. More: `prepare`.
         dtype: of weights and of what they are multiplied with.
         keys_dtype: of keys and values, as memory keeps them and attention reads them; None: dtype on a GPU, float32
             elsewhere.
@@ -87,9 +87,9 @@ class FastTransformer:
         order = pair_neighbours(self.config.head_width, self.config.num_heads)
         device = plain.final_modulation.device
         self.keys_dtype = keys_dtype or (dtype if device.type == "cuda" else torch.float32)
-        blocks = [block for block in plain.blocks if isinstance(block, Block)]
-        self.layers = [fuse(block, order, packer) for block in blocks]
-        self.levels = {level: tabulate(plain, blocks, level) for level in levels}
+        self.layers = [fuse(block, order, packer) for block in plain.blocks if isinstance(block, Block)]
+        self.levels: dict[Levels, Level] = {}
+        self.prepare(plain, levels)
         first, _, second = plain.embed_rays
         assert isinstance(second, nn.Linear)
         self.embed_rays = packer.of(first), packer.of(second)
@@ -101,6 +101,14 @@ class FastTransformer:
         self.embed_rays_alone = packer.pack(second.weight, second.bias + self.no_hand)
         self.to_latent = packer.of(plain.to_latent)
         self.space = turns(space_angles(self.grid, self.config.head_width, self.config.rope_base, device))
+
+    @torch.no_grad()
+    def prepare(self, plain: WorldTransformer, levels: Sequence[Levels]) -> None:
+        """Tabulate noise levels that were not asked for before; `plain` has the weights it had when this was made."""
+        blocks = [block for block in plain.blocks if isinstance(block, Block)]
+        for level in levels:
+            if level not in self.levels:
+                self.levels[level] = tabulate(plain, blocks, level)
 
     def embed_view(self, rays: Tensor, anchor: Tensor, coverage: Tensor, hands: Tensor | None = None) -> EmbeddedView:
         """As WorldTransformer.embed_view."""

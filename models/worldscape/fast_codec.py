@@ -38,7 +38,7 @@ class Conv(NamedTuple):
         like = [1, layer.in_channels, size, size]
         weight = layer.weight.detach().to(dtype).contiguous().to_mkldnn()
         packed = torch.ops.aten.mkldnn_reorder_conv2d_weight(weight, padding, stride, [1, 1], 1, like)
-        return cls(packed, bias.detach().to(dtype), padding, stride)
+        return cls(packed, bias.detach().to(dtype, copy=True), padding, stride)
 
     def __call__(self, x: Tensor, then: str = NOTHING_MORE) -> Tensor:
         rest = (self.padding, self.stride, [1, 1], 1, then, [], "")

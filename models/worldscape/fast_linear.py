@@ -49,7 +49,7 @@ class Packer(NamedTuple):
 
     def pack(self, weight: Tensor, bias: Tensor) -> AnyLinear:
         """The map of a weight [out, in] and a bias [out]."""
-        weight, bias = weight.detach().to(self.dtype), bias.detach().to(self.dtype)
+        weight, bias = weight.detach().to(self.dtype), bias.detach().to(self.dtype, copy=True)
         can_pack = hasattr(torch.ops.mkldnn, "_reorder_linear_weight") and torch.backends.mkldnn.is_available()
         if self.dtype == torch.bfloat16 and weight.device.type == "cpu" and can_pack:
             return PackedLinear(torch.ops.mkldnn._reorder_linear_weight(weight.contiguous()), bias)

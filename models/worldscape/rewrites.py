@@ -21,14 +21,17 @@ _BITS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 
 
 def fast_generator(model: WorldModel, levels: Sequence[Levels], dtype: torch.dtype) -> FastTransformer:
-    """The model's generator for these noise levels (FastTransformer's)."""
-    generator, key = model.transformer, ("generator", *levels, dtype)
-    return _shared(model, generator, key, lambda: FastTransformer(generator, levels, dtype))
+    """The model's generator, for these noise levels (FastTransformer's) among others."""
+    plain = model.transformer
+    fast = _shared(model, plain, ("generator", dtype), lambda: FastTransformer(plain, (), dtype))
+    fast.prepare(plain, levels)
+    return fast
 
 
 def fast_codec(model: WorldModel, dtype: torch.dtype, *, hands: bool = False) -> FastCodec | HalfCodec | Codec:
     """The model's codec, or the one for worlds with hands; where there is no rewrite for its device, itself."""
-    codec, key = (model.codec.for_hands() if hands else model.codec), ("codec", dtype, hands)
+    codec = model.codec.for_hands() if hands else model.codec
+    key = ("codec", dtype, codec is not model.codec)
     device = next(codec.parameters()).device
     if device.type == "cuda" and dtype != torch.float32:
         return _shared(model, codec, key, lambda: HalfCodec(codec, dtype))

@@ -19,7 +19,8 @@ def test_engines_share_what_was_made_of_their_model():
     first, second, other = (WorldEngine(model, 1, precision=name) for name in ("fp32", "fp32", "bf16"))
     assert first.generator is second.generator and first.codec is second.codec
     assert first.generator is not other.generator and first.codec is not other.codec
-    assert WorldEngine(model, 1, steps_per_frame=2).generator is not first.generator
+    assert WorldEngine(model, 1, steps_per_frame=2).generator is first.generator
+    assert WorldEngine(model, 1, hands="both").codec is first.codec, "without a decoder of hands there is one codec"
     assert WorldEngine(debug_world(), 1).generator is not first.generator
 
 
@@ -48,9 +49,12 @@ def test_a_hand_decoder_paints_worlds_with_hands_and_no_others(use_fast):
 def test_weights_that_changed_are_rewritten():
     model = debug_world()
     before = WorldEngine(model, 1)
+    old_bias = model.transformer.to_latent.bias.clone()
     with torch.no_grad():
         model.transformer.to_latent.weight.mul_(2.0)
+        model.transformer.to_latent.bias.add_(1.0)
     after = WorldEngine(model, 1)
+    assert torch.equal(before.generator.to_latent.bias, old_bias), "an engine at work keeps all of its weights"
     assert after.generator is not before.generator
     torch.testing.assert_close(after.generator.to_latent.weight, 2.0 * before.generator.to_latent.weight)
 
