@@ -137,6 +137,14 @@ def test_what_was_not_foreseen_is_refused(store, teacher):
     engine, controls = opened(teacher, store, [0], [3], 2), motion(store, [0], 2)
     with pytest.raises(ValueError, match="step 0 is told something else than was foreseen"):
         engine.step(controls[:, 0] + 1.0, is_realised=True)
+    with pytest.raises(ValueError, match="step 0 is told something else than was foreseen"):
+        engine.step(controls[:, 0], hands=torch.zeros(1, 2, 16), is_realised=True)
+    with pytest.raises(ValueError, match="controls hold NaN or infinity"):
+        engine.foresee(torch.full((1, 1, 6), torch.inf))
+    with pytest.raises(ValueError, match="hands were commanded in an engine that has none"):
+        engine.foresee(torch.zeros(1, 1, 6), hands=torch.zeros(1, 1, 2, 13))
+    with pytest.raises(ValueError, match=r"call open\(\) first"):
+        ClipEngine(teacher, 1).foresee(torch.zeros(1, 1, 6))
     play(engine, controls)
     with pytest.raises(ValueError, match="say with foresee"):
         engine.step(controls[:, 0], is_realised=True)

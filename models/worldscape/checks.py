@@ -23,8 +23,8 @@ def checked_rows(rows: Tensor | None, num_slots: int, device: torch.device) -> T
 
 
 def check_start(start: Start, size: int, num_seeds: int, num_rows: int, hands: str | None) -> None:
-    """Raises ValueError for frames that are not `size` pixels a side, for shapes that disagree and for NaN, and for
-    hands where the engine's option `hands` says that it has none."""
+    """Raises ValueError for frames that are not `size` pixels a side, for shapes that disagree, for NaN, for depth
+    below 0 and focal lengths not above it, and for hands where the engine's option `hands` says that it has none."""
     frames = start.frames
     if frames.ndim != 5 or frames.shape[1] < 1 or frames.shape[2:] != (size, size, 3):
         raise ValueError(f"start frames have shape {tuple(frames.shape)}; give uint8 [R, F, {size}, {size}, 3].")
@@ -41,6 +41,10 @@ def check_start(start: Start, size: int, num_seeds: int, num_rows: int, hands: s
     ):
         if tensor is not None and (tensor.shape != shape or not torch.isfinite(tensor).all()):
             raise ValueError(f"start {name} has shape {tuple(tensor.shape)}; give finite numbers {tuple(shape)}.")
+    if start.depth is not None and (start.depth < 0).any():
+        raise ValueError("start depth has numbers below 0; give metres, 0 where nothing was measured.")
+    if start.intrinsics is not None and (start.intrinsics[:, :2] <= 0).any():
+        raise ValueError("start intrinsics have a focal length that is not above 0; give fx, fy in picture sizes.")
     if start.places is not None and (start.places.shape != (*frames.shape[:2], 2, 3) or start.places.isinf().any()):
         raise ValueError(
             f"start places have shape {tuple(start.places.shape)}; give {(*frames.shape[:2], 2, 3)}: object and target "
@@ -67,8 +71,8 @@ def check_controls(controls: Tensor, active: Tensor, is_open: Tensor) -> bool:
     num_slots = len(is_open)
     if controls.shape != (num_slots, 6):
         raise ValueError(f"controls have shape {tuple(controls.shape)}; give [{num_slots}, 6].")
-    if active.shape != (num_slots,):
-        raise ValueError(f"active has shape {tuple(active.shape)}; give bool [{num_slots}].")
+    if active.shape != (num_slots,) or active.dtype != torch.bool:
+        raise ValueError(f"active is {active.dtype} of shape {tuple(active.shape)}; give bool [{num_slots}].")
     # Lists, of which few slots make short ones, are searched in a quarter of the time that a reduction takes.
     if is_open.device.type == "cpu" and False in is_open.tolist() and (active & ~is_open).any():
         raise ValueError("a slot was stepped that holds no world; call open() first.")

@@ -13,7 +13,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from worldscape.checks import check_controls, check_hands
 from worldscape.codec import normalise_tokens
+from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HAND_STATE_WIDTH
 from worldscape.config import MemoryConfig
 from worldscape.engine import WorldEngine
 from worldscape.engine_frames import EngineFrame, Start
@@ -38,6 +40,13 @@ class Plan(NamedTuple):
     controls: Tensor
     hands: Tensor | None
     is_realised: bool
+
+    def says(self, place: int, controls: Tensor, hands: Tensor | None, is_realised: bool) -> bool:
+        """Whether step `place` is to be told just this: controls [B, 6], hands [B, 2, ...] or None."""
+        if is_realised != self.is_realised or (hands is None) != (self.hands is None):
+            return False
+        told = [(controls, self.controls)] + ([] if hands is None else [(hands, self.hands)])
+        return all(torch.equal(given.to(whole), whole[:, place]) for given, whole in told if whole is not None)
 
 
 class Motion(NamedTuple):
@@ -102,7 +111,7 @@ class ClipEngine(WorldEngine):
     def foresee(self, controls: Tensor, *, hands: Tensor | None = None, is_realised: bool = False) -> None:
         """Say what the next S steps will be told: controls [B, S, 6] and hands [B, S, 2, ...], as step takes them.
 
-        Raises ValueError for another number of slots.
+        Raises ValueError for another number of slots, and for what WorldEngine.step refuses.
         """
         if controls.ndim != 3 or len(controls) != self.num_slots or controls.shape[2] != 6:
             raise ValueError(f"controls have shape {tuple(controls.shape)}; give [{self.num_slots}, S, 6].")
@@ -110,8 +119,13 @@ class ClipEngine(WorldEngine):
             raise ValueError(
                 f"hands have shape {tuple(hands.shape)}; give [{self.num_slots}, {controls.shape[1]}, ...]."
             )
-        moved = None if hands is None else hands.to(self.device, torch.float32)
-        self._plan = Plan(controls.to(self.device, torch.float32), moved, is_realised)
+        is_open, width = self.state.is_open, HAND_STATE_WIDTH if is_realised else HAND_ACTION_WIDTH
+        for place in range(controls.shape[1]):
+            check_controls(controls[:, place], torch.ones_like(is_open), is_open)
+            if hands is not None:
+                check_hands(hands[:, place], width, is_open, self.hands)
+        own = {"device": self.device, "dtype": torch.float32, "copy": True}
+        self._plan = Plan(controls.to(**own), None if hands is None else hands.to(**own), is_realised)
         self._ready, self._place = [], 0
 
     @torch.inference_mode()
@@ -130,7 +144,7 @@ class ClipEngine(WorldEngine):
         plan, place = self._plan, self._place
         if plan is None or place == plan.controls.shape[1]:
             raise ValueError("a teacher refines clips: say with foresee() what the next steps will be told.")
-        if not torch.equal(controls.to(plan.controls), plan.controls[:, place]) or is_realised != plan.is_realised:
+        if not plan.says(place, controls, hands, is_realised):
             raise ValueError(f"step {place} is told something else than was foreseen.")
         if active is not None and not bool(active.all()):
             raise ValueError("a teacher's slots advance together: none can stand still.")

@@ -79,6 +79,8 @@ class WorldEngine(FrameMaker):
         if hands is not None:
             check_hands_option(hands, model.config.transformer)
         calls = model.config.steps_per_frame if steps_per_frame is None else steps_per_frame
+        if num_calls is not None and not 1 <= num_calls <= calls:
+            raise ValueError(f"num_calls is {num_calls}; a frame takes from 1 to steps_per_frame {calls} of them.")
         super().__init__(
             model,
             config=model.config if memory is None else replace(model.config, memory=memory),
@@ -148,7 +150,7 @@ class WorldEngine(FrameMaker):
         active = torch.ones_like(state.is_open) if active is None else active.to(self.device)
         # Who only turns, or uses hands, need not be asked whether walls are in the way.
         may_walk = check_controls(controls, active, state.is_open)
-        controls = controls.to(self.device, torch.float32)
+        controls = controls.to(self.device, torch.float32, copy=True)  # they become the slots' and the frame's own
         if hands is not None:
             check_hands(hands, HAND_STATE_WIDTH if is_realised else HAND_ACTION_WIDTH, state.is_open, self.hands)
             hands = hands.to(self.device, torch.float32)

@@ -218,12 +218,12 @@ def load_policy(path: str | os.PathLike[str]) -> tuple[PixelPolicy, dict[str, An
     tensors, header = load_tensors(path)
     if header.get("format") != FORMAT:
         raise ValueError(f"{path} holds no policy; give a file or a run folder of examples/ppo_nav.py or ppo_hand.py")
-    policy = build_policy(header["policy"])
     try:
+        policy, facts = build_policy(header["policy"]), dict(header["facts"])
         policy.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise ValueError(f"the policy {path} does not fit its own description: {error}") from error
-    return policy.requires_grad_(False).eval(), header["facts"]
+    except (RuntimeError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"the policy {path} does not fit its own description: {error!r}") from error
+    return policy.requires_grad_(False).eval(), facts
 
 
 def build_policy(config: Mapping[str, Any]) -> PixelPolicy:
@@ -246,6 +246,8 @@ def load_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("json", "{}"))
+            if not isinstance(header, dict):
+                raise ValueError(f"its header is {type(header).__name__}, not a table")
             return {name: file.get_tensor(name) for name in file.keys()}, header
-    except (SafetensorError, json.JSONDecodeError) as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} is damaged or another kind of file ({error}); write it again") from error

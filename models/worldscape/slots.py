@@ -99,7 +99,7 @@ class SlotState:
             memory=memory,
             camera=like.new_zeros(slots, 6),
             pose=torch.eye(4).to(like).repeat(slots, 1, 1),
-            intrinsics=like.new_zeros(slots, 4),
+            intrinsics=like.new_ones(slots, 4),  # empty slots are computed along with the others: no division by 0
             seeds=numbers,
             steps=numbers.clone(),
             is_open=torch.zeros_like(numbers, dtype=torch.bool),

@@ -160,7 +160,7 @@ def _read_header(data: bytes) -> dict[str, Any]:
     length = int.from_bytes(data[:LENGTH_BYTES], "little")
     try:
         header = json.loads(json.loads(data[LENGTH_BYTES : LENGTH_BYTES + length])["__metadata__"][FORMAT])
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         _fail("they are truncated, or something else", error)
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         _fail(f"they are no {FORMAT}")

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from worldscape.policy import (
+    FORMAT,
     STD_RANGE,
     Choice,
     Gaussian,
@@ -144,6 +145,14 @@ def test_other_files_are_refused(tmp_path):
         load_policy(path)
     save_tensors(path, {"a": torch.zeros(1)}, {})
     with pytest.raises(ValueError, match="holds no policy"):
+        load_policy(path)
+
+
+@pytest.mark.parametrize("header", [{}, {"policy": {"speed": 1}, "facts": {}}, {"policy": [], "facts": {}}], ids=str)
+def test_a_policy_that_does_not_say_what_it_is_is_refused(header, tmp_path):
+    path = tmp_path / "policy.safetensors"
+    save_tensors(path, {"a": torch.zeros(1)}, {"format": FORMAT, **header})
+    with pytest.raises(ValueError, match="does not fit its own description"):
         load_policy(path)
 
 

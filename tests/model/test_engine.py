@@ -1,12 +1,16 @@
 """The engine's promises: slots are independent, dreams are reproducible, one frame a commit."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 import worldscape.frame_maker as frame_maker
+from worldscape.conditioning import reproject_fast
 from worldscape.conditioning.camera import invert_pose, level_pose, pose_from_state
 from worldscape.engine import WorldEngine
 from worldscape.engine_frames import Start
+from worldscape.rolling import RollingEngine
 from worldscape.slots import NewFrame
 from worldscape.transformer import frame_rays
 from worldscape.world import debug_world
@@ -176,6 +180,56 @@ def test_bad_starts_are_refused(model):
         engine.open(Start(starts(1, frames=2).frames), torch.tensor([1]))
     with pytest.raises(ValueError, match="start depth"):
         engine.open(Start(good.frames, torch.full((1, 1, 64, 64), torch.nan), good.pose), torch.tensor([1]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"depth": torch.full((1, 1, 64, 64), -1.0)}, "below 0; give metres, 0 where nothing was measured"),
+        ({"intrinsics": torch.tensor([[0.0, 1.0, 0.5, 0.5]])}, "focal length that is not above 0"),
+    ],
+)
+def test_starts_that_no_camera_can_have_taken_are_refused(model, changes, message):
+    with pytest.raises(ValueError, match=message):
+        WorldEngine(model, 1).open(replace(starts(1), **changes), torch.tensor([1]))
+
+
+@pytest.mark.parametrize("engine_type", [WorldEngine, RollingEngine])
+@pytest.mark.parametrize("num_calls", [0, -1, 3])
+def test_a_frame_takes_some_of_its_calls(model, engine_type, num_calls):
+    with pytest.raises(ValueError, match=f"num_calls is {num_calls}; a frame takes from 1 to steps_per_frame 2"):
+        engine_type(model, 1, steps_per_frame=2, num_calls=num_calls)
+
+
+def test_active_is_bool(model):
+    engine = WorldEngine(model, 2)
+    engine.open(starts(2), torch.tensor([1, 2]))
+    with pytest.raises(ValueError, match=r"active is torch.int64 of shape \(2,\); give bool \[2\]"):
+        engine.step(torch.zeros(2, 6), torch.tensor([1, 0]))
+
+
+@pytest.mark.parametrize("is_static", [False, True], ids=["rows", "all slots, as on a GPU"])
+@pytest.mark.parametrize("engine_type", [WorldEngine, RollingEngine])
+@pytest.mark.parametrize("options", [{}, {"use_fast": False}, {"hands": "both"}], ids=str)
+def test_slots_that_hold_nothing_yet_do_not_disturb_the_others(model, monkeypatch, engine_type, options, is_static):
+    """They are computed along with the others."""
+    monkeypatch.setattr(reproject_fast, "is_static", lambda _: is_static)
+    engine, alone = (engine_type(model, slots, steps_per_frame=2, **options) for slots in (2, 1))
+    engine.open(starts(1), torch.tensor([5]), torch.tensor([1]))
+    alone.open(starts(1), torch.tensor([5]))
+    for move in controls(2, 3):
+        beside, expected = engine.step(move, torch.tensor([False, True])), alone.step(move[1:])
+        assert_same_to_rounding(beside.frame[1], expected.frame[0])
+        assert all(part.isfinite().all() for part in (beside.latent, beside.depth, beside.camera))
+
+
+def test_what_was_told_stays_what_it_was_when_the_caller_reuses_its_tensor(model):
+    engine, control = WorldEngine(model, 1), torch.zeros(1, 6)
+    engine.open(starts(1), torch.tensor([1]))
+    frame = engine.step(control)
+    control.fill_(9.0)
+    for told in (frame.commanded, frame.realised, engine.state.commanded, engine.state.realised):
+        assert not told.any()
 
 
 def test_memory_does_not_grow_with_the_horizon(model):

@@ -189,6 +189,7 @@ def test_bytes_that_are_no_snapshot_are_refused(model):
         (b"", "truncated, or something else"),
         (b"some text that is no snapshot at all", "truncated, or something else"),
         (data[:40], "truncated, or something else"),
+        (len(deep := b"[" * 100_000).to_bytes(LENGTH_BYTES, "little") + deep, "truncated, or something else"),
         (data[:-100], "truncated or corrupt"),
         (bytes(flipped), "does not match its own checksum"),
         (with_header(data, header, {"format": "other"}), f"no {FORMAT}"),
