@@ -27,7 +27,7 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
     """`num_envs` worlds of `WorldScapeEnv` in one model, each with its own start, episode length and memory.
 
     ## Description
-    Slot i seeded with s + i dreams what `WorldScapeEnv` seeded with s + i dreams.
+    Slot i seeded with s + i dreams what `WorldScapeEnv` seeded with s + i dreams, on a CPU to the last bit.
 
     ## Action Space
     `WorldScapeEnv`'s, batched.

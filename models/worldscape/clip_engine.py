@@ -92,7 +92,6 @@ class ClipEngine(WorldEngine):
         super().__init__(
             model, num_slots, device=device, steps_per_frame=calls, precision=precision, hands=hands, memory=memory
         )
-        self.generator = self.model.transformer
         self._frames: list[FrameInputs] = []
         self._ready: list[Refined] = []
         self._features = self.state.features
@@ -235,7 +234,8 @@ class ClipEngine(WorldEngine):
         self.commit(state, new, view, None, torch.ones_like(state.is_open))
 
     def _memory(self, slots: int, budget: int | None) -> WorldMemory:
-        shape = PageShape(layers=0, tokens=0, heads=0, head_width=0, size=self.config.codec.size)
+        size, has_hands = self.config.codec.size, self.hands is not None
+        shape = PageShape(layers=0, tokens=0, heads=0, head_width=0, size=size, has_hands=has_hands)
         return WorldMemory.empty(self.config.memory, slots, shape, torch.zeros((), device=self.device), budget)
 
 

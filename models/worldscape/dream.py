@@ -21,8 +21,6 @@ from worldscape.progress import Progress
 from worldscape.train.rollouts import follow, hands_in, start_at
 from worldscape.world import WorldModel
 
-TEACHER_CALLS = 16
-
 
 def add_parser(subparsers: argparse._SubParsersAction) -> None:
     """Add `dream` to the command line."""
@@ -44,26 +42,26 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 def run(args: argparse.Namespace) -> None:
     """Dream one walk and write the video. Raises ValueError for an episode that is not there, and numbers too small."""
     model = load_world(args.weights)
-    calls = args.calls
-    if calls is None:
-        calls = model.config.steps_per_frame if model.config.transformer.is_causal else TEACHER_CALLS
-    told = {"frames": (args.frames, 2), "calls": (calls, 1), "fps": (args.fps, 1), "scale": (args.scale, 1)}
+    told = {"frames": (args.frames, 2), "calls": (args.calls, 1), "fps": (args.fps, 1), "scale": (args.scale, 1)}
     for name, (value, least) in told.items():
-        if value < least:
+        if value is not None and value < least:
             raise ValueError(f"--{name} {value} must be at least {least}")
     store = load_frames(args.data, model.config.codec.size, hands=model.config.transformer.hands, trains=False)
     if not -store.num_episodes <= args.episode < store.num_episodes:
         raise ValueError(f"--episode {args.episode} must be one of {store.num_episodes}")
     first, after = (int(edges[args.episode]) for edges in (store.starts[:-1], store.starts[1:]))
     walk = np.arange(first, min(after, first + args.frames))
-    made = dream_walk(model, store, walk, calls, args.seed)
+    made = dream_walk(model, store, walk, args.calls, args.seed)
     save_film(args.out, {"recorded": store.frames[walk], "dreamed": made}, fps=args.fps, scale=args.scale)
     print(f"wrote {args.out}")
 
 
 @torch.inference_mode()
-def dream_walk(model: WorldModel, store: FrameStore, walk: np.ndarray, calls: int, seed: int) -> np.ndarray:
-    """Dream along the motion between the recorded frames `walk` [F], from the first of them -> uint8 [F, h, w, 3]."""
+def dream_walk(model: WorldModel, store: FrameStore, walk: np.ndarray, calls: int | None, seed: int) -> np.ndarray:
+    """Dream along the motion between the recorded frames `walk` [F], from the first of them -> uint8 [F, h, w, 3].
+
+    calls: that refine a frame, or a teacher's clip; None for what the engine takes by itself.
+    """
     engine = open_engine(model, 1, steps_per_frame=calls, hands=hands_in(store))
     frames = [engine.open(start_at(store, walk[:1]), torch.tensor([seed])).frame]
     if isinstance(engine, ClipEngine):

@@ -17,6 +17,7 @@ from worldscape.fast_linear import AnyLinear, Packer
 from worldscape.nn.attention import attend
 from worldscape.nn.blocks import Block, KeysValues
 from worldscape.nn.rope import space_angles, split_pairs, time_angles
+from worldscape.steady import sigmoid
 from worldscape.transformer import (
     EmbeddedView,
     History,
@@ -219,7 +220,7 @@ class FastTransformer:
     def _read_clean(self, x: Tensor, level: Level, anchor: Tensor, slots: int) -> Tensor:
         last = self.to_latent(modulated(x, level.scale, level.shift, slots)).float()
         change, trust = last.split([anchor.shape[-1], 1], -1)
-        return torch.addcmul(change, torch.sigmoid(trust + 1.0), anchor) if self.config.anchor else change
+        return torch.addcmul(change, sigmoid(trust + 1.0), anchor) if self.config.anchor else change
 
     def _mask(self, valid: Tensor) -> Tensor:
         """Which groups of P tokens the new ones see (`see`) -> the same of tokens, as attention reads it."""

@@ -66,7 +66,8 @@ class FrameMaker:
         self.generator, codec = self.model.transformer, self.model.codec
         self.codec = codec if hands is None else codec.for_hands()
         if use_fast:
-            self.generator = fast_generator(self.model, self._fast_levels, self.dtype)
+            if config.transformer.is_causal:  # a teacher refines whole clips, which have no rewrite
+                self.generator = fast_generator(self.model, self._fast_levels, self.dtype)
             self.codec = fast_codec(self.model, self.dtype, hands=hands is not None)
         self.rebuild = reproject_fast if use_fast else reproject
         self._rays = kept_while_equal(_rays)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from worldscape.conditioning.hand_model import NUM_KEYPOINTS
 from worldscape.conditioning.hands import HAND_STATE_WIDTH
 from worldscape.conditioning.layers import Thing
+from worldscape.steady import Linear, SiLU, sigmoid
 
 LARGEST_LAG = 2.0  # steps' worth of moving or turning by which a wrist may miss its goal
 OBJECT_STEP = 0.03  # metres, the unit in which an object's motion is told
@@ -20,8 +21,8 @@ class TokenHead(nn.Module):
 
     def __init__(self, inputs: int, width: int, outputs: int):
         super().__init__()
-        self.tokens = nn.Sequential(nn.LayerNorm(inputs), nn.Linear(inputs, width), nn.SiLU(), nn.Linear(width, width))
-        self.pooled = nn.Sequential(nn.SiLU(), nn.Linear(2 * width, width), nn.SiLU(), nn.Linear(width, outputs))
+        self.tokens = nn.Sequential(nn.LayerNorm(inputs), Linear(inputs, width), SiLU(), Linear(width, width))
+        self.pooled = nn.Sequential(nn.SiLU(), Linear(2 * width, width), SiLU(), Linear(width, outputs))
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.tokens(tokens)
@@ -33,7 +34,7 @@ class WristHead(nn.Module):
 
     def __init__(self, width: int, features: int, channels: int):
         super().__init__()
-        self.told = nn.Linear(2 * HAND_STATE_WIDTH + 1, width)
+        self.told = Linear(2 * HAND_STATE_WIDTH + 1, width)
         self.head = TokenHead(features + channels + width, width, 6)
         nn.init.zeros_(self.head.pooled[-1].weight)  # pyright: ignore[reportArgumentType]
         nn.init.zeros_(self.head.pooled[-1].bias)  # pyright: ignore[reportArgumentType]
@@ -66,7 +67,7 @@ class ObjectMotion(NamedTuple):
 
     def likely(self) -> Tensor:
         """The shift to expect, [B, 3]: none where it is not rather sure that there is one, or objects would creep."""
-        chance = self.moves.sigmoid()
+        chance = sigmoid(self.moves)
         return self.shift * torch.where(chance > SURE, chance, 0.0)[:, None]
 
 
@@ -77,13 +78,13 @@ class ObjectHead(nn.Module):
         super().__init__()
         told = 7 * NUM_KEYPOINTS + 4  # points before, their steps, distances; the object's last shift and its height
         self.net = nn.Sequential(
-            nn.Linear(told, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            nn.Linear(width, width),
-            nn.SiLU(),
-            nn.Linear(width, 7),
+            Linear(told, width),
+            SiLU(),
+            Linear(width, width),
+            SiLU(),
+            Linear(width, width),
+            SiLU(),
+            Linear(width, 7),
         )
 
     def forward(
@@ -156,7 +157,7 @@ class ThingsHead(nn.Module):
         self.enter = nn.Sequential(
             nn.Conv2d(16, width, 3, stride=2, padding=1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1)
         )
-        self.hand = nn.Sequential(nn.Linear(2 * (3 * NUM_KEYPOINTS + 1), width), nn.SiLU(), nn.Linear(width, width))
+        self.hand = nn.Sequential(Linear(2 * (3 * NUM_KEYPOINTS + 1), width), SiLU(), Linear(width, width))
         self.down = nn.Sequential(
             nn.SiLU(),
             nn.Conv2d(width, width, 3, stride=2, padding=1),
@@ -164,8 +165,8 @@ class ThingsHead(nn.Module):
             nn.Conv2d(width, width, 3, padding=1),
             nn.SiLU(),
         )
-        self.whole = nn.Sequential(nn.Linear(4 * width, width), nn.SiLU())
-        self.touch = nn.Linear(width, 3)
+        self.whole = nn.Sequential(Linear(4 * width, width), SiLU())
+        self.touch = Linear(width, 3)
         self.up = nn.Sequential(nn.Conv2d(2 * width, width, 1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
         self.maps = nn.Conv2d(width, 10, 1)  # of object and target: heat, two offsets, depth, spread
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from worldscape.conditioning.made_once import made_once
+from worldscape.steady import sigmoid
 
 HAND_TASKS = ("reach", "push", "pick_place")
 """What hands are rewarded for, in the order of the recorded `task_id`."""
@@ -68,7 +69,7 @@ def judge(facts: Facts) -> Worth:
     ways = (ways - torch.stack([facts.object, facts.target, facts.target])) * known.counts
     distances = ways.norm(dim=-1)  # from palm to object, from fingertip to target, and on the table from object to it
     near, tip_near, disc_near = (1.0 - torch.tanh(5.0 * distances)).unbind(0)
-    reached, on_disc = torch.sigmoid((known.radii - distances[1:]) / SOFTNESS).unbind(0)
+    reached, on_disc = sigmoid((known.radii - distances[1:]) / SOFTNESS).unbind(0)
     is_there = on_disc * is_down
     pushed = is_there * (1.0 - is_grasped)
     is_placed = facts.was_lifted * is_down * (distances[2] < PLACE_RADIUS).float()

@@ -12,6 +12,7 @@ from worldscape.hand_tasks import Facts, Touch, fingertip_and_palm, held_up, jud
 from worldscape.heads import Heads
 from worldscape.slot_hands import SlotHands, draw_hands
 from worldscape.slots import KNOWN, Handled, NewFrame, ShownHands, SlotState, View
+from worldscape.steady import sigmoid
 
 
 def show_hands(
@@ -75,7 +76,7 @@ def judged(
         touch = things.touch
         if limbs.thing is not None and hands.motion is not None:
             touch = torch.where(limbs.thing.present[:, None], hands.motion.touch, touch)
-    probable = Touch(*touch.sigmoid().unbind(1))
+    probable = Touch(*sigmoid(touch).unbind(1))
     was_lifted = torch.maximum(state.was_lifted, held_up(probable).to(state.was_lifted))
     thing_place, target = places.unbind(1)
     tip, palm = fingertip_and_palm(limbs.keypoints, limbs.present, limbs.rows)

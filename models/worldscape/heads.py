@@ -16,6 +16,7 @@ from worldscape.config import HeadsConfig
 from worldscape.hand_heads import ObjectHead, ThingsHead, WristHead
 from worldscape.memory.surroundings import CELLS as PLAN_CELLS
 from worldscape.memory.surroundings import NEAR_CHANNELS
+from worldscape.steady import Linear, SiLU, sigmoid
 
 THING_CELL = 4  # pixels a side of the cells in which things are looked for
 RARE = -3.0  # logit of an event before anything is learned
@@ -51,7 +52,7 @@ class MotionHead(nn.Module):
             nn.Dropout(DROPOUT),
         )
         self.decide = nn.Sequential(
-            nn.Linear(coarse * (PLAN_CELLS // 4) ** 2 + 1, width), nn.SiLU(), nn.Dropout(DROPOUT), nn.Linear(width, 1)
+            Linear(coarse * (PLAN_CELLS // 4) ** 2 + 1, width), SiLU(), nn.Dropout(DROPOUT), Linear(width, 1)
         )
         nn.init.constant_(self.decide[-1].bias, LIKELY)  # pyright: ignore[reportArgumentType]
 
@@ -79,10 +80,10 @@ class EventHead(nn.Module):
             nn.SiLU(),
             nn.AdaptiveAvgPool2d(4),
             nn.Flatten(),
-            nn.Linear(32 * width, 2 * width),
-            nn.SiLU(),
+            Linear(32 * width, 2 * width),
+            SiLU(),
         )
-        self.decide = nn.Linear(2 * width, 2)
+        self.decide = Linear(2 * width, 2)
         nn.init.constant_(self.decide.bias, RARE)
 
     def forward(self, rgbd: Tensor) -> Events:
@@ -111,7 +112,7 @@ class GoalHead(nn.Module):
             nn.Conv2d(2 * width, 2 * width, 3, padding=1),
             nn.SiLU(),
         )
-        self.seen = nn.Sequential(nn.Linear(4 * width, width), nn.SiLU(), nn.Linear(width, 1))
+        self.seen = nn.Sequential(Linear(4 * width, width), SiLU(), Linear(width, 1))
         self.heat = nn.Sequential(nn.Conv2d(3 * width, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, 1, 1))
 
     def look(self, rgbd: Tensor) -> tuple[Tensor, Tensor]:
@@ -145,7 +146,7 @@ class DepthHead(nn.Module):
             nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
         )
         self.bottom = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
-        self.whole = nn.Linear(widths[-1], widths[-1])
+        self.whole = Linear(widths[-1], widths[-1])
         self.ups = nn.ModuleList(nn.Conv2d(a + b, a, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
         self.to_depth = nn.Conv2d(widths[0], 4, 3, padding=1)
 
@@ -179,7 +180,7 @@ class Heads(nn.Module):
 
     def happens(self, rgbd: Tensor) -> Tensor:
         """rgbd [B, 4, h, h] in [-1, 1] -> probabilities of reward and end [B, 2]."""
-        return torch.stack(self.events(rgbd), 1).sigmoid()
+        return sigmoid(torch.stack(self.events(rgbd), 1))
 
     def of_pictures(self) -> nn.ModuleDict:
         """Those that recordings teach without dreams: all but wrist, as far as they are there."""

@@ -16,6 +16,7 @@ from worldscape.conditioning.pose_video import POSE_CHANNELS
 from worldscape.config import CodecConfig, MemoryConfig, TransformerConfig
 from worldscape.nn.blocks import Block, KeysValues, Layout
 from worldscape.nn.rope import Rotation, rotate, space_angles, time_angles
+from worldscape.steady import sigmoid
 
 RAYS_PER_TOKEN = 2  # Pluecker rays along each side of a token
 Levels = float | tuple[float, ...]
@@ -243,7 +244,7 @@ class WorldTransformer(nn.Module):
         change, trust = self.to_latent(self.final_norm(x) * (1 + scale) + shift).split([anchor.shape[-1], 1], -1)
         if not self.config.anchor:
             return change
-        return change + torch.sigmoid(trust + 1.0) * anchor
+        return change + sigmoid(trust + 1.0) * anchor
 
 
 def frame_rays(pose: Tensor, reference: Tensor, intrinsics: Tensor, grid: int) -> Tensor:

@@ -26,16 +26,6 @@ def draw_shared_levels(clips: int, shift: float, generator: torch.Generator, gre
     return level.clamp(LEAST_LEVEL, GREATEST_LEVEL)
 
 
-def velocity_of(latent: Tensor, clean: Tensor, level: Tensor) -> Tensor:
-    """Velocity noise - clean of the path through `latent` [B, T, P, C] at level [B, T] above 0, given its clean end."""
-    return (latent - clean) / level[..., None, None]
-
-
-def clean_of(latent: Tensor, velocity: Tensor, level: Tensor) -> Tensor:
-    """The inverse of velocity_of: the clean end of the path through `latent` [B, T, P, C] at level [B, T]."""
-    return latent - level[..., None, None] * velocity
-
-
 def matching_gradient(sample: Tensor, real: Tensor, fake: Tensor) -> Tensor:
     """Where the KL divergence from teacher to student grows, per sample: (fake - real) / mean |sample - real|.
 

@@ -1,0 +1,36 @@
+"""Layers that give a row of a batch the same numbers, to the last bit, whatever stands beside it: on a CPU, without
+gradients. A world is to dream the same alone as beside others, and dreams make large differences of small ones.
+
+PyTorch's own differ: BLAS has other kernels for few rows than for many, and sigmoids are computed by other
+instructions at the end of a tensor, in what is left over after whole vectors, than before it.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ROWS = 16
+"""BLAS sees multiples of so many rows."""
+
+
+class Linear(nn.Linear):
+    """nn.Linear with a bias."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if torch.is_grad_enabled() or input.device.type != "cpu":
+            return super().forward(input)
+        rows = input.reshape(-1, self.in_features)
+        padded = F.pad(rows, (0, 0, 0, -len(rows) % ROWS))
+        return torch.addmm(self.bias, padded, self.weight.t())[: len(rows)].view(*input.shape[:-1], self.out_features)
+
+
+class SiLU(nn.Module):
+    """nn.SiLU."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.silu(input) if torch.is_grad_enabled() else input * sigmoid(input)
+
+
+def sigmoid(x: Tensor) -> Tensor:
+    """torch.sigmoid."""
+    return torch.sigmoid(x) if torch.is_grad_enabled() or x.device.type != "cpu" else 1.0 / (1.0 + (-x).exp())
