@@ -92,6 +92,7 @@ class ClipEngine(WorldEngine):
         super().__init__(
             model, num_slots, device=device, steps_per_frame=calls, precision=precision, hands=hands, memory=memory
         )
+        self.generator = self.model.transformer
         self._frames: list[FrameInputs] = []
         self._ready: list[Refined] = []
         self._features = self.state.features
