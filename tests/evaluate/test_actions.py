@@ -69,6 +69,10 @@ def test_the_reader_is_kept_and_retrained_only_for_another_config(judge, tmp_pat
         assert torch.equal(one, other)
     inverse.load_or_train(path, inverse.InverseDynamicsConfig(width=8, updates=3, batch_size=4), walk)
     assert len(walks) == 2
+    path.write_bytes(path.read_bytes()[:30])
+    inverse.load_or_train(path, config, walk)
+    inverse.load_or_train(path, config, walk)
+    assert len(walks) == 3, "a damaged file is trained anew"
 
 
 def test_scores_by_hand():

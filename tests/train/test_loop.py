@@ -15,13 +15,15 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.train.toys import ToyStage, ToyWorld, toy_config, train_toy
 from worldscape.checkpoint import CONFIG_FILE
 from worldscape.train.log import format_seconds
+from worldscape.train.loop import compile_parts
 from worldscape.train.optim import lr_at
 from worldscape.train.runtime import step_seed
+from worldscape.world import debug_world
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -233,6 +235,17 @@ def test_compiled_training_runs_close_to_plain(tmp_path, monkeypatch):
     train_toy(ToyStage(), ToyWorld(), toy_config(), tmp_path / "plain")
     train_toy(ToyStage(), ToyWorld(), toy_config(compile=True), tmp_path / "compiled")
     assert_same_run(tmp_path / "plain", tmp_path / "compiled")
+
+
+def test_what_is_compiled_is_what_stages_call(monkeypatch):
+    """Several modules in one are not called themselves, nor is one without a forward, such as codec and heads."""
+    model, compiled = debug_world(), []
+    monkeypatch.setattr(nn.Module, "compile", lambda module: compiled.append(module))
+    several = nn.ModuleDict({"student": model.transformer, "heads": model.heads, "codec": model.codec})
+    compile_parts(several)
+    heads = [module for name, module in several.named_modules() if name.count(".") == 1 and name.startswith("heads.")]
+    expected = [model.transformer, *heads, model.codec.encoder, model.codec.decoder]
+    assert len(heads) > 2 and {id(module) for module in compiled} == {id(module) for module in expected}
 
 
 def test_two_ranks_equal_one_process_with_the_joint_batch(tmp_path):

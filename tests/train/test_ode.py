@@ -24,7 +24,7 @@ TIMES = MODEL.config.memory.num_context + 1
 class RandomClips:
     """Stands in for the world stage: clip number n is drawn from a generator with that seed."""
 
-    store = SimpleNamespace(frames=np.zeros(1), num_episodes=1)
+    store = SimpleNamespace(recording="")
 
     def draw_clips(self, rng: np.random.Generator, size: int) -> tuple[np.ndarray, np.ndarray]:
         return np.arange(size), np.tile(np.arange(TIMES), (size, 1))
@@ -44,11 +44,11 @@ class RandomClips:
         }
 
 
-def build(tmp_path, **changes: Any) -> OdeStage:
+def build(tmp_path, guess: float = 0.0, **changes: Any) -> OdeStage:
     config = override(DEFAULTS["debug"], {"flows": 6, "batch_size": 16, **changes})
     assert isinstance(config, OdeTrainConfig)
     clips: Any = RandomClips()
-    clips.prepared = SimpleNamespace(has_hands=np.zeros(64, bool))
+    clips.prepared = SimpleNamespace(has_hands=np.zeros(64, bool), guess=torch.full((1,), guess))
     return OdeStage(clips=clips, config=config, flows=take_flows(MODEL, clips, config, tmp_path / "rooms"))
 
 
@@ -93,6 +93,8 @@ def test_flows_are_followed_once(tmp_path):
     one, other = build(tmp_path), build(tmp_path)
     assert len(list((tmp_path / ".rooms-prepared").iterdir())) == 1
     assert torch.equal(one.flows["state"], other.flows["state"])
+    build(tmp_path, guess=1.0)
+    assert len(list((tmp_path / ".rooms-prepared").iterdir())) == 2, "memory shows something else"
 
 
 def test_calls_that_do_not_divide_are_refused():

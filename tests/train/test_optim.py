@@ -45,6 +45,13 @@ def test_a_lease_ends_the_schedule_with_the_clock(schedule):
     assert lr_at(leased, 1, seconds=0.0) == pytest.approx(lr_at(leased, 1))
 
 
+@pytest.mark.parametrize("schedule", ["wsd", "cosine"])
+def test_a_run_that_ends_while_it_warms_up_ends_low(schedule):
+    config = TrainConfig(steps=1000, lr=1.0, warmup=100, schedule=schedule, lease=1.0)
+    assert lr_at(config, 49, seconds=3.0) == pytest.approx(0.5)
+    assert lr_at(config, 60, seconds=59.9) < 0.02
+
+
 def test_no_warmup_and_no_decay_are_flat():
     config = TrainConfig(steps=10, lr=0.5, warmup=0, decay_fraction=0.0)
     assert [lr_at(config, step) for step in range(10)] == [0.5] * 10

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 from pathlib import Path
 
@@ -191,6 +192,47 @@ def test_a_stage_whose_beginnings_changed_begins_again(tmp_path, capsys):
     train_with(0.25, "anew")
     assert weights_id(load_world(tmp_path / "run" / "weights")) == weights_id(load_world(tmp_path / "anew" / "weights"))
     assert train_with(0.25, "run").count("finished before, kept") == 3
+
+
+def test_recordings_made_anew_are_learned_anew(tmp_path, capsys):
+    """Under the same name and with as many steps; a stage by itself refuses to go on with them."""
+    data, file, out = tmp_path / "rooms", tmp_path / "plan.json", tmp_path / "run"
+    env = "worldscape.data.rooms:WorldScape-Rooms-v0"
+    file.write_text(json.dumps({"order": ["codec"], "stages": {"codec": QUIET}}))
+
+    def record(seed: int) -> None:
+        shutil.rmtree(data, ignore_errors=True)
+        options = ["--episodes", "2", "--out", str(data), "--steps-per-episode", "24", "--seed", str(seed)]
+        assert main(["record", "--env", env, *options]) == 0
+
+    def train_all() -> str:
+        capsys.readouterr()
+        common = ["train", "all", "--preset", "debug", "--data", str(data), "--config", str(file), "--out", str(out)]
+        assert main(common) == 0
+        return capsys.readouterr().out
+
+    record(0)
+    train_all()
+    assert "finished before, kept" in train_all()
+    record(500)
+    longer = ["train", "codec", "--preset", "debug", "--data", str(data), "--out", str(out / "codec"), "--steps", "9"]
+    assert main(longer) != 0
+    assert "it began with other recordings (--data); use another --out" in capsys.readouterr().err
+    assert "codec: what it began with has changed (data)" in train_all()
+
+
+def test_a_stage_goes_on_with_the_weights_that_it_began_with_alone(tmp_path, capsys):
+    data = tmp_path / "rooms"
+    env = "worldscape.data.rooms:WorldScape-Rooms-v0"
+    assert main(["record", "--env", env, "--episodes", "2", "--out", str(data), "--steps-per-episode", "24"]) == 0
+    quiet = ["--set=sample_every=0", "--set=tensorboard=false", "--set=device=cpu"]
+    common = ["train", "codec", "--preset", "debug", "--data", str(data), *quiet]
+    for seed in (0, 1):
+        assert main([*common, "--out", str(tmp_path / f"run{seed}"), "--steps", "1", f"--set=seed={seed}"]) == 0
+    longer = [*common, "--out", str(tmp_path / "run1"), "--steps", "2", "--set=seed=1"]
+    assert main([*longer, "--init", str(tmp_path / "run0")]) != 0
+    assert "it began with other weights (--init); use another --out" in capsys.readouterr().err
+    assert main(longer) == 0
 
 
 def test_a_finished_stage_begins_again_with_other_settings_and_a_stopped_one_goes_on(tmp_path, capsys):

@@ -1,11 +1,15 @@
 """Which stretches are rolled out, what counts as a refusal, and the cache that keeps slow results."""
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from worldscape.data.clips import FrameStore
+from worldscape.data.clips import FrameStore, fingerprint
+from worldscape.train import cache
 from worldscape.train.cache import cached
 from worldscape.train.heads import arriving
 from worldscape.train.motion_heads import is_refused, is_repeated_refusal, is_walk, mirror_some
@@ -81,9 +85,46 @@ def test_the_cache_asks_once_for_the_same_inputs(tmp_path):
         return {"number": torch.tensor([len(calls)])}
 
     def ask(settings):
-        return int(cached(tmp_path / "rooms", settings, [layer], make)["number"])
+        return int(cached(data, settings, [layer], make)["number"])
 
+    data = write_dataset(tmp_path / "rooms", b"frames")
     assert [ask([1]), ask([1]), ask([2]), ask([1])] == [1, 1, 2, 1]
     nn.init.zeros_(layer.weight)
     assert ask([1]) == 3
     assert not list((tmp_path / ".rooms-prepared").glob("*.partial"))
+
+
+def write_dataset(folder: Path, frames: bytes) -> Path:
+    """What tells one dataset from another: its files."""
+    (folder / "0").mkdir(parents=True, exist_ok=True)
+    (folder / "metadata.json").write_text("{}")
+    (folder / "0" / "part-0.arrow").write_bytes(frames)
+    return folder
+
+
+def test_recordings_are_known_by_what_is_in_them(tmp_path):
+    """Other ones of the same size under the same name, and the same ones elsewhere; of several datasets each counts."""
+    one, other = (write_dataset(tmp_path / part / "rooms", part.encode()) for part in ("a", "b"))
+    known = [fingerprint(one), fingerprint([one, other]), fingerprint([one, write_dataset(tmp_path / "c", b"c")])]
+    assert len(set(known)) == 3
+    shutil.copytree(one, tmp_path / "elsewhere")
+    shutil.rmtree(one)
+    assert fingerprint(write_dataset(one, b"A")) != known[0] == fingerprint(tmp_path / "elsewhere")
+    long = bytes(300_000)
+    assert fingerprint(write_dataset(one, long + b"1")) != fingerprint(write_dataset(one, long + b"2"))
+
+
+def test_a_damaged_cache_is_made_anew_and_one_that_cannot_be_kept_serves_once(tmp_path, capsys, monkeypatch):
+    data = write_dataset(tmp_path / "rooms", b"frames")
+
+    def ask(number: int) -> int:
+        return int(cached(data, [], [], lambda: {"number": torch.tensor(number)})["number"])
+
+    assert ask(1) == ask(2) == 1
+    (kept,) = (tmp_path / ".rooms-prepared").glob("*.safetensors")
+    kept.write_bytes(kept.read_bytes()[:20])
+    assert ask(3) == ask(4) == 3 and "is damaged: it is made anew" in capsys.readouterr().out
+    kept.unlink()
+    monkeypatch.setattr(cache, "save_file", lambda *_: (_ for _ in ()).throw(OSError("Read-only file system")))
+    assert ask(5) == 5 and ask(6) == 6
+    assert "is not kept for another run: Read-only file system" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """Recorded frames in memory, and the draws that training makes from them: pure functions of (seed, step, rank)."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,9 @@ from worldscape.data.hand_tracks import HandTracks, read_tracks
 Datasets: TypeAlias = str | Path | Sequence[str | Path]
 """One dataset, or several to be trained on together."""
 
+END_BYTES = 1 << 16
+"""Of either end of a file, that tell it from others (`fingerprint`)."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameStore:
@@ -28,7 +32,7 @@ class FrameStore:
     frames uint8 [N, h, w, 3], depth float16 [N, h, w] metres, pose float32 [N, 4, 4], camera float32 [N, 6],
     controls and realised float32 [N, 6] (what led *to* the frame; zero in an episode's first), reward, success and
     terminated [N] (likewise), goal_distance [N] metres (NaN where unknown), intrinsics float32 [N, 4]; hands, where a
-    dataset has any.
+    dataset has any. recording: `fingerprint` of what was read.
     """
 
     frames: np.ndarray
@@ -44,6 +48,7 @@ class FrameStore:
     intrinsics: np.ndarray
     starts: np.ndarray
     hands: HandTracks | None = None
+    recording: str = ""
 
     @property
     def num_episodes(self) -> int:
@@ -97,7 +102,30 @@ def _load_frames(datasets: tuple[tuple[Path, int], ...], size: int, hands: bool,
         intrinsics=np.repeat([np.array(e.intrinsics, np.float32) for e in episodes], counts, axis=0),
         starts=np.concatenate([[0], np.cumsum(counts)]),
         hands=read_tracks(episodes) if hands else None,
+        recording=fingerprint([path for path, _ in datasets]),
     )
+
+
+def fingerprint(data: Datasets) -> str:
+    """Digest of what was recorded, in one dataset or several, wherever it lies: of each file its name, its size and the
+    first and last 64 KiB (metadata.json of the whole left out, which tells how, not what)."""
+    paths = [minari_io.resolve_dataset(dataset) for dataset in dataset_paths(data)]
+    return hashlib.sha256("".join(map(_fingerprint, paths)).encode()).hexdigest()[:16]
+
+
+def _fingerprint(path: Path) -> str:
+    digest = hashlib.sha256()
+    for file in sorted(path.rglob("*")):
+        name = file.relative_to(path)
+        if not file.is_file() or str(name) == minari_io.METADATA or any(part.startswith(".") for part in name.parts):
+            continue
+        size = file.stat().st_size
+        digest.update(f"{name.as_posix()} {size} ".encode())
+        with file.open("rb") as stream:
+            digest.update(stream.read(END_BYTES))
+            stream.seek(max(END_BYTES, size - END_BYTES))
+            digest.update(stream.read())
+    return digest.hexdigest()
 
 
 def dataset_paths(data: Datasets) -> list[str | Path]:

@@ -2,16 +2,18 @@
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from worldscape.atomic import whole_file
 from worldscape.progress import Progress
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -56,19 +58,23 @@ def fit(kind: Callable[[int], Model], config: JudgeConfig, draw_loss: Callable[[
 
 
 def load_or_make(path: Path | None, model: Model, fingerprint: str, make: Callable[[], Model]) -> Model:
-    """`model` with the weights kept at `path` when their fingerprint fits, else what `make` returns, kept there.
+    """`model` with the weights kept at `path` when they are whole and their fingerprint fits, else what `make` returns,
+    kept there.
 
     Without a path nothing is read or written.
     """
     if path is not None and path.is_file():
-        with safe_open(str(path), framework="pt") as file:
-            if (file.metadata() or {}).get("config") == fingerprint:
-                model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
-                return model.eval()
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                if (file.metadata() or {}).get("config") == fingerprint:
+                    model.load_state_dict({name: file.get_tensor(name) for name in file.keys()})
+                    return model.eval()
+        except SafetensorError as error:
+            print(f"{path} is damaged ({error}): the judge is trained anew", file=sys.stderr)
     made = make()
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(made.state_dict(), path, metadata={"config": fingerprint})
+        with whole_file(path) as partial:
+            save_file(made.state_dict(), partial, metadata={"config": fingerprint})
     return made
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -24,20 +25,34 @@ def cached(
 ) -> dict[str, Tensor]:
     """What `make` returns, or what it returned for the same settings (plain JSON) and weights of `modules`.
 
-    It lies beside the first of several datasets.
+    The settings must tell what was recorded (FrameStore.recording). It lies beside the first of several datasets. Where
+    nothing can be written it is not kept, which is said; a file that is damaged is made anew.
     """
-    first, *others = [Path(path) for path in dataset_paths(dataset)]
-    path = _path(first, [*settings, *(other.name for other in others)], modules)
-    if not path.exists():
-        tensors = make()
+    path = _path(dataset, settings, modules)
+    if path.exists():
+        try:
+            return load_file(path)
+        except SafetensorError:
+            print(f"{path} is damaged: it is made anew", flush=True)
+    tensors = make()
+    try:
         with whole_file(path) as partial:
             save_file(tensors, partial)
+    except (OSError, SafetensorError) as error:
+        print(f"what was prepared of {dataset} is not kept for another run: {error}", flush=True)
+        return tensors
     return load_file(path)
 
 
-def _path(dataset: Path, settings: Sequence[Any], modules: Sequence[nn.Module]) -> Path:
+def digest(tensor: Tensor) -> str:
+    """Digest of a tensor's numbers, for settings."""
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
+def _path(dataset: Datasets, settings: Sequence[Any], modules: Sequence[nn.Module]) -> Path:
+    first = Path(dataset_paths(dataset)[0]).resolve()
     digest = hashlib.sha256(json.dumps(list(settings)).encode())
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):
             digest.update(name.encode() + tensor.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())
-    return dataset.parent / f".{dataset.name}-prepared" / f"{digest.hexdigest()[:16]}.safetensors"
+    return first.parent / f".{first.name}-prepared" / f"{digest.hexdigest()[:16]}.safetensors"

@@ -115,6 +115,7 @@ def train_stage(wanted: StageRun) -> int:
     Raises ValueError when what it builds on is missing or does not fit.
     """
     from worldscape.checkpoint import load_world, weights_id
+    from worldscape.data.clips import fingerprint
     from worldscape.train.loop import train
 
     module = importlib.import_module(f"worldscape.train.{wanted.stage}")
@@ -128,8 +129,13 @@ def train_stage(wanted: StageRun) -> int:
         check_teacher(load_world(teacher), model, teacher, may_see_ahead=wanted.stage == "distill")
         facts["teacher"] = weights_id(load_world(teacher))
         sources.append(teacher)
+    origin = {
+        "data": fingerprint(wanted.data),
+        "init": wanted.init and weights_id(load_world(wanted.init)),
+        "teacher": facts.get("teacher"),
+    }
     stage = module.build_stage(model_config, wanted.config, *sources)
-    train(stage, model, wanted.config, wanted.out, provenance, facts)
+    train(stage, model, wanted.config, wanted.out, provenance, facts, origin)
     return exit_code(wanted.out)
 
 

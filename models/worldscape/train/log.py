@@ -142,10 +142,9 @@ def _reopen(path: Path, step: int) -> Any:
     if path.exists():
         whole = path.read_text().rpartition("\n")[0]
         kept = [line for line in whole.split("\n") if line and json.loads(line)["step"] <= step]
-    file = path.open("w")
-    file.writelines(line + "\n" for line in kept)
-    file.flush()
-    return file
+    with whole_file(path) as partial:
+        partial.write_text("".join(line + "\n" for line in kept))
+    return path.open("a")
 
 
 def _open_board(folder: Path, step: int) -> Any:

@@ -65,33 +65,42 @@ def train(
     out: str | Path,
     provenance: dict[str, Any] | None = None,
     facts: dict[str, Any] | None = None,
+    origin: dict[str, str | None] | None = None,
 ) -> WorldModel:
     """Train `stage.trainable(model)` in place, going on where `out` stopped; returns the averaged model.
 
     The result is in eval mode, without gradients; `out/weights` holds it too. Its config.json holds `provenance`, of
-    what the model began with, and beside it this run's, with `facts` about it.
+    what the model began with, and beside it this run's, with `facts` about it. origin: checksums of what it began with
+    (RunIdentity), with which alone it may go on.
     Ends after config.steps or config.lease. Stops early (resumable) after config.minutes and at SIGTERM or SIGINT;
     out/status.json says why it ended.
     Raises ValueError when `out` holds another run, FloatingPointError when the loss or a gradient is not finite.
     """
     with occupy(config) as place:
-        return train_at(stage, model, config, Path(out), partial(describe, provenance or {}, facts or {}), place)
+        told = partial(describe, provenance or {}, facts or {})
+        return train_at(stage, model, config, Path(out), told, origin or {}, place)
 
 
 def train_at(
-    stage: Stage, model: WorldModel, config: TrainConfig, out: Path, told: Provenance, place: Place
+    stage: Stage,
+    model: WorldModel,
+    config: TrainConfig,
+    out: Path,
+    told: Provenance,
+    origin: dict[str, str | None],
+    place: Place,
 ) -> WorldModel:
     """`train` on the ranks that are there; a function of its own, so that nothing of it outlives their group."""
     with StopSignals() as signals:
         model.to(place.device).requires_grad_(False).eval()
         module = stage.trainable(model).to(place.device).requires_grad_(True).train()
-        identity = identify(stage.name, model, module, config, place.world_size)
+        identity = identify(stage.name, model, module, config, origin, place.world_size)
         step_loss = wrap(StepLoss(stage, model, module), place)
         average = copy.deepcopy(model).requires_grad_(False).eval()
         state = RunState(module, stage.trainable(average), build_optimizers(module, config))
         notices = resume(out / "checkpoints", state, identity)
         if config.compile:
-            module.compile()
+            compile_parts(module)
 
         with RunLog(out, stage.name, config, state.step, place.is_main) as log:
             for notice in notices:
@@ -137,6 +146,15 @@ def train_at(
                             log.write_samples(stage.samples(average, state.step), state.step)
             log.end(state.step, why)
     return average
+
+
+def compile_parts(module: nn.Module) -> None:
+    """torch.compile what stages call, in place: a module that has a forward; of one that has none, its parts."""
+    if type(module).forward is nn.Module.forward or isinstance(module, (nn.ModuleList, nn.ModuleDict)):
+        for part in module.children():
+            compile_parts(part)
+    else:
+        module.compile()
 
 
 class StepBatches(Dataset[dict[str, Tensor]]):

@@ -25,7 +25,7 @@ from worldscape.flow import follow_flow, sampling_levels
 from worldscape.noise import slot_noise
 from worldscape.progress import Progress
 from worldscape.scoring import clean_inputs, cut, estimate_next, read_history
-from worldscape.train.cache import cached
+from worldscape.train.cache import cached, digest
 from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.rollouts import of_one_kind
 from worldscape.train.runtime import choose_device, rows_at_once
@@ -128,11 +128,12 @@ class OdeStage:
 
 
 def take_flows(teacher: WorldModel, clips: WorldStage, config: OdeTrainConfig, dataset: Datasets) -> dict[str, Tensor]:
-    """The teacher's flows on clips drawn as the world stage draws them (OdeStage.flows). Made once."""
+    """The teacher's flows on clips drawn as the world stage draws them (OdeStage.flows). Made once for what memory
+    shows of these clips, which may be dreams of the model's own."""
     drawn = {name: asdict(config)[name] for name in ("flows", "teacher_calls", "student_calls", "precision")}
     clips_drawn = {name: asdict(config)[name] for name in ("dream_frames", "novelty_share", "seed", "dreams_seed")}
-    store = clips.store
-    settings = ["flows", teacher.config.to_dict(), len(store.frames), store.num_episodes, drawn, clips_drawn]
+    settings = [clips.store.recording, "flows", teacher.config.to_dict(), drawn, clips_drawn]
+    settings.append(digest(clips.prepared.guess))
     modules = [teacher.codec, teacher.transformer]
     return cached(dataset, settings, modules, lambda: _follow_all(teacher, clips, config))
 

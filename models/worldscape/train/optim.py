@@ -15,18 +15,18 @@ from worldscape.train.config import TrainConfig
 def lr_at(config: TrainConfig, step: int, seconds: float = 0.0) -> float:
     """Learning rate of optimiser step `step` (0 is the first, config.steps - 1 the last), so many seconds into the run.
 
-    Warm-up: lr * (step + 1) / warmup. "wsd": flat, then linear over the last decay_fraction of the run.
+    Warm-up: lr * (step + 1) / warmup, or less where the run ends before. "wsd": flat, then linear over the last
+    decay_fraction of the run.
     "cosine": half a cosine after the warm-up. Both would reach 0 at the run's end, which is step = config.steps or,
     where that comes first, the end of config.lease.
     """
-    if step < config.warmup:
-        return config.lr * (step + 1) / config.warmup
+    rise = min((step + 1) / config.warmup, 1.0) if config.warmup else 1.0
     spent = lease_spent(config, seconds)
     if config.schedule == "cosine":
-        progress = max((step - config.warmup) / max(config.steps - config.warmup, 1), spent)
-        return config.lr * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+        progress = max((step - config.warmup) / max(config.steps - config.warmup, 1), spent, 0.0)
+        return config.lr * min(rise, 0.5 * (1 + math.cos(math.pi * min(progress, 1.0))))
     left = max(1.0 - max(step / config.steps, spent), 0.0)
-    return config.lr * (1.0 if left >= config.decay_fraction else left / config.decay_fraction)
+    return config.lr * min(rise, 1.0 if left >= config.decay_fraction else left / config.decay_fraction)
 
 
 def lease_spent(config: TrainConfig, seconds: float) -> float:

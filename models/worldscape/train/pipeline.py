@@ -29,6 +29,7 @@ from worldscape.atomic import whole_file
 from worldscape.average import average_worlds
 from worldscape.checkpoint import load_world, read_provenance, save_world, weights_id
 from worldscape.config import WorldConfig, preset
+from worldscape.data.clips import fingerprint
 from worldscape.train.cli import NEEDS, TAUGHT, StageRun, train_stage
 from worldscape.train.config import TrainConfig, override
 from worldscape.train.log import STATUS_FILE
@@ -183,8 +184,8 @@ def origin_of(run: StageRun) -> dict[str, Any]:
     given = {"init": run.init, "teacher": run.teacher}
     weights = {role: path and weights_id(load_world(path)) for role, path in given.items()}
     settings = {k: v for k, v in run.config.to_dict().items() if k not in INCIDENTAL | DURATION}
-    names = [Path(data).name for data in run.data]
-    return json.loads(json.dumps({**weights, "data": names, "model": run.model.to_dict(), "settings": settings}))
+    known = {"data": fingerprint(run.data), "model": run.model.to_dict(), "settings": settings}
+    return json.loads(json.dumps({**weights, **known}))
 
 
 def result_of(name: str, out: Path, plan: Plan) -> Path:

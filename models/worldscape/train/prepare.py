@@ -89,7 +89,7 @@ def prepare(
     frames after each one is kept what memory shows of them beforehand.
     """
     config = replace(model.config, memory=memory).to_dict()
-    settings = [config["codec"], config["memory"], len(store.frames), store.num_episodes, length, seed]
+    settings = [store.recording, config["codec"], config["memory"], length, seed]
     if store.hands is not None:
         settings.append("hands are taken along bone by bone without rims, the first frame's before others")
     asked = [f"{num_ahead} ahead"] if num_ahead > 0 else []
@@ -103,8 +103,8 @@ def prepare(
         less = {name: tensor for name, tensor in tensors.items() if not name.startswith("ahead_")}
         cached(dataset, [*settings, LARGEST_DISTURBANCE], [model.codec], lambda: less)
     if own_dreams > 0 and store.hands is not None:
-        config |= {"length": length, "seed": seed, "frames": len(store.frames)}
-        settings = ["own dreams", config, store.num_episodes, own_dreams, *([num_ahead] if num_ahead > 0 else [])]
+        config |= {"length": length, "seed": seed}
+        settings = ["own dreams", store.recording, config, own_dreams, *([num_ahead] if num_ahead > 0 else [])]
         parts = [model.codec, model.transformer]
         tensors |= cached(dataset, settings, parts, lambda: _dream_some(model, memory, store, tensors, own_dreams))
     nothing = tensors["frames"].new_empty(*tensors["frames"].shape, 0)  # not kept where nothing can be retrieved

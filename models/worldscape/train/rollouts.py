@@ -93,7 +93,7 @@ def take_rollouts(
     Floating-point notes are kept as float16.
     """
     frames = plan.draw(store)
-    settings = [note.__name__, model.config.to_dict(), len(store.frames), store.num_episodes, asdict(plan), KEPT]
+    settings = [store.recording, note.__name__, model.config.to_dict(), asdict(plan), KEPT]
     return cached(
         dataset,
         settings,

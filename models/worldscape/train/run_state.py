@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 KEEP = 2
 MUST_MATCH = ("seed", "batch_size", "optimizer")
+ORIGINS = {"data": "recordings (--data)", "init": "weights (--init)", "teacher": "weights of a --teacher"}
 TENSOR_FILES = ("model", "ema", "optimizer")
 
 
@@ -49,6 +50,7 @@ class RunIdentity:
     model: dict[str, Any]
     train: dict[str, Any]
     frozen: str  # digest of the tensors that this stage does not train
+    origin: dict[str, str | None]  # checksums of the recordings, of the weights it began with and of its teacher's
     world_size: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,7 +59,12 @@ class RunIdentity:
 
 
 def identify(
-    stage_name: str, model: WorldModel, module: nn.Module, config: TrainConfig, world_size: int
+    stage_name: str,
+    model: WorldModel,
+    module: nn.Module,
+    config: TrainConfig,
+    origin: dict[str, str | None],
+    world_size: int,
 ) -> RunIdentity:
     """The identity of a run that trains `module`, a part of `model`."""
     return RunIdentity(
@@ -65,6 +72,7 @@ def identify(
         model=model.config.to_dict(),
         train=config.to_dict(),
         frozen=digest_frozen(model, module),
+        origin=origin,
         world_size=world_size,
     )
 
@@ -148,7 +156,8 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Any], dict[str, dict[str, Ten
 def check_identity(path: Path, found: dict[str, Any], identity: RunIdentity) -> list[str]:
     """Notices about settings that changed since the checkpoint. Raises ValueError where resuming makes no sense."""
     wanted = identity.to_dict()
-    for key in ("stage", "model", "frozen"):
+    found = {"origin": wanted["origin"], **found}  # which checkpoints did not tell before
+    for key in ("stage", "model", "frozen", "origin"):
         if found[key] != wanted[key]:
             raise ValueError(f"checkpoint {path} is of another run: {_describe(key, found, wanted)}; use another --out")
     changed = {key: (found["train"].get(key), value) for key, value in wanted["train"].items()}
@@ -169,6 +178,8 @@ def _describe(key: str, found: dict[str, Any], wanted: dict[str, Any]) -> str:
         return "the weights that this stage does not train differ (was --init another one?)"
     keys = found[key].keys() | wanted[key].keys()
     names = sorted(name for name in keys if found[key].get(name) != wanted[key].get(name))
+    if key == "origin":
+        return f"it began with other {' and '.join(ORIGINS[name] for name in names)}"
     return f"the model config differs in {', '.join(names)}"
 
 
