@@ -157,7 +157,7 @@ def check_identity(path: Path, found: dict[str, Any], identity: RunIdentity) -> 
     """Notices about settings that changed since the checkpoint. Raises ValueError where resuming makes no sense."""
     wanted = identity.to_dict()
     found = {"origin": wanted["origin"], **found}  # which checkpoints did not tell before
-    for key in ("stage", "model", "frozen", "origin"):
+    for key in ("stage", "model", "origin", "frozen"):
         if found[key] != wanted[key]:
             raise ValueError(f"checkpoint {path} is of another run: {_describe(key, found, wanted)}; use another --out")
     changed = {key: (found["train"].get(key), value) for key, value in wanted["train"].items()}
