@@ -6,17 +6,19 @@ import pytest
 import torch
 
 from worldscape.evaluate.metrics import ssim
-from worldscape.train.spatial_losses import depth_loss, render_loss
+from worldscape.train.spatial_losses import HUBER, depth_loss, render_loss
 
 
 def random_depth(*shape: int) -> torch.Tensor:
     return 1.0 + 4.0 * torch.rand(*shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
 
-def test_metric_depth_is_the_mean_log_ratio():
-    target = random_depth(2, 16, 16)
-    depth = target * torch.tensor([1.1, 0.5], dtype=torch.float64)[:, None, None]
-    torch.testing.assert_close(depth_loss(depth, target), torch.tensor([math.log(1.1), math.log(2)]).double())
+def test_metric_depth_is_the_mean_log_ratio_and_flat_where_it_is_right():
+    """Huber: half of HUBER less than the log ratio above HUBER, a parabola below."""
+    target = random_depth(3, 16, 16)
+    depth = target * torch.tensor([1.1, 0.5, 1.01], dtype=torch.float64)[:, None, None]
+    expected = [math.log(1.1) - HUBER / 2, math.log(2) - HUBER / 2, math.log(1.01) ** 2 / (2 * HUBER)]
+    torch.testing.assert_close(depth_loss(depth, target), torch.tensor(expected).double())
 
 
 def test_relative_depth_ignores_scale_and_shift_and_sees_the_rest():

@@ -11,12 +11,14 @@ import torch
 
 from worldscape.checkpoint import load_aggregator, load_world, read_provenance
 from worldscape.cli import main
+from worldscape.conditioning.reproject import decode_depth
 from worldscape.config import preset
 from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.sight import present
 from worldscape.train import codec, decoder, heads, spatial, world
 from worldscape.train.config import override
 from worldscape.train.loop import train
+from worldscape.train.spatial_losses import depth_loss
 
 QUIET = ["--set", "tensorboard=false", "--set", "device=cpu"]
 
@@ -166,6 +168,41 @@ def test_depth_and_views_teach_the_generator_and_the_aggregator(space, part):
         assert all(torch.isfinite(gradient).all() for gradient in gradients)
         assert any(gradient.abs().max() > 1e-7 for gradient in gradients)
     assert all(parameter.grad is None for parameter in model.codec.parameters())
+
+
+def test_the_truth_is_the_minimum_of_what_frames_lose_in_depth(space):
+    """The true latents lose nothing, though their depth is not that recorded; nearly clean frames and noise none at
+    all."""
+    stage, model, batch = space
+    refined = stage.clips.refine(model, batch, torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        built = stage.build_space(model, batch, refined)
+    assert not torch.allclose(built.wanted, batch["pictures"], atol=0.05)
+
+    def of_frames(rgbd: torch.Tensor, level: float) -> float:
+        """The part of L_depth that is of the frames."""
+        at_level = refined._replace(level=torch.full_like(refined.level, level))
+        other = stage.measure_depth(batch, at_level, built._replace(rgbd=built.wanted))
+        return float(stage.measure_depth(batch, at_level, built._replace(rgbd=rgbd)) - other)
+
+    assert of_frames(built.rgbd, 0.5) > 0.01
+    assert of_frames(built.rgbd, 0.5) == pytest.approx(
+        float(depth_loss(*(decode_depth(rgbd[:, :, 3]) for rgbd in (built.rgbd, built.wanted))).mean()), rel=1e-3
+    )
+    assert of_frames(built.rgbd, stage.config.context_level) == of_frames(built.rgbd, 1.0) == 0.0
+
+
+def test_what_moves_is_not_drawn_nor_looked_at(space):
+    stage, model, batch = space
+    refined = stage.clips.refine(model, batch, torch.Generator().manual_seed(0))
+    still = batch["still"].clone()
+    still[..., :32] = False
+    moving = batch | {"still": still}
+    drawable = stage.build_space(model, moving, refined).found.gaussians.opacity_logits.isfinite()
+    cells = stage.aggregator.config.cells
+    drawable = drawable.view(len(drawable), -1, cells, cells)
+    assert not drawable[..., : cells // 2].any() and drawable[..., cells // 2 :].all()
+    assert not spatial.find_seen(moving, batch["views"])[..., :32].any()
 
 
 def test_views_without_overlap_count_for_nothing_and_break_nothing(space):

@@ -1,6 +1,7 @@
 """Recorded frames in memory, and the draws that training makes from them: pure functions of (seed, step, rank)."""
 
 import hashlib
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -115,9 +116,10 @@ def fingerprint(data: Datasets) -> str:
 
 def _fingerprint(path: Path) -> str:
     digest = hashlib.sha256()
-    for file in sorted(path.rglob("*")):
+    files = [Path(folder) / name for folder, _, names in os.walk(path, followlinks=True) for name in names]
+    for file in sorted(files):
         name = file.relative_to(path)
-        if not file.is_file() or str(name) == minari_io.METADATA or any(part.startswith(".") for part in name.parts):
+        if str(name) == minari_io.METADATA or any(part.startswith(".") for part in name.parts):
             continue
         size = file.stat().st_size
         digest.update(f"{name.as_posix()} {size} ".encode())

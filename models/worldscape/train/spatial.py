@@ -1,9 +1,12 @@
 """Stage `spatial`: the generator goes on learning, now also that its frames show one place.
 
-L = L_fm + alpha L_depth + beta L_render, both ramped up. An aggregator turns the features and the denoised frames of
-some frames of each clip into Gaussians; these are drawn from those frames' cameras and from held-out ones. Gradients
-pass through the aggregator and the frozen decoder (given no memory to copy from) into the generator. The aggregator
-takes no part in a dream.
+L = L_fm + alpha L_depth + beta L_render, both ramped up. L_depth is of the denoised frames, decoded as if memory showed
+nothing, and compares them with what the decoder makes of the true latents, so that these are its minimum: against the
+depth that was recorded it would teach the generator to mend the codec. Nearly clean frames, which only have to be
+copied, do not count, and pure noise, whose answer is a mean, does not either. L_render is of Gaussians that an
+aggregator predicts from the features and the denoised frames (which it does not move) of some frames of a clip, drawn
+from those frames' cameras and from held-out ones; what moves between frames, hands and what they handle, is left out.
+The aggregator takes no part in a dream.
 """
 
 from __future__ import annotations
@@ -19,15 +22,17 @@ from torch import Tensor, nn
 
 from worldscape.checkpoint import load_aggregator
 from worldscape.codec import normalise_tokens
+from worldscape.conditioning.layers import NOBODY
 from worldscape.conditioning.reproject import decode_depth, reproject
 from worldscape.config import WorldConfig
-from worldscape.data.clips import Datasets
+from worldscape.data.clips import Datasets, FrameStore
 from worldscape.evaluate.metrics import error_to_psnr
 from worldscape.splats.aggregator import Aggregated, Aggregator, Context, block_median
 from worldscape.splats.config import PRESETS
 from worldscape.splats.render import Rendering, render
 from worldscape.train.codec import decode_blind, picture_rows
 from worldscape.train.config import DEBUG, TrainConfig, require
+from worldscape.train.rollouts import owners_at
 from worldscape.train.spatial_losses import DEPTH_KINDS, depth_loss, render_loss
 from worldscape.train.world import Refined, WorldStage, WorldTrainConfig
 from worldscape.train.world import build_stage as build_world_stage
@@ -75,10 +80,11 @@ DEFAULTS: dict[str, TrainConfig] = {
 
 
 class Space(NamedTuple):
-    """A batch's clips in space: denoised frames rgbd [R, F, 4, h, w], Gaussians of the context frames, and these drawn
-    from V views (held-out ones first)."""
+    """A batch's clips in space: denoised frames rgbd [R, F, 4, h, w] and what the true latents decode to, Gaussians of
+    the context frames, and these drawn from V views (held-out ones first)."""
 
     rgbd: Tensor
+    wanted: Tensor
     found: Aggregated
     drawn: Rendering
 
@@ -103,7 +109,8 @@ class SpatialStage:
 
         own long [F]: places of the clips' frames that are not retrieved, which alone are looked at in space; of these,
         views long [V]: frames to draw, num_held_out held-out ones first; context long [N]: those the aggregator sees;
-        ramp: share of alpha and beta that this step takes.
+        still bool [R, F, h, w]: pixels of what does not move between frames; ramp: share of alpha and beta that this
+        step takes.
         """
         rng = np.random.default_rng([self.config.seed, step, rank, 8])
         store, batch = self.clips.store, self.clips.batch(step, rank, world_size)
@@ -120,6 +127,7 @@ class SpatialStage:
             "own": torch.from_numpy(own),
             "views": torch.from_numpy(np.concatenate([held_out, context[: self.config.num_shown]])),
             "context": torch.from_numpy(np.sort(context)),
+            "still": find_still(store, frames),
             "ramp": torch.tensor(min(1.0, (step + 1) / max(self.config.ramp, 1))),
         }
 
@@ -147,13 +155,14 @@ class SpatialStage:
         """Denoised frames, Gaussians and views of the first clips of a batch."""
         assert model.aggregator is not None
         rows, own, context = len(batch["pictures"]), batch["own"], batch["context"]
-        latent = normalise_tokens(refined.prediction.latent[:rows, own].float())
-        rgbd = decode_blind(model, rearrange(latent, "r t p c -> (r t) p c")).clamp(-1.0, 1.0)
-        rgbd = rearrange(rgbd, "(r t) k h w -> r t k h w", r=rows)
+        rgbd = decode_frames(model, refined.prediction.latent[:rows, own])
+        with torch.no_grad():
+            wanted = decode_frames(model, batch["latent"][:rows, own])
+        seen = rgbd.detach().masked_fill(~batch["still"][:, :, None], torch.nan)  # left out by the aggregator
         found = model.aggregator(
             Context(
                 features=refined.prediction.features[:rows, own[context]].float(),
-                rgbd=rgbd[:, context],
+                rgbd=seen[:, context],
                 has_picture=batch["has_picture"],
                 poses=batch["poses"][:, context],
                 intrinsics=batch["intrinsics"],
@@ -161,14 +170,18 @@ class SpatialStage:
         )
         cameras = batch["poses"][:, batch["views"]]
         intrinsics = repeat(batch["intrinsics"], "r k -> r v k", v=cameras.shape[1])
-        return Space(rgbd, found, render(found.gaussians, cameras, intrinsics, rgbd.shape[-1]))
+        return Space(rgbd, wanted, found, render(found.gaussians, cameras, intrinsics, rgbd.shape[-1]))
 
     def measure_depth(self, batch: dict[str, Tensor], refined: Refined, space: Space) -> Tensor:
-        """L_depth of the denoised frames (noisy ones counting less) and of the Gaussians of the context frames."""
+        """L_depth of the denoised frames against the true latents', noisy ones counting less and nearly clean ones not
+        at all, and of the Gaussians of the context frames against what was recorded."""
         kind, target = self.config.depth_kind, batch["depth"]
-        weight = 1.0 - self.config.level_weight * refined.level[: len(target), batch["own"]]
-        of_frames = (weight * depth_loss(decode_depth(space.rgbd[:, :, 3]), target, kind=kind)).mean()
-        coarse = block_median(target[:, batch["context"]], target.shape[-1] // space.found.depth.shape[-1])
+        level = refined.level[: len(target), batch["own"]]
+        weight = (1.0 - level) * (level > self.config.context_level)
+        found, wanted = (decode_depth(rgbd[:, :, 3]) for rgbd in (space.rgbd, space.wanted))
+        of_frames = (weight * depth_loss(found, wanted)).sum() / weight.sum().clamp_min(1.0)
+        still = target.masked_fill(~batch["still"], torch.nan)[:, batch["context"]]
+        coarse = block_median(still, target.shape[-1] // space.found.depth.shape[-1])
         return of_frames + depth_loss(space.found.depth, coarse, kind=kind).mean()
 
     def measure_views(self, batch: dict[str, Tensor], space: Space) -> ViewScore:
@@ -176,7 +189,7 @@ class SpatialStage:
         views, held_out = batch["views"], self.config.num_held_out
         target = batch["pictures"][:, views, :3] / 2 + 0.5
         seen = find_seen(batch, views[:held_out])
-        mask = torch.cat([seen, torch.ones_like(seen[:, :1]).expand(-1, len(views) - held_out, -1, -1)], 1)
+        mask = torch.cat([seen, batch["still"][:, views[held_out:]]], 1)
         error = (space.drawn.rgb - target)[:, :held_out].detach().square().mean(2)
         error = (error * seen).sum() / seen.sum().clamp_min(1)
         loss = render_loss(space.drawn.rgb, target, mask).mean()
@@ -206,18 +219,37 @@ class ViewScore(NamedTuple):
 
 
 def find_seen(batch: dict[str, Tensor], views: Tensor) -> Tensor:
-    """Which pixels of the frames `views` [V] the context frames show, by the recorded depth: bool [R, V, h, w].
+    """Which pixels of the frames `views` [V] the context frames show, by the recorded depth, where nothing moves:
+    bool [R, V, h, w].
 
     All False where views do not overlap.
     """
-    context, poses = batch["context"], batch["poses"]
+    context, poses, still = batch["context"], batch["poses"], batch["still"]
     sources = torch.nan_to_num(batch["pictures"][:, context], nan=-1.0)  # unmeasured depth is infinitely far
-    valid = torch.ones(sources.shape[:2], dtype=torch.bool, device=sources.device)
+    valid = still[:, context]
     masks = [
         reproject(sources, poses[:, context], valid, poses[:, view], batch["intrinsics"]).mask[:, 0]
         for view in views.tolist()
     ]
-    return torch.stack(masks, 1) > 0.5
+    return (torch.stack(masks, 1) > 0.5) & still[:, views]
+
+
+def find_still(store: FrameStore, frames: np.ndarray) -> Tensor:
+    """Which pixels of recorded frames [R, F] show what stays where it is, all but hands and their object: bool
+    [R, F, h, w]."""
+    still = torch.ones(*frames.shape, *store.depth.shape[1:], dtype=torch.bool)
+    if store.hands is not None:
+        moves = store.hands.moves(frames)
+        if moves.any():
+            still[moves] = owners_at(store, frames[moves.numpy()]) == NOBODY
+    return still
+
+
+def decode_frames(model: WorldModel, latent: Tensor) -> Tensor:
+    """Latents [R, F, P, C] -> RGB-D [R, F, 4, h, w] in [-1, 1], as if memory showed nothing."""
+    tokens = normalise_tokens(rearrange(latent.float(), "r t p c -> (r t) p c"))
+    rgbd = decode_blind(model, tokens).clamp(-1.0, 1.0)
+    return rearrange(rgbd, "(r t) k h w -> r t k h w", r=len(latent))
 
 
 def build_stage(

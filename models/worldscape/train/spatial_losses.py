@@ -5,6 +5,7 @@ where nothing does.
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from worldscape.evaluate.metrics import ssim
@@ -12,13 +13,15 @@ from worldscape.evaluate.metrics import ssim
 DEPTH_KINDS = ("metric", "relative")
 SSIM_WEIGHT = 0.2  # of 1 - SSIM beside L1, as in 3DGS
 MIN_DEPTH = 0.01  # metres; predictions below count as this
+HUBER = 0.05  # of log depth; what is nearer is nearly right, and pulled at less
 MIN_SPREAD = 1e-6  # of inverse depth; what is flatter has no scale to align
 
 
 def depth_loss(depth: Tensor, target: Tensor, *, kind: str = "metric", max_depth: float = 50.0) -> Tensor:
     """L_depth of each picture: depth and target [..., h, w] metres -> [...].
 
-    "metric": mean of |log z - log z*|. "relative": mean of |s / z + t - 1 / z*| over the target's own mean deviation,
+    "metric": mean Huber loss of log z - log z*, over its width: |log z - log z*| - HUBER / 2 where that is above HUBER,
+    and less and less steep below. "relative": mean of |s / z + t - 1 / z*| over the target's own mean deviation,
     with the picture's best scale s and shift t (Ranftl et al. 2022): for depth known up to those only.
     Counted are pixels with finite 0 < z* < max_depth. Raises ValueError for another kind and for unlike shapes.
     """
@@ -27,7 +30,7 @@ def depth_loss(depth: Tensor, target: Tensor, *, kind: str = "metric", max_depth
     valid = torch.isfinite(target) & (target > 0) & (target < max_depth) & torch.isfinite(depth)
     depth, target = torch.where(valid, depth, 1.0).clamp_min(MIN_DEPTH), torch.where(valid, target, 1.0)
     if kind == "metric":
-        return _mean((depth.log() - target.log()).abs(), valid)
+        return _mean(F.huber_loss(depth.log(), target.log(), reduction="none", delta=HUBER) / HUBER, valid)
     if kind == "relative":
         return _aligned_error(1.0 / depth, 1.0 / target, valid)
     raise ValueError(f"depth kind {kind!r} is unknown: choose one of {', '.join(DEPTH_KINDS)}.")
