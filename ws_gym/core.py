@@ -27,6 +27,7 @@ from worldscape.snapshot import Snapshot
 from worldscape.splats.gaussians import Gaussians
 from worldscape.splats.reconstruct import aggregate
 from worldscape.splats.unproject import unproject
+from ws_gym import IMPORTED_IN
 from ws_gym.batch import Batch
 from ws_gym.hand_actions import choose_action_mode
 from ws_gym.infos import describe_hands, describe_motion, resize_frames
@@ -37,8 +38,6 @@ from ws_gym.places import TRAIL_STEPS, describe_place
 from ws_gym.starts import START_OPTIONS, fit_hands, open_starts, override_starts, start_number
 from ws_gym.tasks import TaskResult, make_task
 from ws_gym.threads import alone
-
-IMPORTED_IN = os.getpid()
 
 
 class WorldCore:

@@ -303,14 +303,39 @@ envs.close()
 """
 
 
+LEARNING_FIRST = """
+import multiprocessing, sys
+import gymnasium as gym, torch, ws_gym
+torch.set_num_threads(2)
+torch.nn.functional.relu(torch.ones(2_000_000)).sum()
+assert "ws_gym.core" not in sys.modules
+def work():
+    env = gym.make("WorldScape-Nav-v0", weights="debug", starts="drawn")
+    env.reset(seed=0), env.step(1)
+worker = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+worker.start(), worker.join(60)
+print(worker.exitcode)
+"""
+
+
+def run_script(script: str) -> str:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
+    return done.stdout
+
+
+def test_a_worker_forked_by_a_learner_does_not_wait_for_its_threads():
+    """The first world was made in the worker, as SB3's SubprocVecEnv does it, beside a policy that had computed with
+    two threads: the worker took itself for the process that had begun it all, and hung."""
+    assert run_script(LEARNING_FIRST) == "0\n"
+
+
 @pytest.mark.slow
 def test_forked_processes_do_not_wait_for_their_parents_threads():
     """A child forked after torch had computed with two threads hung in its first parallel loop."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(
-        [sys.executable, "-c", FORKING], env=environment, capture_output=True, text=True, timeout=300, check=True
-    )
-    assert done.stdout == "True\n"
+    assert run_script(FORKING) == "True\n"
 
 
 @pytest.fixture(scope="module")
