@@ -19,6 +19,7 @@ from torch import Tensor
 
 from worldscape.checkpoint import load_aggregator, load_world
 from worldscape.codec import rgbd_to_frame
+from worldscape.conditioning.reproject import decode_depth
 from worldscape.engine import WorldEngine
 from worldscape.engine_frames import EngineFrame
 from worldscape.engines import open_engine
@@ -30,7 +31,7 @@ from worldscape.splats.unproject import unproject
 from ws_gym import IMPORTED_IN
 from ws_gym.batch import Batch
 from ws_gym.hand_actions import choose_action_mode
-from ws_gym.infos import describe_hands, describe_motion, resize_frames
+from ws_gym.infos import describe_hands, describe_motion, resize_depth, resize_frames
 from ws_gym.maps import Place
 from ws_gym.observations import OBSERVATIONS
 from ws_gym.options import WorldOptions
@@ -215,10 +216,13 @@ class WorldCore:
 
         Raises ResetNeeded when none was opened yet, ClosedEnvironmentError after close.
         """
-        state = self._running_engine().state
-        if not state.is_open.any():
-            raise ResetNeeded("there is nothing to render yet; call reset() first.")
-        return resize_frames(rgbd_to_frame(state.rgbd), self.size).cpu().numpy()
+        return resize_frames(rgbd_to_frame(self._shown()), self.size).cpu().numpy()
+
+    @alone
+    @torch.inference_mode()
+    def depths(self) -> np.ndarray:
+        """How far what all slots show is, float32 [B, h, w] in metres along the view axis. Raises as `pictures`."""
+        return resize_depth(decode_depth(self._shown()[:, 3]), self.size).cpu().numpy()
 
     @alone
     @torch.inference_mode()
@@ -265,6 +269,13 @@ class WorldCore:
         self.engine = None
         if self.device.type == "cuda" and os.getpid() == self._process:
             torch.cuda.empty_cache()
+
+    def _shown(self) -> Tensor:
+        """RGB-D [B, 4, H, W] that all slots show now."""
+        state = self._running_engine().state
+        if not state.is_open.any():
+            raise ResetNeeded("there is nothing to render yet; call reset() first.")
+        return state.rgbd
 
     def _describe(self, frame: EngineFrame) -> Batch:
         """What the slots show before anything is done in them."""

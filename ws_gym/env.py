@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ws_gym.vector_env import WorldScapeVectorEnv
 
 RENDER_FPS = 10
+ARRAY_MODES = ("rgb_array", "depth_array")
 ROW = np.ones(1, dtype=bool)
 
 
@@ -115,7 +116,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     | `max_episode_steps` | `None` | steps before truncation; `gym.make` adds its own wrapper for it instead |
     | `max_drift` | `None` | share of the picture, 0 to below 1, that may be dreamed through and through |
     | `drift_patience` | 16 | steps for which more of it may be, before truncation |
-    | `render_mode` | `None` | `"rgb_array"` (256 pixels) or `"human"` (a window) |
+    | `render_mode` | `None` | `"rgb_array"` (256 pixels), `"depth_array"` (metres) or `"human"` (a window) |
 
     ## Samplers
     `"blockwise"` answers an action in the very next frame, with `steps_per_frame` + 1 model calls. `"rolling"` makes
@@ -163,7 +164,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     """
 
     metadata = {
-        "render_modes": ["human", "rgb_array"] if can_open_window() else ["rgb_array"],
+        "render_modes": [*(["human"] if can_open_window() else []), *ARRAY_MODES],
         "render_fps": RENDER_FPS,
     }
 
@@ -172,7 +173,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
 
     def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
         options = {**self.defaults, **options}
-        self.render_mode = check_render_mode(render_mode, (None, "rgb_array", "human"))
+        self.render_mode = check_render_mode(render_mode, (None, *ARRAY_MODES, "human"))
         self._viewer = Viewer("WorldScape", RENDER_FPS) if render_mode == "human" else None
         self._options = options
         self._core = WorldCore(WorldOptions.from_keywords(options), num_slots=1, is_for_numpy=True)
@@ -225,12 +226,15 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         return copies
 
     def render(self) -> np.ndarray | None:
-        """The current frame, uint8 [h, w, 3] with a longer side of 256 pixels; None when a window shows it.
+        """The current frame, uint8 [h, w, 3] with a longer side of 256 pixels; its depth, float32 [h, w] in metres
+        along the view axis at the picture's own size, as in `info`; or None when a window shows it.
 
         Raises ResetNeeded before reset, ClosedEnvironmentError after close.
         """
         if self.render_mode is None:
             return None
+        if self.render_mode == "depth_array":
+            return self._core.depths()[0]
         picture = self._core.pictures()[0]
         if self._viewer is not None:
             self._viewer.show(picture)

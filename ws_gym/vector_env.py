@@ -16,7 +16,7 @@ from torch import Tensor
 from worldscape.snapshot import Snapshot
 from ws_gym.batch import Batch
 from ws_gym.core import WorldCore
-from ws_gym.env import RENDER_FPS, check_render_mode, enlarge
+from ws_gym.env import ARRAY_MODES, RENDER_FPS, check_render_mode, enlarge
 from ws_gym.maps import draw_map
 from ws_gym.options import WorldOptions
 
@@ -56,7 +56,7 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
     | `num_envs` | `1` | number of slots |
     | `autoreset_mode` | `NEXT_STEP` | what happens to a row whose episode ended, see below |
     | `output` | `"numpy"` | `"torch"`: observations, rewards, ends and infos are tensors that stay on the device |
-    | `render_mode` | `None` | `"rgb_array"`: `render()` returns a tuple of frames |
+    | `render_mode` | `None` | `"rgb_array"` or `"depth_array"`: `render()` returns a tuple of `WorldScapeEnv`'s |
 
     Autoreset modes (an `AutoresetMode` or its name):
 
@@ -74,7 +74,7 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
     """
 
     metadata: dict[str, Any] = {
-        "render_modes": ["rgb_array"],
+        "render_modes": list(ARRAY_MODES),
         "render_fps": RENDER_FPS,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
@@ -99,7 +99,7 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.output = output
-        self.render_mode = check_render_mode(render_mode, (None, "rgb_array"))
+        self.render_mode = check_render_mode(render_mode, (None, *ARRAY_MODES))
         world_options = WorldOptions.from_keywords({**self.defaults, **options})
         self._core = WorldCore(world_options, num_envs, is_for_numpy=output == "numpy")
         self.single_observation_space = self._core.observation.space
@@ -181,11 +181,13 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
         return draw_map(self._core.place(row), pixels)
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """One frame per slot, uint8 [h, w, 3] with a longer side of 256 pixels."""
+        """One frame per slot, uint8 [h, w, 3] with a longer side of 256 pixels, or its depth, float32 [h, w]."""
         if self.render_mode is None:
             return None
         if self._batch is None:
             raise ResetNeeded("there is nothing to render yet; call reset() first.")
+        if self.render_mode == "depth_array":
+            return tuple(self._core.depths())
         return tuple(enlarge(frame) for frame in self._core.pictures())
 
     def close_extras(self, **kwargs: Any) -> None:

@@ -50,6 +50,11 @@ class TestCheckers:
         check_env_sb3(env, skip_render_check=False)
         env.close()
 
+    @pytest.mark.parametrize("env_id", [NAV, "WorldScape-Hand-v0", "WorldScape-Universal-v0"])
+    def test_depth_is_rendered(self, env_id):
+        for check in (check_env, check_env_sb3):
+            check(gym.make(env_id, render_mode="depth_array", weights="debug", starts="drawn").unwrapped)
+
     def test_make_without_import(self):
         env = gym.make(f"ws_gym:{NAV}", weights="debug")
         check_env(env.unwrapped)
@@ -177,6 +182,25 @@ class TestRender:
         observation[:] = 0
         again = env.render()
         assert isinstance(again, np.ndarray) and again.mean() > 10
+
+    @pytest.mark.parametrize("options", [{}, {"size": (48, 80)}, {"sampler": "rolling", "steps_per_frame": 2}], ids=str)
+    def test_depth_is_infos_and_fresh(self, options):
+        env = make_env(render_mode="depth_array", **options)
+        assert "depth_array" in env.metadata["render_modes"]
+        infos = [env.reset(seed=0)[1]]
+        for action in (1, 5, 1):
+            depth = env.render()
+            assert isinstance(depth, np.ndarray) and depth.dtype == np.float32
+            np.testing.assert_array_equal(depth, infos[-1]["depth"])
+            depth[:] = 0
+            infos.append(env.step(action)[4])
+            assert infos[-1]["depth"].all()
+
+    def test_depth_can_be_collected_and_seen_beside_latents(self):
+        env = make_env(render_mode="depth_array_list", obs="latent")
+        roll(env, [1, 5])
+        frames: Any = env.render()
+        assert [frame.shape for frame in frames] == [(64, 64)] * 3
 
     def test_without_a_mode_nothing_is_rendered(self):
         env = make_env().unwrapped

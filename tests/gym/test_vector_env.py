@@ -260,6 +260,16 @@ class TestRender:
             assert abs(frame.mean() - observation.mean()) < 2
         assert make_vec(1).render() is None
 
+    def test_depth_is_that_of_each_slots_info(self):
+        envs = make_vec(2, render_mode="depth_array")
+        assert "depth_array" in envs.metadata["render_modes"]
+        info = envs.reset(seed=0)[1]
+        for _ in range(2):
+            depths = envs.render()
+            assert isinstance(depths, tuple)
+            np.testing.assert_array_equal(depths, info["depth"])
+            info = envs.step(np.array([1, 5]))[4]
+
 
 class TestSpec:
     def test_round_trip_through_json(self):
