@@ -38,6 +38,7 @@ from ws_gym.options import WorldOptions
 from ws_gym.places import TRAIL_STEPS, describe_place
 from ws_gym.starts import START_OPTIONS, fit_hands, open_starts, override_starts, start_number
 from ws_gym.tasks import TaskResult, make_task
+from ws_gym.tasks.base import checked_result
 from ws_gym.threads import alone
 
 
@@ -83,6 +84,7 @@ class WorldCore:
         return codec.grid, codec.grid, codec.latent_channels
 
     @alone
+    @torch.no_grad()
     def reset(self, rows: np.ndarray, rngs: Sequence[np.random.Generator], options: Mapping[str, Any]) -> Batch:
         """Open new episodes in `rows` bool [B]; only these rows of the result mean anything.
 
@@ -107,6 +109,7 @@ class WorldCore:
         return self._describe(frame)
 
     @alone
+    @torch.no_grad()
     def step(self, actions: Any, active: np.ndarray) -> Batch:
         """Step the rows in `active` bool [B]; only these rows of the result mean anything.
 
@@ -123,7 +126,7 @@ class WorldCore:
         frame = engine.step(controls, mask, hands=hands)
         self._elapsed = self._elapsed + mask
         self._leave_trail(frame)
-        result = self._checked(self.task.step(frame, self._elapsed, mask))
+        result = checked_result(self.task.step(frame, self._elapsed, mask), self.num_slots)
         batch = self._batch(frame, result, self._truncate(engine, mask))
         ended = (batch.terminated | batch.truncated).cpu()  # the first wait for a GPU, so the last thing done
         if True in ended.tolist():
@@ -158,6 +161,7 @@ class WorldCore:
         return engine.snapshot(numbers).with_beside(beside)
 
     @alone
+    @torch.no_grad()
     def restore(self, snapshot: Snapshot, rows: Any = None) -> Batch:
         """Go on with the worlds of a snapshot in slots `rows` (numbers; None: all); one world may fill any number.
 
@@ -170,6 +174,7 @@ class WorldCore:
         return self._go_on(frame, numbers, own)
 
     @alone
+    @torch.no_grad()
     def fork(self, row: int, rows: Any) -> Batch:
         """Make slots `rows` copies of slot `row`; they share its memory until their dreams part."""
         engine, source, numbers = self._running_engine(), self._numbers([row]), self._numbers(rows)
@@ -279,7 +284,7 @@ class WorldCore:
 
     def _describe(self, frame: EngineFrame) -> Batch:
         """What the slots show before anything is done in them."""
-        result = self._checked(self.task.describe(frame))
+        result = checked_result(self.task.describe(frame), self.num_slots)
         none = torch.zeros_like(result.terminated)
         result = replace(result, reward=torch.zeros_like(result.reward), terminated=none)
         return self._batch(frame, result, none)
@@ -298,13 +303,6 @@ class WorldCore:
         if unknown:
             raise ValueError(f"reset options {unknown} are unknown; with this task choose from {sorted(known)}.")
         return {name: value for name, value in options.items() if name in self.task.reset_options}
-
-    def _checked(self, result: TaskResult) -> TaskResult:
-        for name in ("reward", "terminated", "success"):
-            shape = tuple(getattr(result, name).shape)
-            if shape != (self.num_slots,):
-                raise ValueError(f"the task's {name} has shape {shape}; return one per slot, ({self.num_slots},).")
-        return result
 
     def _batch(self, frame: EngineFrame, result: TaskResult, truncated: Tensor) -> Batch:
         state, info = self._running_engine().state, describe_motion(frame)

@@ -81,7 +81,8 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     | `goal_image` | decrease in image distance, +1 when the view is found | dreamed frame |
     | `coverage` | 1 for each new cell of the floor and direction | dreamed camera pose |
 
-    or by your own: a `ws_gym.tasks.Task`, or a function `(EngineFrame, elapsed [B]) -> reward [B]`.
+    or by your own: a `ws_gym.tasks.Task`, or a function `(EngineFrame, elapsed [B]) -> reward [B]`; both may ask torch
+    networks, and clone a frame's tensors before they change them in place.
 
     ## Starting State
     Real frames of the simulator, drawn with the seed. `options` of `reset`:

@@ -13,7 +13,7 @@ from gymnasium.error import ClosedEnvironmentError, DependencyNotInstalled, Erro
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
-from tests.gym.helpers import NAV, EndAt, assert_same, core_of, engine_of, make_env
+from tests.gym.helpers import NAV, EndAt, assert_same, core_of, engine_of, make_env, make_vec
 from ws_gym import core as core_module
 from ws_gym.actions import ACTION_MODES
 from ws_gym.env import WorldScapeEnv
@@ -309,6 +309,65 @@ class TestTasks:
 
         with pytest.raises(ValueError, match=r"info terms \['pose'\]"):
             make_env(task=Clash()).reset()
+
+    @pytest.mark.parametrize("name", ["frame", "latent", "camera"])
+    def test_a_network_may_judge(self, name):
+        """Rewards had gradients, of which no number can be made, or frames were no food for layers with weights."""
+        net = torch.nn.LazyLinear(1)
+
+        def judge(frame, elapsed):
+            return net(getattr(frame, name).float().flatten(1))[:, 0]
+
+        env, envs = make_env(task=judge), make_vec(2, task=judge, output="torch")
+        env.reset(seed=3)
+        envs.reset(seed=3)
+        reward, rewards = env.step(1)[1], envs.step(np.array([1, 5]))[1]
+        assert rewards[0].item() == pytest.approx(reward, rel=1e-3) and reward != 0
+        assert not rewards.requires_grad and net.weight.requires_grad
+
+    def test_a_task_with_weights_hands_out_plain_numbers(self):
+        class Learned(Task):
+            def bind(self, num_slots, device):
+                super().bind(num_slots, device)
+                self.worth = torch.nn.Parameter(torch.full((num_slots,), 3.0))
+
+            def step(self, frame, elapsed, active):
+                terms: dict[str, torch.Tensor] = {"worth": self.worth}
+                return TaskResult(reward=self.worth, terminated=self.none(), success=self.none(), terms=terms)
+
+        env = make_env(task=Learned())
+        env.reset(seed=0)
+        _, reward, _, _, info = env.step(0)
+        assert reward == info["worth"] == 3.0
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"reward": np.zeros(1)}, "the task's reward is ndarray; return a torch tensor with one row per slot"),
+            ({"reward": torch.zeros(1, dtype=torch.long)}, r"reward is a tensor of torch.int64; convert .* \.float"),
+            ({"reward": torch.zeros(1, 1)}, r"reward has shape \(1, 1\); return one per slot, \(1,\)"),
+            ({"terminated": torch.zeros(1)}, r"terminated is a tensor of torch.float32; convert .* \.bool"),
+            ({"success": True}, "the task's success is bool; return a torch tensor"),
+            ({"terms": {"far": np.zeros(1)}}, "the task's info term 'far' is ndarray"),
+            ({"terms": {"far": torch.tensor(1.0)}}, r"info term 'far' has shape \(\); return one per slot"),
+            ({"terms": {"far": torch.zeros(2, 1)}}, r"info term 'far' has shape \(2, 1\)"),
+        ],
+    )
+    def test_judgements_of_another_kind_are_refused(self, changes, message):
+        class Wrong(Task):
+            def step(self, frame, elapsed, active):
+                fine = {"reward": frame.coverage, "terminated": self.none(), "success": self.none()}
+                return TaskResult(**{**fine, **changes})
+
+        with pytest.raises(ValueError, match=message):
+            make_env(task=Wrong()).reset()
+
+    def test_a_judgement_must_be_a_result(self):
+        class Forgetful(Task):
+            def step(self, frame, elapsed, active): ...  # pyright: ignore[reportIncompatibleMethodOverride]
+
+        with pytest.raises(ValueError, match="judged a step with NoneType; return a ws_gym.tasks.TaskResult"):
+            make_env(task=Forgetful()).reset()
 
     def test_rewards_of_the_wrong_shape_are_refused(self):
         with pytest.raises(ValueError, match=r"the task's reward has shape \(2,\); return one per slot, \(1,\)"):

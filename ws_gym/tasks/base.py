@@ -28,11 +28,43 @@ class TaskResult:
     terms: dict[str, Tensor] = field(default_factory=dict)
 
 
+def checked_result(result: Any, num_slots: int) -> TaskResult:
+    """A task's result as tensors that no gradient goes through. Raises ValueError for anything else than TaskResult
+    says of B = `num_slots`."""
+    if not isinstance(result, TaskResult):
+        raise ValueError(f"a task judged a step with {type(result).__name__}; return a ws_gym.tasks.TaskResult.")
+    for name in ("reward", "terminated", "success"):
+        value, kind = getattr(result, name), "float" if name == "reward" else "bool"
+        _check_rows(name, value, num_slots)
+        if not (value.is_floating_point() if kind == "float" else value.dtype == torch.bool):
+            raise ValueError(f"the task's {name} is a tensor of {value.dtype}; convert it with .{kind}().")
+        if value.ndim > 1:
+            raise ValueError(f"the task's {name} has shape {tuple(value.shape)}; return one per slot, ({num_slots},).")
+    for name, value in result.terms.items():
+        _check_rows(f"info term {name!r}", value, num_slots)
+    return TaskResult(
+        reward=result.reward.detach(),
+        terminated=result.terminated,
+        success=result.success,
+        terms={name: value.detach() for name, value in result.terms.items()},
+    )
+
+
+def _check_rows(name: str, value: Any, num_slots: int) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"the task's {name} is {type(value).__name__}; return a torch tensor with one row per slot.")
+    if value.shape[:1] != (num_slots,):
+        raise ValueError(f"the task's {name} has shape {tuple(value.shape)}; return one per slot, ({num_slots},).")
+
+
 class Task(ABC):
     """A reward, an episode end and the info terms that explain them.
 
     Subclass it and pass an instance: `gym.make("WorldScape-Nav-v0", task=MyTask())`. The environment works on its own
     copy. State is kept in tensors with one row per slot, created in `bind`.
+
+    It may use torch networks: gradients are off. Tensors of a frame are shared: clone them before changing them in
+    place.
     """
 
     reset_options: frozenset[str] = frozenset()
@@ -90,7 +122,10 @@ class Task(ABC):
 
 
 class FunctionTask(Task):
-    """A user's own reward function `function(frame, elapsed) -> reward [B]`; episodes end at the time limit only."""
+    """A user's own reward function `function(frame, elapsed) -> reward [B]`; episodes end at the time limit only.
+
+    It may use torch networks, as a Task may.
+    """
 
     def __init__(self, function: Callable[[EngineFrame, Tensor], Tensor]) -> None:
         self.function = function
