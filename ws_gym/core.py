@@ -24,7 +24,7 @@ from worldscape.engine import WorldEngine
 from worldscape.engine_frames import EngineFrame
 from worldscape.engines import open_engine
 from worldscape.memory.report import report_memory, report_trust
-from worldscape.snapshot import Snapshot
+from worldscape.snapshot import Snapshot, as_snapshot
 from worldscape.splats.gaussians import Gaussians
 from worldscape.splats.reconstruct import aggregate
 from worldscape.splats.unproject import unproject
@@ -36,7 +36,7 @@ from ws_gym.maps import Place
 from ws_gym.observations import OBSERVATIONS
 from ws_gym.options import WorldOptions
 from ws_gym.places import TRAIL_STEPS, describe_place
-from ws_gym.starts import START_OPTIONS, fit_hands, open_starts, override_starts, start_number
+from ws_gym.starts import START_OPTIONS, fit_hands, lone_snapshot, open_starts, override_starts, start_number
 from ws_gym.tasks import TaskResult, make_task
 from ws_gym.tasks.base import checked_result
 from ws_gym.threads import alone
@@ -86,14 +86,15 @@ class WorldCore:
     @alone
     @torch.no_grad()
     def reset(self, rows: np.ndarray, rngs: Sequence[np.random.Generator], options: Mapping[str, Any]) -> Batch:
-        """Open new episodes in `rows` bool [B]; only these rows of the result mean anything.
+        """Open new episodes in `rows` bool [B], or a snapshot's; only these rows of the result mean anything.
 
         `rngs` has one generator per slot; a slot draws its start, its noise seed and its task's goal from its own.
         Raises ValueError for unknown or malformed `options`, ClosedEnvironmentError after close.
         """
-        engine = self._running_engine()
+        engine, numbers = self._running_engine(), np.flatnonzero(rows).tolist()
+        if (snapshot := lone_snapshot(options)) is not None:
+            return self._restore(engine, snapshot, torch.tensor(numbers, device=self.device))
         task_options = self._task_options(options)
-        numbers = np.flatnonzero(rows).tolist()
         chosen = [rngs[number] for number in numbers]
         source = override_starts(options, self.frame_size) or self.starts
         start = fit_hands(source.draw(chosen, start_number(options), self.task.recorded_as), self._options.hands)
@@ -162,16 +163,13 @@ class WorldCore:
 
     @alone
     @torch.no_grad()
-    def restore(self, snapshot: Snapshot, rows: Any = None) -> Batch:
+    def restore(self, snapshot: Snapshot | bytes, rows: Any = None) -> Batch:
         """Go on with the worlds of a snapshot in slots `rows` (numbers; None: all); one world may fill any number.
 
-        Only these rows of the result mean anything. Raises ValueError for another number of worlds, and for a
-        snapshot of other weights, config, memory or task.
+        Only these rows of the result mean anything. Raises ValueError for what is no snapshot, another number of
+        worlds, and a snapshot of other weights, config, memory or task.
         """
-        engine, numbers = self._running_engine(), self._numbers(rows)
-        own = snapshot.fitted_beside(self._own_state(), len(numbers))
-        frame = engine.restore(snapshot, numbers)
-        return self._go_on(frame, numbers, own)
+        return self._restore(self._running_engine(), as_snapshot(snapshot), self._numbers(rows))
 
     @alone
     @torch.no_grad()
@@ -189,6 +187,10 @@ class WorldCore:
         task = {f"{name}.{key}": value for key, value in self.task.state().items()}
         clock = {"elapsed": self._elapsed, "adrift": self._adrift, "has_ended": ended}
         return {**clock, "trail": self._trail, **task}
+
+    def _restore(self, engine: WorldEngine, snapshot: Snapshot, numbers: Tensor) -> Batch:
+        own = snapshot.fitted_beside(self._own_state(), len(numbers))
+        return self._go_on(engine.restore(snapshot, numbers), numbers, own)
 
     def _go_on(self, frame: EngineFrame, numbers: Tensor, own: dict[str, Tensor]) -> Batch:
         for name, kept in (("elapsed", self._elapsed), ("adrift", self._adrift), ("trail", self._trail)):

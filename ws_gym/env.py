@@ -11,7 +11,7 @@ from worldscape.splats.gaussians import Gaussians
 from ws_gym.batch import Batch, map_info
 from ws_gym.core import WorldCore
 from ws_gym.maps import draw_map
-from ws_gym.options import RENDER_SIZE, WorldOptions
+from ws_gym.options import RENDER_SIZE, WorldOptions, check_seed
 from ws_gym.pictures import resize
 from ws_gym.viewer import Viewer, can_open_window
 
@@ -92,6 +92,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     | `image` | your own picture: uint8 [h, w, 3] or a path |
     | `video` | your own video: uint8 [T, h, w, 3] or a path; its last frame is where you stand |
     | `start` | index of the start to use instead of a drawn one |
+    | `snapshot` | a world to go on with, alone: what `snapshot()` returned, or the bytes of it |
     | `goal` | `goal_pose`: (forward, right) in metres |
     | `goal_image` | `goal_image`: the view to find, uint8 [h, w, 3] or a path |
 
@@ -184,11 +185,19 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Open a new world -> (observation, info); also after close. Raises ValueError for malformed options."""
-        super().reset(seed=seed)
+        """Open a new world -> (observation, info); also after close.
+
+        Raises ValueError for malformed seeds and options; random numbers then go on as if it had not been called.
+        """
+        kept = self._np_random, self._np_random_seed
+        super().reset(seed=check_seed(seed))
         self._core.reopen()
-        observation, info = self._show(self._core.reset(ROW, [self.np_random], options or {}))
-        return observation, info
+        try:
+            batch = self._core.reset(ROW, [self.np_random], options or {})
+        except ValueError:
+            self._np_random, self._np_random_seed = kept
+            raise
+        return self._show(batch)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take one action -> (observation, reward, terminated, truncated, info).
@@ -203,26 +212,34 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     def snapshot(self) -> Snapshot:
         """This world as a value: the dream, its memory, the task's state, the steps taken. `to_bytes()` saves it.
 
-        A TimeLimit wrapper keeps its own count, which is not part of it: use `max_episode_steps=` with snapshots.
+        `reset(options={"snapshot": ...})` goes on with it, in any process and through wrappers. The limit of `gym.make`
+        is a wrapper that counts by itself, from that reset on; that of `WorldScapeEnv(max_episode_steps=...)`, made
+        without `gym.make`, counts the steps of the world.
         """
         return self._core.snapshot()
 
-    def restore(self, snapshot: Snapshot) -> tuple[np.ndarray, dict[str, Any]]:
+    def restore(self, snapshot: Snapshot | bytes) -> tuple[np.ndarray, dict[str, Any]]:
         """Go on with the world of a snapshot -> (observation, info). The same actions give the same frames again.
 
-        Raises ValueError for a snapshot of several worlds, or of other weights, config, memory or task.
+        Raises ValueError for what is no snapshot, and for one of several worlds, or of other weights, config, memory
+        or task.
         """
         self._core.reopen()
         return self._show(self._core.restore(snapshot))
 
-    def fork(self, n: int) -> WorldScapeVectorEnv:
+    def fork(self, n: int, *, max_episode_steps: int | None = None) -> WorldScapeVectorEnv:
         """A vector environment of n worlds that all go on from here, to try different actions side by side.
 
-        It has this environment's options and no autoreset. Its worlds share their memory until they part.
+        It has this environment's options, renders arrays as it does, and no autoreset. Its worlds share their memory
+        until they part. They are truncated after `max_episode_steps` since their reset; None: this environment's own
+        limit, or else the one that `gym.make` gives its id (one passed to `gym.make` is known to its wrapper only).
         """
         from ws_gym.vector_env import WorldScapeVectorEnv
 
-        copies = WorldScapeVectorEnv(n, autoreset_mode="DISABLED", **self._options)
+        limit = self._step_limit() if max_episode_steps is None else max_episode_steps
+        options = {**self._options, "max_episode_steps": limit}
+        mode = self.render_mode if self.render_mode in ARRAY_MODES else None
+        copies = WorldScapeVectorEnv(n, autoreset_mode="DISABLED", render_mode=mode, **options)
         copies.restore(self.snapshot())
         return copies
 
@@ -278,6 +295,12 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     def get_keys_to_action(self) -> dict[tuple[int, ...], Any]:
         """Pressed keys -> action, for `gymnasium.utils.play`: W A S D walk, arrow keys turn and look."""
         return self._core.actions.keys_to_action()
+
+    def _step_limit(self) -> int | None:
+        """Steps of an episode, as far as an environment knows that has wrappers around it."""
+        if self._core.max_episode_steps is not None or self.spec is None:
+            return self._core.max_episode_steps
+        return gym.spec(self.spec.id).max_episode_steps
 
     def _show(self, batch: Batch) -> tuple[np.ndarray, dict[str, Any]]:
         observation = batch.observation[0].numpy().copy()

@@ -24,10 +24,11 @@ from worldscape.data.episode import EpisodeReader
 from worldscape.data.starts import WINDOWED, Starts, load_starts
 from worldscape.engine_frames import RecordedHands, Start
 from worldscape.slot_hands import limit_to
+from worldscape.snapshot import Snapshot, as_snapshot
 from ws_gym.drawn_rooms import draw_room
 from ws_gym.pictures import load_last_frame, load_picture, resize
 
-START_OPTIONS = frozenset({"image", "video", "start"})
+START_OPTIONS = frozenset({"image", "video", "start", "snapshot"})
 SPLITS = ("train", "heldout", "hands-train", "hands-heldout")
 DRAWN = "drawn"
 NUM_DRAWN = 1_000_000
@@ -168,6 +169,16 @@ def override_starts(options: Mapping[str, Any], size: tuple[int, int]) -> StartS
     if "video" in options:
         return _of_frame(load_last_frame(options["video"], size), size)
     return None
+
+
+def lone_snapshot(options: Mapping[str, Any]) -> Snapshot | None:
+    """The reset option "snapshot", or None. Raises ValueError for what is none, and for other options beside it."""
+    if "snapshot" not in options:
+        return None
+    if len(options) > 1:
+        rest = sorted(set(options) - {"snapshot"})
+        raise ValueError(f"a snapshot is all that a world begins with; leave out the reset options {rest}.")
+    return as_snapshot(options["snapshot"])
 
 
 def start_number(options: Mapping[str, Any]) -> int | None:

@@ -77,6 +77,13 @@ class TestDeterminism:
         np.testing.assert_array_equal(env.reset(seed=5)[0], first)
         np.testing.assert_array_equal(env.reset()[0], again)
 
+    def test_numpys_numbers_are_seeds(self):
+        env = make_env(size=(np.int64(64), 64))
+        np.testing.assert_array_equal(env.reset(seed=np.int64(5))[0], make_env().reset(seed=5)[0])
+        for seed in (1.5, True, -1, "1"):
+            with pytest.raises(ValueError, match="is no seed; give a whole number"):
+                env.unwrapped.reset(seed=seed)
+
     def test_other_seeds_are_other_dreams(self):
         env = make_env()
         assert not np.array_equal(env.reset(seed=0)[0], env.reset(seed=1)[0])
@@ -294,6 +301,14 @@ class TestTasks:
             env.unwrapped.reset(options={"goal": (1, 2, 3)})
         with pytest.raises(ResetNeeded):
             env.unwrapped.step(0)
+
+    def test_a_refused_reset_leaves_the_random_numbers_alone(self):
+        env, twin = make_env(task="goal_pose"), make_env(task="goal_pose")
+        for one in (env, twin):
+            one.reset(seed=0)
+        with pytest.raises(ValueError, match="goal"):
+            env.reset(seed=7, options={"goal": (1, 2, 3)})
+        np.testing.assert_array_equal(env.reset()[0], twin.reset()[0])
 
     def test_environments_do_not_share_a_users_task(self):
         task = EndAt([[3]])

@@ -1,11 +1,15 @@
 """A world is a value: saved, restored, branched, with its task and its clock, single and in rows of a batch."""
 
+from pathlib import Path
+from typing import Any
+
 import gymnasium as gym
 import numpy as np
 import pytest
 from gymnasium.error import ResetNeeded
 
 import ws_gym  # noqa: F401  (registers the ids)
+from tests.gym.helpers import core_of, make_env
 from worldscape.snapshot import Snapshot
 from ws_gym.env import WorldScapeEnv
 from ws_gym.vector_env import WorldScapeVectorEnv
@@ -39,6 +43,46 @@ def test_the_same_actions_give_the_same_frames_and_rewards_again(task):
     np.testing.assert_array_equal(shown, observation)
     np.testing.assert_array_equal(told["camera"], info["camera"])
     assert_same(walk(other), first)
+
+
+@pytest.mark.parametrize("is_bytes", [False, True])
+def test_a_reset_goes_on_with_a_snapshot_through_wrappers(is_bytes):
+    env, other = (make_env(max_episode_steps=7) for _ in range(2))
+    env.reset(seed=3)
+    walk(env)
+    saved = env.unwrapped.snapshot()
+    expected, told = env.unwrapped.restore(saved)
+    shown, info = other.reset(options={"snapshot": saved.to_bytes() if is_bytes else saved})
+    np.testing.assert_array_equal(shown, expected)
+    assert info["visited"] == told["visited"] > 1
+    assert_same(walk(other), walk(env.unwrapped))
+
+
+def test_rows_are_reset_to_snapshots():
+    envs, twin = (WorldScapeVectorEnv(3, **OPTIONS) for _ in range(2))
+    before = envs.reset(seed=3)[0]
+    saved, pair = envs.snapshot([1]), envs.snapshot([0, 2])
+    mask = np.array([True, False, True])
+    observation, info = twin.reset(options={"snapshot": saved})
+    np.testing.assert_array_equal(observation, before[[1, 1, 1]])
+    observation, info = twin.reset(options={"snapshot": pair.to_bytes(), "reset_mask": mask})
+    np.testing.assert_array_equal(observation, before)
+    np.testing.assert_array_equal(info["_pose"], mask)
+    with pytest.raises(ValueError, match="holds 2 worlds; give as many rows, not 3"):
+        twin.reset(options={"snapshot": pair})
+
+
+@pytest.mark.parametrize("wrong", [None, "world.bin", Path("world.bin"), {}, b"world"])
+def test_what_is_no_snapshot_is_refused(wrong):
+    message = "bytes are not a snapshot" if wrong == b"world" else "is no snapshot; give what snapshot\\(\\) returned"
+    env, envs = WorldScapeEnv(**OPTIONS), WorldScapeVectorEnv(2, **OPTIONS)
+    for world in (env, envs):
+        with pytest.raises(ValueError, match=message):
+            world.restore(wrong)
+        with pytest.raises(ValueError, match=message):
+            world.reset(options={"snapshot": wrong})
+        with pytest.raises(ValueError, match=r"leave out the reset options \['start'\]"):
+            world.reset(options={"snapshot": wrong, "start": 1})
 
 
 def test_the_clock_and_the_end_are_part_of_it():
@@ -92,6 +136,26 @@ def test_forks_go_on_from_where_their_source_stands():
     np.testing.assert_array_equal(parted[0][0], parted[0][1])
     assert (parted[0][0] != parted[0][2]).any()
     copies.close()
+
+
+def test_forks_end_where_their_environment_does():
+    """Its limit is a wrapper's, which forks do not have."""
+    env = make_env(render_mode="rgb_array")
+    env.reset(seed=0)
+    env.step(0)
+    for max_episode_steps, limit in ((None, 300), (2, 2)):
+        copies = env.unwrapped.fork(1, max_episode_steps=max_episode_steps)
+        assert core_of(copies).max_episode_steps == limit
+        assert copies.step(np.array([0]))[3].all() == (limit == 2)
+        np.testing.assert_array_equal(copies.render()[0].shape, (256, 256, 3))
+        with pytest.raises(ValueError, match="max_episode_steps=0 is no count"):
+            env.unwrapped.fork(1, max_episode_steps=0)
+    hand: Any = gym.make("WorldScape-Hand-v0", weights="debug", starts="drawn")
+    hand.reset(seed=0)
+    assert core_of(hand.unwrapped.fork(1)).max_episode_steps == 150
+    own = WorldScapeEnv(max_episode_steps=9, **OPTIONS)
+    own.reset(seed=0)
+    assert core_of(own.fork(1)).max_episode_steps == 9 and own.fork(1).render_mode is None
 
 
 def test_what_does_not_fit_is_refused():

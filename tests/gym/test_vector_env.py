@@ -400,6 +400,37 @@ class TestBadInput:
         envs.reset()
         envs.close()
         envs.close()
-        for use in (envs.reset, lambda: envs.step(np.zeros(2, int))):
-            with pytest.raises(ClosedEnvironmentError):
-                use()
+        with pytest.raises(ClosedEnvironmentError):
+            envs.step(np.zeros(2, int))
+
+    def test_a_reset_opens_closed_worlds_again(self):
+        """As with a single environment, which has always done so."""
+        envs, twin = make_vec(2), make_vec(2)
+        saved = [envs.reset(seed=0), envs.snapshot()][1]
+        envs.close()
+        assert_same(roll(envs, [[1, 5], [1, 1]]), roll(twin, [[1, 5], [1, 1]]))
+        envs.close()
+        np.testing.assert_array_equal(envs.restore(saved)[0], twin.reset(seed=0)[0])
+        envs.close()
+        with pytest.raises(ClosedEnvironmentError):
+            envs.step(np.zeros(2, int))
+
+    @pytest.mark.parametrize("seed", [np.arange(3, 5), [np.int64(3), np.int32(4)], (3, 4), np.int64(3)])
+    def test_numpys_numbers_are_numbers(self, seed):
+        two: Any = np.int64(2)
+        envs = make_vec(two, size=np.int64(64))
+        np.testing.assert_array_equal(envs.reset(seed=seed)[0], make_vec(2).reset(seed=3)[0])
+
+    @pytest.mark.parametrize("seed", [1.5, True, -1, [0, 1.5], [0, -1], "12"])
+    def test_seeds_that_are_none_are_refused(self, seed):
+        with pytest.raises(ValueError, match="is no seed; give a whole number of at least 0"):
+            make_vec(2).reset(seed=seed)
+
+    def test_a_refused_reset_leaves_the_random_numbers_alone(self):
+        envs, twin = make_vec(2), make_vec(2)
+        for vector in (envs, twin):
+            vector.reset(seed=0)
+        for options in ({"start": -1}, {"gaol": 1}):
+            with pytest.raises(ValueError, match="start -1|gaol"):
+                envs.reset(seed=7, options=options)
+        np.testing.assert_array_equal(envs.reset()[0], twin.reset()[0])
