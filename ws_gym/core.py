@@ -78,6 +78,11 @@ class WorldCore:
         return self._running_engine().action_latency
 
     @property
+    def num_starts(self) -> int:
+        """Starts that the reset option "start" can name: those that suit the task, in their order."""
+        return len(self.starts.suiting(self.task.recorded_as))
+
+    @property
     def latent_shape(self) -> tuple[int, int, int]:
         """(rows, columns, C) of a frame's tokens."""
         codec = self.observation.codec

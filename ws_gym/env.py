@@ -91,7 +91,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     |---|---|
     | `image` | your own picture: uint8 [h, w, 3] or a path |
     | `video` | your own video: uint8 [T, h, w, 3] or a path; its last frame is where you stand |
-    | `start` | index of the start to use instead of a drawn one |
+    | `start` | number of the start to use instead of a drawn one, below `env.unwrapped.num_starts` |
     | `snapshot` | a world to go on with, alone: what `snapshot()` returned, or the bytes of it |
     | `goal` | `goal_pose`: (forward, right) in metres |
     | `goal_image` | `goal_image`: the view to find, uint8 [h, w, 3] or a path |
@@ -286,6 +286,11 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     def latent_shape(self) -> tuple[int, int, int]:
         """(rows, columns, C) of the tokens in an observation of `obs="latent"`."""
         return self._core.latent_shape
+
+    @property
+    def num_starts(self) -> int:
+        """How many starts there are that suit the task; `reset(options={"start": i})` opens the i-th, from 0 on."""
+        return self._core.num_starts
 
     @property
     def action_latency(self) -> int:

@@ -211,6 +211,11 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
         return self._core.latent_shape
 
     @property
+    def num_starts(self) -> int:
+        """How many starts there are that suit the task; `reset(options={"start": i})` opens the i-th, from 0 on."""
+        return self._core.num_starts
+
+    @property
     def action_latency(self) -> int:
         """Steps from an action to the frame that shows it, beyond the very next one; above 0 with a rolling sampler."""
         return self._core.action_latency
