@@ -82,7 +82,8 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     | `coverage` | 1 for each new cell of the floor and direction | dreamed camera pose |
 
     or by your own: a `ws_gym.tasks.Task`, or a function `(EngineFrame, elapsed [B]) -> reward [B]`; both may ask torch
-    networks, and clone a frame's tensors before they change them in place.
+    networks, and clone a frame's tensors before they change them in place. A Task names in `per_slot` what it keeps
+    of each world, for snapshots and forks.
 
     ## Starting State
     Real frames of the simulator, drawn with the seed. `options` of `reset`:

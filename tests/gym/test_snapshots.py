@@ -6,12 +6,14 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.error import ResetNeeded
 
 import ws_gym  # noqa: F401  (registers the ids)
 from tests.gym.helpers import core_of, make_env
 from worldscape.snapshot import Snapshot
 from ws_gym.env import WorldScapeEnv
+from ws_gym.tasks import Task, TaskResult
 from ws_gym.vector_env import WorldScapeVectorEnv
 
 OPTIONS = {"weights": "debug", "starts": "drawn"}
@@ -136,6 +138,52 @@ def test_forks_go_on_from_where_their_source_stands():
     np.testing.assert_array_equal(parted[0][0], parted[0][1])
     assert (parted[0][0] != parted[0][2]).any()
     copies.close()
+
+
+class Far(Task):
+    """Rewards the distance to a fixed place, less what it was at first."""
+
+    per_slot = ("first",)
+
+    def bind(self, num_slots, device) -> None:
+        super().bind(num_slots, device)
+        self.place = torch.tensor([1.0, 2.0, 3.0])
+        self.first = torch.zeros(num_slots)
+
+    def reset(self, frame, rows, rngs, options) -> None:
+        self.first = torch.where(rows, self._distance(frame), self.first)
+
+    def step(self, frame, elapsed, active) -> TaskResult:
+        reward = self._distance(frame) - self.first
+        return TaskResult(reward=reward, terminated=self.none(), success=self.none())
+
+    def _distance(self, frame) -> torch.Tensor:
+        return (frame.camera[:, :3] - self.place).norm(dim=1)
+
+
+def test_what_a_task_keeps_of_each_slot_is_what_it_names():
+    """A goal of three numbers was taken for the state of three slots."""
+    envs = WorldScapeVectorEnv(3, task=Far(), **OPTIONS)
+    envs.reset(seed=0)
+    for action in (1, 5, 1):
+        envs.step(np.full(3, action))
+    envs.fork(0, [1, 2])
+    task: Any = core_of(envs).task
+    assert task.place.tolist() == [1.0, 2.0, 3.0]
+    alone = WorldScapeEnv(task=Far(), **OPTIONS)
+    alone.restore(envs.snapshot([1]))
+    rewards = envs.step(np.ones(3, int))[1]
+    assert rewards[0] == rewards[1] == pytest.approx(alone.step(1)[1]) and rewards[0] != 0
+
+
+def test_what_a_task_names_must_have_a_row_per_slot():
+    class Wrong(Far):
+        per_slot = ("first", "place")
+
+    env = WorldScapeEnv(task=Wrong(), **OPTIONS)
+    env.reset(seed=0)
+    with pytest.raises(ValueError, match=r"'place', named in per_slot, has shape \(3,\); return one per slot, \(1,\)"):
+        env.snapshot()
 
 
 def test_forks_end_where_their_environment_does():

@@ -61,7 +61,7 @@ class Task(ABC):
     """A reward, an episode end and the info terms that explain them.
 
     Subclass it and pass an instance: `gym.make("WorldScape-Nav-v0", task=MyTask())`. The environment works on its own
-    copy. State is kept in tensors with one row per slot, created in `bind`.
+    copy. State is kept in tensors with one row per slot, created in `bind` and named in `per_slot`.
 
     It may use torch networks: gradients are off. Tensors of a frame are shared: clone them before changing them in
     place.
@@ -72,6 +72,9 @@ class Task(ABC):
 
     recorded_as: int | None = None
     """`task_id` of the recordings that this task's worlds open with, where they have any; None: all of them."""
+
+    per_slot: tuple[str, ...] = ()
+    """Attributes that are tensors with one row per slot: what a snapshot or a fork of a world takes along."""
 
     num_slots: int
     device: torch.device
@@ -104,12 +107,15 @@ class Task(ABC):
         """Judge one step: `elapsed` long [B] counts steps; rows not in `active` bool [B] must keep their state."""
 
     def state(self) -> dict[str, Tensor]:
-        """What the task knows of its slots, [B, ...] by name: every tensor attribute with one row per slot.
+        """What the task knows of its slots, [B, ...] by name: the attributes in `per_slot`.
 
-        Override it, with `load`, in a task that keeps its state elsewhere.
+        Override it, with `load`, in a task that keeps its state elsewhere. Raises ValueError for attributes of another
+        kind.
         """
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return {name: value for name, value in tensors.items() if value.ndim > 0 and len(value) == self.num_slots}
+        state = {name: getattr(self, name) for name in self.per_slot}
+        for name, value in state.items():
+            _check_rows(f"attribute {name!r}, named in per_slot,", value, self.num_slots)
+        return state
 
     def load(self, rows: Tensor, state: Mapping[str, Tensor]) -> None:
         """Overwrite the slots `rows` long [R] with [R, ...] by name, as `state` gave them."""
