@@ -72,6 +72,22 @@ class WorldCore:
         self._adrift = torch.zeros_like(self._elapsed)  # steps for which drift has been above max_drift
         self._trail = torch.zeros(num_slots, TRAIL_STEPS, 2, device=self.device)  # (x, z), step t in place t mod length
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles are made of: they share the weights, and go on with a snapshot of the worlds."""
+        rows = [] if self.engine is None else np.flatnonzero(self.engine.state.is_open.cpu().numpy()).tolist()
+        made = (self._options, self.num_slots, self.is_for_numpy)
+        worlds = self.snapshot(rows) if rows else None
+        return {"made": made, "task": self.task, "is_closed": self.engine is None, "rows": rows, "worlds": worlds}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        options, num_slots, is_for_numpy = state["made"]
+        WorldCore.__init__(self, options, num_slots, is_for_numpy=is_for_numpy)
+        self.task = state["task"]
+        if state["is_closed"]:
+            self.close()
+        elif state["rows"]:
+            self.restore(state["worlds"], state["rows"])
+
     @property
     def action_latency(self) -> int:
         """Steps from an action to the frame that shows it, beyond the very next one."""

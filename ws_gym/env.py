@@ -210,6 +210,10 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         observation, info = self._show(batch)
         return observation, batch.reward.item(), bool(batch.terminated), bool(batch.truncated), info
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles are made of; their first reset opens a window of their own."""
+        return {**vars(self), "_viewer": None}
+
     def snapshot(self) -> Snapshot:
         """This world as a value: the dream, its memory, the task's state, the steps taken. `to_bytes()` saves it.
 

@@ -1,5 +1,7 @@
 """A world is a value: saved, restored, branched, with its task and its clock, single and in rows of a batch."""
 
+import copy
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +9,10 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch
-from gymnasium.error import ResetNeeded
+from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 
 import ws_gym  # noqa: F401  (registers the ids)
-from tests.gym.helpers import core_of, make_env
+from tests.gym.helpers import EndAt, core_of, engine_of, make_env, make_vec
 from worldscape.snapshot import Snapshot
 from ws_gym.env import WorldScapeEnv
 from ws_gym.tasks import Task, TaskResult
@@ -184,6 +186,49 @@ def test_what_a_task_names_must_have_a_row_per_slot():
     env.reset(seed=0)
     with pytest.raises(ValueError, match=r"'place', named in per_slot, has shape \(3,\); return one per slot, \(1,\)"):
         env.snapshot()
+
+
+COPIES = {"deepcopy": copy.deepcopy, "pickle": lambda env: pickle.loads(pickle.dumps(env))}
+
+
+@pytest.mark.parametrize("make_copy", COPIES.values(), ids=COPIES)
+class TestCopies:
+    def test_a_copy_goes_on_alone_wrappers_and_all(self, make_copy):
+        env = make_env(max_episode_steps=9)
+        env.reset(seed=3)
+        walk(env)
+        twin = make_copy(env)
+        assert engine_of(twin).model is engine_of(env).model
+        first = walk(twin, [1, 5, 1])
+        assert [step[3] for step in first] == [False, False, True]
+        assert_same(walk(env, [1, 5, 1]), first)
+        np.testing.assert_array_equal(twin.reset()[0], env.reset()[0])
+
+    def test_what_was_never_opened_or_was_closed_stays_so(self, make_copy):
+        env = make_env()
+        with pytest.raises(ResetNeeded):
+            make_copy(env).unwrapped.step(0)
+        env.reset(seed=0)
+        env.close()
+        twin = make_copy(env)
+        with pytest.raises(ClosedEnvironmentError):
+            twin.step(0)
+        np.testing.assert_array_equal(twin.reset(seed=0)[0], env.reset(seed=0)[0])
+
+    def test_many_worlds_with_a_task_that_counts_for_itself(self, make_copy):
+        envs = make_vec(2, task=EndAt([[2, 4], [4]]))
+        envs.reset(seed=0)
+        envs.step(np.array([1, 5]))
+        twin = make_copy(envs)
+        actions = [np.array([1, 1])] * 6
+        assert_same(walk(twin, actions), walk(envs, actions))
+
+    def test_slots_that_are_not_open_stay_closed(self, make_copy):
+        envs = make_vec(3)
+        envs.reset(seed=0, options={"reset_mask": np.array([False, True, False])})
+        twin = make_copy(envs)
+        np.testing.assert_array_equal(core_of(twin).needs_reset, [True, False, True])
+        np.testing.assert_array_equal(twin.snapshot([1]).tensors["rgbd"], envs.snapshot([1]).tensors["rgbd"])
 
 
 def test_forks_end_where_their_environment_does():
