@@ -177,9 +177,10 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
         options = {**self.defaults, **options}
         self.render_mode = check_render_mode(render_mode, (None, *ARRAY_MODES, "human"))
-        self._viewer = Viewer("WorldScape", RENDER_FPS) if render_mode == "human" else None
         self._options = options
         self._core = WorldCore(WorldOptions.from_keywords(options), num_slots=1, is_for_numpy=True)
+        self._viewer: Viewer | None = None
+        self._reopen()
         self.observation_space = self._core.observation.space
         self.action_space = self._core.actions.space
 
@@ -192,7 +193,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         """
         kept = self._np_random, self._np_random_seed
         super().reset(seed=check_seed(seed))
-        self._core.reopen()
+        self._reopen()
         try:
             batch = self._core.reset(ROW, [self.np_random], options or {})
         except ValueError:
@@ -229,7 +230,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         Raises ValueError for what is no snapshot, and for one of several worlds, or of other weights, config, memory
         or task.
         """
-        self._core.reopen()
+        self._reopen()
         return self._show(self._core.restore(snapshot))
 
     def fork(self, n: int, *, max_episode_steps: int | None = None) -> WorldScapeVectorEnv:
@@ -305,6 +306,11 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     def get_keys_to_action(self) -> dict[tuple[int, ...], Any]:
         """Pressed keys -> action, for `gymnasium.utils.play`: W A S D walk, arrow keys turn and look."""
         return self._core.actions.keys_to_action()
+
+    def _reopen(self) -> None:
+        self._core.reopen()
+        if self.render_mode == "human" and self._viewer is None:
+            self._viewer = Viewer("WorldScape", RENDER_FPS)
 
     def _step_limit(self) -> int | None:
         """Steps of an episode, as far as an environment knows that has wrappers around it."""

@@ -1,5 +1,6 @@
 """One world as a Gymnasium environment."""
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -242,6 +243,36 @@ class TestRender:
         assert shown.pop() == "closed"
         for frame, expected in zip(shown, (first, second, second), strict=True):
             np.testing.assert_array_equal(frame, expected)
+
+    def test_windows_are_closed_and_opened_again(self, monkeypatch):
+        """Closing one took the other's away, and a world that was opened again had none."""
+        pygame = pytest.importorskip("pygame")
+        monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+
+        def open_window() -> WorldScapeEnv:
+            env = WorldScapeEnv(weights="debug", starts="drawn", task="coverage", render_mode="human")
+            env.reset(seed=0)
+            return env
+
+        def is_shown() -> bool:
+            surface = pygame.display.get_surface() if pygame.display.get_init() else None
+            return surface is not None and pygame.surfarray.array3d(surface).std() > 5
+
+        first, second = open_window(), open_window()
+        second.close()
+        assert not is_shown()
+        first.step(1)
+        assert is_shown()
+        twin = copy.deepcopy(first)
+        first.close()
+        twin.step(1)
+        assert not is_shown()
+        first.reset()
+        assert is_shown()
+        first.close()
+        with pytest.raises(ValueError, match="gigantic"):
+            WorldScapeEnv(weights="gigantic", render_mode="human")
+        assert not pygame.display.get_init()
 
     def test_keys_to_action_pass_through_gymnasiums_wrappers(self):
         keys = make_env().get_wrapper_attr("get_keys_to_action")()
