@@ -51,7 +51,11 @@ class WorldOptions:
             check_action_mode(self.actions)
         else:
             _check_choice("hands", self.hands, HANDS_CHOICES)
-            _check_choice("actions", self.actions, HAND_MODES)
+            if self.actions not in HAND_MODES:
+                raise ValueError(
+                    f"actions={self.actions!r} move no hands, and hands={self.hands!r}; make WorldScape-Hand-v0, whose "
+                    "actions='hands', WorldScape-Universal-v0, whose actions='universal', or leave hands out."
+                )
         _check_observation(self.obs, self.size)
         _check_choice("hand_actions", self.hand_actions, HAND_KINDS)
         _check_count("steps_per_frame", self.steps_per_frame)
