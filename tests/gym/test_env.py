@@ -415,6 +415,11 @@ class TestTasks:
         with pytest.raises(ValueError, match="judged a step with NoneType; return a ws_gym.tasks.TaskResult"):
             make_env(task=Forgetful()).reset()
 
+    @pytest.mark.parametrize("given", [None, "much", {}])
+    def test_a_function_must_return_rewards(self, given):
+        with pytest.raises(ValueError, match="the reward function returned .*; return one reward per slot"):
+            make_env(task=lambda frame, elapsed: given).reset()
+
     def test_rewards_of_the_wrong_shape_are_refused(self):
         with pytest.raises(ValueError, match=r"the task's reward has shape \(2,\); return one per slot, \(1,\)"):
             make_env(task=lambda frame, elapsed: torch.zeros(2)).reset()

@@ -137,5 +137,9 @@ class FunctionTask(Task):
         self.function = function
 
     def step(self, frame: EngineFrame, elapsed: Tensor, active: Tensor) -> TaskResult:
-        reward = torch.as_tensor(self.function(frame, elapsed), dtype=torch.float32, device=self.device)
+        given = self.function(frame, elapsed)
+        try:
+            reward = torch.as_tensor(given, dtype=torch.float32, device=self.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"the reward function returned {given!r}; return one reward per slot.") from error
         return TaskResult(reward=reward, terminated=self.none(), success=self.none())
