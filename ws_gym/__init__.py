@@ -4,9 +4,14 @@
 does both; `WorldScape-Rooms-v0` and `WorldScape-Tabletop-v0` are the simulators that they are learned from.
 """
 
+import os
+
 import gymnasium as gym
 
 __version__ = "0.1.0"
+
+IMPORTED_IN = os.getpid()
+"""The process of the first import: worlds made in another one were made after a fork."""
 
 
 def _register(env_id: str, entry_point: str, **settings: object) -> None:

@@ -19,26 +19,27 @@ from torch import Tensor
 
 from worldscape.checkpoint import load_aggregator, load_world
 from worldscape.codec import rgbd_to_frame
+from worldscape.conditioning.reproject import decode_depth
 from worldscape.engine import WorldEngine
 from worldscape.engine_frames import EngineFrame
 from worldscape.engines import open_engine
 from worldscape.memory.report import report_memory, report_trust
-from worldscape.snapshot import Snapshot
+from worldscape.snapshot import Snapshot, as_snapshot
 from worldscape.splats.gaussians import Gaussians
 from worldscape.splats.reconstruct import aggregate
 from worldscape.splats.unproject import unproject
+from ws_gym import IMPORTED_IN
 from ws_gym.batch import Batch
 from ws_gym.hand_actions import choose_action_mode
-from ws_gym.infos import describe_hands, describe_motion, resize_frames
+from ws_gym.infos import describe_hands, describe_motion, resize_depth, resize_frames
 from ws_gym.maps import Place
 from ws_gym.observations import OBSERVATIONS
 from ws_gym.options import WorldOptions
 from ws_gym.places import TRAIL_STEPS, describe_place
-from ws_gym.starts import START_OPTIONS, fit_hands, open_starts, override_starts, start_number
+from ws_gym.starts import START_OPTIONS, fit_hands, lone_snapshot, open_starts, override_starts, start_number
 from ws_gym.tasks import TaskResult, make_task
+from ws_gym.tasks.base import checked_result
 from ws_gym.threads import alone
-
-IMPORTED_IN = os.getpid()
 
 
 class WorldCore:
@@ -71,10 +72,31 @@ class WorldCore:
         self._adrift = torch.zeros_like(self._elapsed)  # steps for which drift has been above max_drift
         self._trail = torch.zeros(num_slots, TRAIL_STEPS, 2, device=self.device)  # (x, z), step t in place t mod length
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles are made of: they share the weights, and go on with a snapshot of the worlds."""
+        rows = [] if self.engine is None else np.flatnonzero(self.engine.state.is_open.cpu().numpy()).tolist()
+        made = (self._options, self.num_slots, self.is_for_numpy)
+        worlds = self.snapshot(rows) if rows else None
+        return {"made": made, "task": self.task, "is_closed": self.engine is None, "rows": rows, "worlds": worlds}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        options, num_slots, is_for_numpy = state["made"]
+        WorldCore.__init__(self, options, num_slots, is_for_numpy=is_for_numpy)
+        self.task = state["task"]
+        if state["is_closed"]:
+            self.close()
+        elif state["rows"]:
+            self.restore(state["worlds"], state["rows"])
+
     @property
     def action_latency(self) -> int:
         """Steps from an action to the frame that shows it, beyond the very next one."""
         return self._running_engine().action_latency
+
+    @property
+    def num_starts(self) -> int:
+        """Starts that the reset option "start" can name: those that suit the task, in their order."""
+        return len(self.starts.suiting(self.task.recorded_as))
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
@@ -83,15 +105,17 @@ class WorldCore:
         return codec.grid, codec.grid, codec.latent_channels
 
     @alone
+    @torch.no_grad()
     def reset(self, rows: np.ndarray, rngs: Sequence[np.random.Generator], options: Mapping[str, Any]) -> Batch:
-        """Open new episodes in `rows` bool [B]; only these rows of the result mean anything.
+        """Open new episodes in `rows` bool [B], or a snapshot's; only these rows of the result mean anything.
 
         `rngs` has one generator per slot; a slot draws its start, its noise seed and its task's goal from its own.
         Raises ValueError for unknown or malformed `options`, ClosedEnvironmentError after close.
         """
-        engine = self._running_engine()
+        engine, numbers = self._running_engine(), np.flatnonzero(rows).tolist()
+        if (snapshot := lone_snapshot(options)) is not None:
+            return self._restore(engine, snapshot, torch.tensor(numbers, device=self.device))
         task_options = self._task_options(options)
-        numbers = np.flatnonzero(rows).tolist()
         chosen = [rngs[number] for number in numbers]
         source = override_starts(options, self.frame_size) or self.starts
         start = fit_hands(source.draw(chosen, start_number(options), self.task.recorded_as), self._options.hands)
@@ -107,6 +131,7 @@ class WorldCore:
         return self._describe(frame)
 
     @alone
+    @torch.no_grad()
     def step(self, actions: Any, active: np.ndarray) -> Batch:
         """Step the rows in `active` bool [B]; only these rows of the result mean anything.
 
@@ -123,7 +148,7 @@ class WorldCore:
         frame = engine.step(controls, mask, hands=hands)
         self._elapsed = self._elapsed + mask
         self._leave_trail(frame)
-        result = self._checked(self.task.step(frame, self._elapsed, mask))
+        result = checked_result(self.task.step(frame, self._elapsed, mask), self.num_slots)
         batch = self._batch(frame, result, self._truncate(engine, mask))
         ended = (batch.terminated | batch.truncated).cpu()  # the first wait for a GPU, so the last thing done
         if True in ended.tolist():
@@ -158,18 +183,17 @@ class WorldCore:
         return engine.snapshot(numbers).with_beside(beside)
 
     @alone
-    def restore(self, snapshot: Snapshot, rows: Any = None) -> Batch:
+    @torch.no_grad()
+    def restore(self, snapshot: Snapshot | bytes, rows: Any = None) -> Batch:
         """Go on with the worlds of a snapshot in slots `rows` (numbers; None: all); one world may fill any number.
 
-        Only these rows of the result mean anything. Raises ValueError for another number of worlds, and for a
-        snapshot of other weights, config, memory or task.
+        Only these rows of the result mean anything. Raises ValueError for what is no snapshot, another number of
+        worlds, and a snapshot of other weights, config, memory or task.
         """
-        engine, numbers = self._running_engine(), self._numbers(rows)
-        own = snapshot.fitted_beside(self._own_state(), len(numbers))
-        frame = engine.restore(snapshot, numbers)
-        return self._go_on(frame, numbers, own)
+        return self._restore(self._running_engine(), as_snapshot(snapshot), self._numbers(rows))
 
     @alone
+    @torch.no_grad()
     def fork(self, row: int, rows: Any) -> Batch:
         """Make slots `rows` copies of slot `row`; they share its memory until their dreams part."""
         engine, source, numbers = self._running_engine(), self._numbers([row]), self._numbers(rows)
@@ -184,6 +208,10 @@ class WorldCore:
         task = {f"{name}.{key}": value for key, value in self.task.state().items()}
         clock = {"elapsed": self._elapsed, "adrift": self._adrift, "has_ended": ended}
         return {**clock, "trail": self._trail, **task}
+
+    def _restore(self, engine: WorldEngine, snapshot: Snapshot, numbers: Tensor) -> Batch:
+        own = snapshot.fitted_beside(self._own_state(), len(numbers))
+        return self._go_on(engine.restore(snapshot, numbers), numbers, own)
 
     def _go_on(self, frame: EngineFrame, numbers: Tensor, own: dict[str, Tensor]) -> Batch:
         for name, kept in (("elapsed", self._elapsed), ("adrift", self._adrift), ("trail", self._trail)):
@@ -216,10 +244,13 @@ class WorldCore:
 
         Raises ResetNeeded when none was opened yet, ClosedEnvironmentError after close.
         """
-        state = self._running_engine().state
-        if not state.is_open.any():
-            raise ResetNeeded("there is nothing to render yet; call reset() first.")
-        return resize_frames(rgbd_to_frame(state.rgbd), self.size).cpu().numpy()
+        return resize_frames(rgbd_to_frame(self._shown()), self.size).cpu().numpy()
+
+    @alone
+    @torch.inference_mode()
+    def depths(self) -> np.ndarray:
+        """How far what all slots show is, float32 [B, h, w] in metres along the view axis. Raises as `pictures`."""
+        return resize_depth(decode_depth(self._shown()[:, 3]), self.size).cpu().numpy()
 
     @alone
     @torch.inference_mode()
@@ -267,9 +298,16 @@ class WorldCore:
         if self.device.type == "cuda" and os.getpid() == self._process:
             torch.cuda.empty_cache()
 
+    def _shown(self) -> Tensor:
+        """RGB-D [B, 4, H, W] that all slots show now."""
+        state = self._running_engine().state
+        if not state.is_open.any():
+            raise ResetNeeded("there is nothing to render yet; call reset() first.")
+        return state.rgbd
+
     def _describe(self, frame: EngineFrame) -> Batch:
         """What the slots show before anything is done in them."""
-        result = self._checked(self.task.describe(frame))
+        result = checked_result(self.task.describe(frame), self.num_slots)
         none = torch.zeros_like(result.terminated)
         result = replace(result, reward=torch.zeros_like(result.reward), terminated=none)
         return self._batch(frame, result, none)
@@ -288,13 +326,6 @@ class WorldCore:
         if unknown:
             raise ValueError(f"reset options {unknown} are unknown; with this task choose from {sorted(known)}.")
         return {name: value for name, value in options.items() if name in self.task.reset_options}
-
-    def _checked(self, result: TaskResult) -> TaskResult:
-        for name in ("reward", "terminated", "success"):
-            shape = tuple(getattr(result, name).shape)
-            if shape != (self.num_slots,):
-                raise ValueError(f"the task's {name} has shape {shape}; return one per slot, ({self.num_slots},).")
-        return result
 
     def _batch(self, frame: EngineFrame, result: TaskResult, truncated: Tensor) -> Batch:
         state, info = self._running_engine().state, describe_motion(frame)

@@ -11,7 +11,7 @@ from worldscape.splats.gaussians import Gaussians
 from ws_gym.batch import Batch, map_info
 from ws_gym.core import WorldCore
 from ws_gym.maps import draw_map
-from ws_gym.options import RENDER_SIZE, WorldOptions
+from ws_gym.options import RENDER_SIZE, WorldOptions, check_seed
 from ws_gym.pictures import resize
 from ws_gym.viewer import Viewer, can_open_window
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from ws_gym.vector_env import WorldScapeVectorEnv
 
 RENDER_FPS = 10
+ARRAY_MODES = ("rgb_array", "depth_array")
 ROW = np.ones(1, dtype=bool)
 
 
@@ -80,7 +81,9 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     | `goal_image` | decrease in image distance, +1 when the view is found | dreamed frame |
     | `coverage` | 1 for each new cell of the floor and direction | dreamed camera pose |
 
-    or by your own: a `ws_gym.tasks.Task`, or a function `(EngineFrame, elapsed [B]) -> reward [B]`.
+    or by your own: a `ws_gym.tasks.Task`, or a function `(EngineFrame, elapsed [B]) -> reward [B]`; both may ask torch
+    networks, and clone a frame's tensors before they change them in place. A Task names in `per_slot` what it keeps
+    of each world, for snapshots and forks.
 
     ## Starting State
     Real frames of the simulator, drawn with the seed. `options` of `reset`:
@@ -89,7 +92,8 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     |---|---|
     | `image` | your own picture: uint8 [h, w, 3] or a path |
     | `video` | your own video: uint8 [T, h, w, 3] or a path; its last frame is where you stand |
-    | `start` | index of the start to use instead of a drawn one |
+    | `start` | number of the start to use instead of a drawn one, below `env.unwrapped.num_starts` |
+    | `snapshot` | a world to go on with, alone: what `snapshot()` returned, or the bytes of it |
     | `goal` | `goal_pose`: (forward, right) in metres |
     | `goal_image` | `goal_image`: the view to find, uint8 [h, w, 3] or a path |
 
@@ -115,7 +119,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     | `max_episode_steps` | `None` | steps before truncation; `gym.make` adds its own wrapper for it instead |
     | `max_drift` | `None` | share of the picture, 0 to below 1, that may be dreamed through and through |
     | `drift_patience` | 16 | steps for which more of it may be, before truncation |
-    | `render_mode` | `None` | `"rgb_array"` (256 pixels) or `"human"` (a window) |
+    | `render_mode` | `None` | `"rgb_array"` (256 pixels), `"depth_array"` (metres) or `"human"` (a window) |
 
     ## Samplers
     `"blockwise"` answers an action in the very next frame, with `steps_per_frame` + 1 model calls. `"rolling"` makes
@@ -163,7 +167,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     """
 
     metadata = {
-        "render_modes": ["human", "rgb_array"] if can_open_window() else ["rgb_array"],
+        "render_modes": [*(["human"] if can_open_window() else []), *ARRAY_MODES],
         "render_fps": RENDER_FPS,
     }
 
@@ -172,21 +176,30 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
 
     def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
         options = {**self.defaults, **options}
-        self.render_mode = check_render_mode(render_mode, (None, "rgb_array", "human"))
-        self._viewer = Viewer("WorldScape", RENDER_FPS) if render_mode == "human" else None
+        self.render_mode = check_render_mode(render_mode, (None, *ARRAY_MODES, "human"))
         self._options = options
         self._core = WorldCore(WorldOptions.from_keywords(options), num_slots=1, is_for_numpy=True)
+        self._viewer: Viewer | None = None
+        self._reopen()
         self.observation_space = self._core.observation.space
         self.action_space = self._core.actions.space
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
-        """Open a new world -> (observation, info); also after close. Raises ValueError for malformed options."""
-        super().reset(seed=seed)
-        self._core.reopen()
-        observation, info = self._show(self._core.reset(ROW, [self.np_random], options or {}))
-        return observation, info
+        """Open a new world -> (observation, info); also after close.
+
+        Raises ValueError for malformed seeds and options; random numbers then go on as if it had not been called.
+        """
+        kept = self._np_random, self._np_random_seed
+        super().reset(seed=check_seed(seed))
+        self._reopen()
+        try:
+            batch = self._core.reset(ROW, [self.np_random], options or {})
+        except ValueError:
+            self._np_random, self._np_random_seed = kept
+            raise
+        return self._show(batch)
 
     def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         """Take one action -> (observation, reward, terminated, truncated, info).
@@ -198,39 +211,54 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         observation, info = self._show(batch)
         return observation, batch.reward.item(), bool(batch.terminated), bool(batch.truncated), info
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What copies and pickles are made of; their first reset opens a window of their own."""
+        return {**vars(self), "_viewer": None}
+
     def snapshot(self) -> Snapshot:
         """This world as a value: the dream, its memory, the task's state, the steps taken. `to_bytes()` saves it.
 
-        A TimeLimit wrapper keeps its own count, which is not part of it: use `max_episode_steps=` with snapshots.
+        `reset(options={"snapshot": ...})` goes on with it, in any process and through wrappers. The limit of `gym.make`
+        is a wrapper that counts by itself, from that reset on; that of `WorldScapeEnv(max_episode_steps=...)`, made
+        without `gym.make`, counts the steps of the world.
         """
         return self._core.snapshot()
 
-    def restore(self, snapshot: Snapshot) -> tuple[np.ndarray, dict[str, Any]]:
+    def restore(self, snapshot: Snapshot | bytes) -> tuple[np.ndarray, dict[str, Any]]:
         """Go on with the world of a snapshot -> (observation, info). The same actions give the same frames again.
 
-        Raises ValueError for a snapshot of several worlds, or of other weights, config, memory or task.
+        Raises ValueError for what is no snapshot, and for one of several worlds, or of other weights, config, memory
+        or task.
         """
-        self._core.reopen()
+        self._reopen()
         return self._show(self._core.restore(snapshot))
 
-    def fork(self, n: int) -> WorldScapeVectorEnv:
+    def fork(self, n: int, *, max_episode_steps: int | None = None) -> WorldScapeVectorEnv:
         """A vector environment of n worlds that all go on from here, to try different actions side by side.
 
-        It has this environment's options and no autoreset. Its worlds share their memory until they part.
+        It has this environment's options, renders arrays as it does, and no autoreset. Its worlds share their memory
+        until they part. They are truncated after `max_episode_steps` since their reset; None: this environment's own
+        limit, or else the one that `gym.make` gives its id (one passed to `gym.make` is known to its wrapper only).
         """
         from ws_gym.vector_env import WorldScapeVectorEnv
 
-        copies = WorldScapeVectorEnv(n, autoreset_mode="DISABLED", **self._options)
+        limit = self._step_limit() if max_episode_steps is None else max_episode_steps
+        options = {**self._options, "max_episode_steps": limit}
+        mode = self.render_mode if self.render_mode in ARRAY_MODES else None
+        copies = WorldScapeVectorEnv(n, autoreset_mode="DISABLED", render_mode=mode, **options)
         copies.restore(self.snapshot())
         return copies
 
     def render(self) -> np.ndarray | None:
-        """The current frame, uint8 [h, w, 3] with a longer side of 256 pixels; None when a window shows it.
+        """The current frame, uint8 [h, w, 3] with a longer side of 256 pixels; its depth, float32 [h, w] in metres
+        along the view axis at the picture's own size, as in `info`; or None when a window shows it.
 
         Raises ResetNeeded before reset, ClosedEnvironmentError after close.
         """
         if self.render_mode is None:
             return None
+        if self.render_mode == "depth_array":
+            return self._core.depths()[0]
         picture = self._core.pictures()[0]
         if self._viewer is not None:
             self._viewer.show(picture)
@@ -266,6 +294,11 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         return self._core.latent_shape
 
     @property
+    def num_starts(self) -> int:
+        """How many starts there are that suit the task; `reset(options={"start": i})` opens the i-th, from 0 on."""
+        return self._core.num_starts
+
+    @property
     def action_latency(self) -> int:
         """Steps from an action to the frame that shows it, beyond the very next one; above 0 with a rolling sampler."""
         return self._core.action_latency
@@ -273,6 +306,17 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     def get_keys_to_action(self) -> dict[tuple[int, ...], Any]:
         """Pressed keys -> action, for `gymnasium.utils.play`: W A S D walk, arrow keys turn and look."""
         return self._core.actions.keys_to_action()
+
+    def _reopen(self) -> None:
+        self._core.reopen()
+        if self.render_mode == "human" and self._viewer is None:
+            self._viewer = Viewer("WorldScape", RENDER_FPS)
+
+    def _step_limit(self) -> int | None:
+        """Steps of an episode, as far as an environment knows that has wrappers around it."""
+        if self._core.max_episode_steps is not None or self.spec is None:
+            return self._core.max_episode_steps
+        return gym.spec(self.spec.id).max_episode_steps
 
     def _show(self, batch: Batch) -> tuple[np.ndarray, dict[str, Any]]:
         observation = batch.observation[0].numpy().copy()

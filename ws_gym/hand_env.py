@@ -60,7 +60,8 @@ class WorldScapeHandEnv(WorldScapeEnv):
     | `pick_place` (default) | the object was lifted and put down on the disc |
 
     ## Starting State
-    A recorded frame of that task on the tabletop before anything was touched, with the hand where it was. A hand that
+    A recorded frame of that task on the tabletop before anything was touched, with the hand where it was;
+    `options={"start": i}` is the i-th of `env.unwrapped.num_starts` that were recorded of the task. A hand that
     the frame lacks begins as the mirror image of the other. In your own pictures (`options={"image": ...}`) hands rest
     in front of you.
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import torch
 
 from worldscape.engines import SAMPLERS
@@ -50,7 +51,11 @@ class WorldOptions:
             check_action_mode(self.actions)
         else:
             _check_choice("hands", self.hands, HANDS_CHOICES)
-            _check_choice("actions", self.actions, HAND_MODES)
+            if self.actions not in HAND_MODES:
+                raise ValueError(
+                    f"actions={self.actions!r} move no hands, and hands={self.hands!r}; make WorldScape-Hand-v0, whose "
+                    "actions='hands', WorldScape-Universal-v0, whose actions='universal', or leave hands out."
+                )
         _check_observation(self.obs, self.size)
         _check_choice("hand_actions", self.hand_actions, HAND_KINDS)
         _check_count("steps_per_frame", self.steps_per_frame)
@@ -86,6 +91,20 @@ class WorldOptions:
         return cls(**keywords)
 
 
+def check_seed(seed: Any) -> int | None:
+    """The seed as Python's own number. Raises ValueError for one that is neither None nor whole and at least 0."""
+    if seed is None:
+        return None
+    if not is_whole(seed) or seed < 0:
+        raise ValueError(f"seed={seed!r} is no seed; give a whole number of at least 0, or None.")
+    return int(seed)
+
+
+def is_whole(value: Any) -> bool:
+    """Whether that is a whole number, Python's own or NumPy's."""
+    return isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+
+
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name}={value!r} is unknown; with hands choose one of {', '.join(choices)}.")
@@ -113,12 +132,12 @@ def _check_share(name: str, value: Any) -> None:
 
 
 def _check_size(size: Any) -> tuple[int, int]:
-    pair = (size, size) if isinstance(size, int) else size
+    pair = (size, size) if is_whole(size) else size
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
         raise ValueError(f"size={size!r} is no picture size; give pixels, or (height, width).")
-    if not all(isinstance(side, int) and not isinstance(side, bool) and side >= MIN_SIZE for side in pair):
+    if not all(is_whole(side) and side >= MIN_SIZE for side in pair):
         raise ValueError(f"size={size!r} is too small or not whole; give pixels of at least {MIN_SIZE}.")
-    return pair[0], pair[1]
+    return int(pair[0]), int(pair[1])
 
 
 def _check_device(device: Any) -> torch.device:

@@ -6,7 +6,6 @@ Needs the extra `sb3`: pip install "worldscape[sb3]".
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from typing import Any
 
 import gymnasium as gym
@@ -21,6 +20,7 @@ try:
 except ImportError as error:
     raise ImportError("ws_gym.sb3 needs Stable-Baselines3: pip install 'worldscape[sb3]'") from error
 
+FINAL = ("final_obs", "final_info")
 FIXED = ("autoreset_mode", "output", "num_envs")
 
 
@@ -135,9 +135,9 @@ def _split(infos: dict[str, Any], num_rows: int) -> list[dict[str, Any]]:
 
 
 def _row(infos: dict[str, Any], row: int) -> dict[str, Any]:
-    """One slot's info out of Gymnasium's vector infos."""
-    names: Iterable[str] = (name for name in infos if not name.startswith("_") and not name.startswith("final_"))
-    return {name: _pick(infos[name], row) for name in names}
+    """One slot's info out of Gymnasium's vector infos, without the final ones and the masks."""
+    masks = {f"_{name}" for name in infos}
+    return {name: _pick(infos[name], row) for name in infos if name not in masks and name not in FINAL}
 
 
 def _pick(value: Any, row: int) -> Any:

@@ -24,10 +24,11 @@ from worldscape.data.episode import EpisodeReader
 from worldscape.data.starts import WINDOWED, Starts, load_starts
 from worldscape.engine_frames import RecordedHands, Start
 from worldscape.slot_hands import limit_to
+from worldscape.snapshot import Snapshot, as_snapshot
 from ws_gym.drawn_rooms import draw_room
 from ws_gym.pictures import load_last_frame, load_picture, resize
 
-START_OPTIONS = frozenset({"image", "video", "start"})
+START_OPTIONS = frozenset({"image", "video", "start", "snapshot"})
 SPLITS = ("train", "heldout", "hands-train", "hands-heldout")
 DRAWN = "drawn"
 NUM_DRAWN = 1_000_000
@@ -51,19 +52,37 @@ class StartSource(ABC):
     def pick(self, numbers: Sequence[int]) -> Starts:
         """The starts with these numbers, all with the same number of frames."""
 
+    def suiting(self, task_id: int | None) -> Sequence[int] | np.ndarray:
+        """Numbers of the starts that were recorded of `task_id`, in order; of all where either is unknown."""
+        return range(len(self))
+
     def draw(self, rngs: Sequence[np.random.Generator], number: int | None = None, task_id: int | None = None) -> Start:
-        """One start per generator, of recordings of `task_id` where both are known, or `number` for all of them.
+        """One start per generator, of recordings of `task_id` where both are known, or the one with this number among
+        them for all generators.
 
         Raises ValueError for a number that does not exist, and where nothing was recorded of the task.
         """
-        if number is not None and not 0 <= number < len(self):
-            raise ValueError(f"start {number} does not exist: there are {len(self)}; choose from 0 to {len(self) - 1}.")
+        chosen = None if number is None else self._choose(number, task_id)
         # Drawn even when not used, so that the rest of the slot's random numbers stay the same.
-        drawn = [self._draw_number(rng, task_id if number is None else None) for rng in rngs]
-        return to_start(self.pick(drawn if number is None else [number] * len(rngs)), self.size)
+        drawn = [self._draw_number(rng, task_id if chosen is None else None) for rng in rngs]
+        return to_start(self.pick(drawn if chosen is None else [chosen] * len(rngs)), self.size)
 
     def _draw_number(self, rng: np.random.Generator, task_id: int | None) -> int:
         return int(rng.integers(len(self)))
+
+    def _choose(self, number: int, task_id: int | None) -> int:
+        suiting = self._some(task_id)
+        if not 0 <= number < len(suiting):
+            task = "" if len(suiting) == len(self) else " of this task"
+            many = f"there are {len(suiting)}{task}; choose from 0 to {len(suiting) - 1}."
+            raise ValueError(f"start {number} does not exist: {many}")
+        return int(suiting[number])
+
+    def _some(self, task_id: int | None) -> Sequence[int] | np.ndarray:
+        suiting = self.suiting(task_id)
+        if not len(suiting):
+            raise ValueError(f"none of the {len(self)} starts was recorded of task_id {task_id}; give others")
+        return suiting
 
 
 class CollectedStarts(StartSource):
@@ -79,22 +98,25 @@ class CollectedStarts(StartSource):
     def pick(self, numbers: Sequence[int]) -> Starts:
         return self.starts.rows(np.asarray(numbers))
 
-    def _draw_number(self, rng: np.random.Generator, task_id: int | None) -> int:
+    def suiting(self, task_id: int | None) -> Sequence[int] | np.ndarray:
         if task_id is None or self.starts.task_id is None:
-            return super()._draw_number(rng, task_id)
-        suiting = np.flatnonzero(self.starts.task_id[:, -1] == task_id)
-        if not len(suiting):
-            raise ValueError(f"none of the {len(self)} starts was recorded of task_id {task_id}; give others")
-        return int(suiting[rng.integers(len(suiting))])
+            return super().suiting(task_id)
+        return np.flatnonzero(self.starts.task_id[:, -1] == task_id)
+
+    def _draw_number(self, rng: np.random.Generator, task_id: int | None) -> int:
+        suiting = self._some(task_id)
+        return int(suiting[int(rng.integers(len(suiting)))])
 
 
 class DatasetStarts(StartSource):
-    """Every frame of a recorded dataset, numbered through all episodes; read when picked."""
+    """Every frame of a recorded dataset, numbered through all episodes; read when picked, and all of them once for the
+    numbers within a task."""
 
     def __init__(self, reader: EpisodeReader, size: tuple[int, int]) -> None:
         super().__init__(size)
         self.reader = reader
         self.ends = np.cumsum(reader.lengths + 1)
+        self._suiting: dict[int, np.ndarray] = {}
 
     def __len__(self) -> int:
         return int(self.ends[-1])
@@ -102,6 +124,15 @@ class DatasetStarts(StartSource):
     def pick(self, numbers: Sequence[int]) -> Starts:
         cuts = [self._cut(number) for number in numbers]
         return Starts(**{name: np.stack([cut[name] for cut in cuts]) for name in cuts[0]})
+
+    def suiting(self, task_id: int | None) -> Sequence[int] | np.ndarray:
+        if task_id is None:
+            return super().suiting(task_id)
+        if task_id not in self._suiting:
+            kinds = ((episode.task_id, len(episode.frames)) for episode in self.reader)
+            suits = [np.ones(length, bool) if kind is None else kind == task_id for kind, length in kinds]
+            self._suiting[task_id] = np.flatnonzero(np.concatenate(suits))
+        return self._suiting[task_id]
 
     def _draw_number(self, rng: np.random.Generator, task_id: int | None) -> int:
         for _ in range(MAX_DRAWS):
@@ -168,6 +199,16 @@ def override_starts(options: Mapping[str, Any], size: tuple[int, int]) -> StartS
     if "video" in options:
         return _of_frame(load_last_frame(options["video"], size), size)
     return None
+
+
+def lone_snapshot(options: Mapping[str, Any]) -> Snapshot | None:
+    """The reset option "snapshot", or None. Raises ValueError for what is none, and for other options beside it."""
+    if "snapshot" not in options:
+        return None
+    if len(options) > 1:
+        rest = sorted(set(options) - {"snapshot"})
+        raise ValueError(f"a snapshot is all that a world begins with; leave out the reset options {rest}.")
+    return as_snapshot(options["snapshot"])
 
 
 def start_number(options: Mapping[str, Any]) -> int | None:

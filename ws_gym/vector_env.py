@@ -16,9 +16,9 @@ from torch import Tensor
 from worldscape.snapshot import Snapshot
 from ws_gym.batch import Batch
 from ws_gym.core import WorldCore
-from ws_gym.env import RENDER_FPS, check_render_mode, enlarge
+from ws_gym.env import ARRAY_MODES, RENDER_FPS, check_render_mode, enlarge
 from ws_gym.maps import draw_map
-from ws_gym.options import WorldOptions
+from ws_gym.options import WorldOptions, check_seed, is_whole
 
 OUTPUTS = ("numpy", "torch")
 
@@ -40,7 +40,8 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
 
     ## Starting State
     As in `WorldScapeEnv`. `reset(seed=s)` seeds slot i with s + i; a sequence gives each slot its own seed.
-    `reset(options={"reset_mask": bool [num_envs]})` opens the marked slots only and leaves the others as they are.
+    `reset(options={"reset_mask": bool [num_envs]})` opens the marked slots only and leaves the others as they are. A
+    `snapshot` of one world goes to each of these slots, one of as many worlds gives each its own.
 
     ## Episode End
     As in `WorldScapeEnv`; `max_episode_steps` (300 through `gym.make_vec`) truncates here, without a wrapper.
@@ -56,7 +57,7 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
     | `num_envs` | `1` | number of slots |
     | `autoreset_mode` | `NEXT_STEP` | what happens to a row whose episode ended, see below |
     | `output` | `"numpy"` | `"torch"`: observations, rewards, ends and infos are tensors that stay on the device |
-    | `render_mode` | `None` | `"rgb_array"`: `render()` returns a tuple of frames |
+    | `render_mode` | `None` | `"rgb_array"` or `"depth_array"`: `render()` returns a tuple of `WorldScapeEnv`'s |
 
     Autoreset modes (an `AutoresetMode` or its name):
 
@@ -74,7 +75,7 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
     """
 
     metadata: dict[str, Any] = {
-        "render_modes": ["rgb_array"],
+        "render_modes": list(ARRAY_MODES),
         "render_fps": RENDER_FPS,
         "autoreset_mode": AutoresetMode.NEXT_STEP,
     }
@@ -91,15 +92,15 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
         render_mode: str | None = None,
         **options: Any,
     ) -> None:
-        if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+        if not is_whole(num_envs) or num_envs < 1:
             raise ValueError(f"num_envs={num_envs!r} is no count; give a whole number of at least 1.")
         if output not in OUTPUTS:
             raise ValueError(f"output={output!r} is unknown; choose one of {OUTPUTS}.")
-        self.num_envs = num_envs
+        num_envs = self.num_envs = int(num_envs)
         self.autoreset_mode = _autoreset_mode(autoreset_mode)
         self.metadata = {**type(self).metadata, "autoreset_mode": self.autoreset_mode}
         self.output = output
-        self.render_mode = check_render_mode(render_mode, (None, "rgb_array"))
+        self.render_mode = check_render_mode(render_mode, (None, *ARRAY_MODES))
         world_options = WorldOptions.from_keywords({**self.defaults, **options})
         self._core = WorldCore(world_options, num_envs, is_for_numpy=output == "numpy")
         self.single_observation_space = self._core.observation.space
@@ -112,14 +113,22 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """Open new worlds -> (observations, infos). Raises ValueError for malformed seeds, masks and options."""
-        super().reset(seed=seed if isinstance(seed, int) else None)
+        """Open new worlds -> (observations, infos); also after close.
+
+        Raises ValueError for malformed seeds, masks and options; they leave a slot's random numbers alone.
+        """
         rest = dict(options or {})
         rows = _reset_mask(rest.pop("reset_mask", None), self.num_envs)
-        for row, row_seed in enumerate(_row_seeds(seed, self.num_envs)):
-            if rows[row] and row_seed is not None:
-                self._rngs[row], _ = seeding.np_random(row_seed)
-        return self._show(self._core.reset(rows, self._rngs, rest), np.flatnonzero(rows).tolist())
+        seeds = _row_seeds(seed, self.num_envs)
+        rngs = [
+            seeding.np_random(row_seed)[0] if row and row_seed is not None else rng
+            for row, row_seed, rng in zip(rows, seeds, self._rngs, strict=True)
+        ]
+        self._reopen()
+        batch = self._core.reset(rows, rngs, rest)
+        self._rngs = rngs
+        super().reset(seed=seeds[0] if is_whole(seed) else None)
+        return self._show(batch, np.flatnonzero(rows).tolist())
 
     def step(self, actions: Any) -> tuple[Any, Any, Any, Any, dict[str, Any]]:
         """One action per slot -> (observations, rewards, terminations, truncations, infos).
@@ -137,7 +146,7 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
             ended = self._core.needs_reset.copy()
             if self.autoreset_mode is AutoresetMode.SAME_STEP and ended.any():
                 final_info = self._export_final(batch, ended)
-                batch = self._reopen(batch, ended)
+                batch = self._begin_anew(batch, ended)
         self._batch = batch
         outcome = (batch.observation, batch.reward, batch.terminated, batch.truncated)
         observation, reward, terminated, truncated = (self._export(value) for value in outcome)
@@ -150,12 +159,13 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
         """
         return self._core.snapshot(rows)
 
-    def restore(self, snapshot: Snapshot, rows: Sequence[int] | None = None) -> tuple[Any, dict[str, Any]]:
+    def restore(self, snapshot: Snapshot | bytes, rows: Sequence[int] | None = None) -> tuple[Any, dict[str, Any]]:
         """Go on with a snapshot's worlds in slots `rows` (None: all) -> (observations, infos) of all slots.
 
-        A snapshot of one world may fill any number of slots. Raises ValueError for another number of worlds, and for
-        a snapshot of other weights, config, memory or task.
+        A snapshot of one world may fill any number of slots. Raises ValueError for what is no snapshot, another number
+        of worlds, and a snapshot of other weights, config, memory or task.
         """
+        self._reopen()
         return self._show(self._core.restore(snapshot, rows), rows)
 
     def fork(self, row: int, rows: Sequence[int]) -> tuple[Any, dict[str, Any]]:
@@ -181,11 +191,13 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
         return draw_map(self._core.place(row), pixels)
 
     def render(self) -> tuple[np.ndarray, ...] | None:
-        """One frame per slot, uint8 [h, w, 3] with a longer side of 256 pixels."""
+        """One frame per slot, uint8 [h, w, 3] with a longer side of 256 pixels, or its depth, float32 [h, w]."""
         if self.render_mode is None:
             return None
         if self._batch is None:
             raise ResetNeeded("there is nothing to render yet; call reset() first.")
+        if self.render_mode == "depth_array":
+            return tuple(self._core.depths())
         return tuple(enlarge(frame) for frame in self._core.pictures())
 
     def close_extras(self, **kwargs: Any) -> None:
@@ -197,6 +209,11 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
     def latent_shape(self) -> tuple[int, int, int]:
         """(rows, columns, C) of the tokens in one slot's observation of `obs="latent"`."""
         return self._core.latent_shape
+
+    @property
+    def num_starts(self) -> int:
+        """How many starts there are that suit the task; `reset(options={"start": i})` opens the i-th, from 0 on."""
+        return self._core.num_starts
 
     @property
     def action_latency(self) -> int:
@@ -216,7 +233,11 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
         opened = self._core.reset(ended, self._rngs, {})
         return opened if stepped is None else stepped.with_rows(ended, opened)
 
-    def _reopen(self, batch: Batch, ended: np.ndarray) -> Batch:
+    def _reopen(self) -> None:
+        self._core.reopen()
+        self.closed = False
+
+    def _begin_anew(self, batch: Batch, ended: np.ndarray) -> Batch:
         """SAME_STEP: first frames of new episodes, beside the reward and the ends of the old ones."""
         shown = batch.with_rows(ended, self._core.reset(ended, self._rngs, {}))
         shown.reward, shown.terminated, shown.truncated = batch.reward, batch.terminated, batch.truncated
@@ -275,11 +296,9 @@ def _reset_mask(mask: Any, num_envs: int) -> np.ndarray:
 
 
 def _row_seeds(seed: Any, num_envs: int) -> list[int | None]:
-    if seed is None:
-        return [None] * num_envs
-    if isinstance(seed, (int, np.integer)):
-        return [int(seed) + row for row in range(num_envs)]
-    seeds = list(seed)
-    if len(seeds) != num_envs:
-        raise ValueError(f"{len(seeds)} seeds for {num_envs} slots; give one seed, or one per slot.")
-    return seeds
+    if not isinstance(seed, (Sequence, np.ndarray)):
+        first = check_seed(seed)
+        return [None if first is None else first + row for row in range(num_envs)]
+    if len(seed) != num_envs:
+        raise ValueError(f"{len(seed)} seeds for {num_envs} slots; give one seed, or one per slot.")
+    return [check_seed(row_seed) for row_seed in seed]

@@ -121,6 +121,17 @@ class Snapshot:
         return cls(header["kind"], tensors, beside)
 
 
+def as_snapshot(value: Any) -> Snapshot:
+    """A snapshot, or its bytes -> the snapshot. Raises ValueError for anything else."""
+    if isinstance(value, bytes):
+        return Snapshot.from_bytes(value)
+    if not isinstance(value, Snapshot):
+        raise ValueError(
+            f"a {type(value).__name__} is no snapshot; give what snapshot() returned, or the bytes of its to_bytes()."
+        )
+    return value
+
+
 def _repeat(name: str, tensor: Tensor, num_rows: int) -> Tensor:
     """Rows for num_rows slots; pages are shared, not repeated."""
     if name.startswith("page.") or len(tensor) == num_rows:

@@ -32,16 +32,16 @@ class KeyWindow:
         self._keys |= {pygame.K_LEFT: "J", pygame.K_RIGHT: "L", pygame.K_UP: "I", pygame.K_DOWN: "K"}
         pygame.display.init()
         self._clock = pygame.time.Clock()
-        self._size = (0, 0)
         self.held: list[str] = []
         self.wants_reset = False
         self.is_open = True
 
     def show(self, frame: np.ndarray, caption: str) -> None:
         """Show uint8 [h, w, 3], wait for the next frame's time, then read the keyboard."""
-        if self._size != (size := (frame.shape[1], frame.shape[0])):
+        surface, size = self._pygame.display.get_surface(), (frame.shape[1], frame.shape[0])
+        if surface is None or surface.get_size() != size:  # also when another window, which pygame shares, was closed
+            self._pygame.display.init()
             self._pygame.display.set_mode(size)
-            self._size = size
         picture = self._pygame.surfarray.make_surface(frame.swapaxes(0, 1))
         self._pygame.display.get_surface().blit(picture, (0, 0))
         self._pygame.display.set_caption(caption)

@@ -1,5 +1,6 @@
 """One world as a Gymnasium environment."""
 
+import copy
 import math
 from dataclasses import replace
 from typing import Any
@@ -13,7 +14,7 @@ from gymnasium.error import ClosedEnvironmentError, DependencyNotInstalled, Erro
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
-from tests.gym.helpers import NAV, EndAt, assert_same, core_of, engine_of, make_env
+from tests.gym.helpers import NAV, EndAt, assert_same, core_of, engine_of, make_env, make_vec
 from ws_gym import core as core_module
 from ws_gym.actions import ACTION_MODES
 from ws_gym.env import WorldScapeEnv
@@ -50,6 +51,11 @@ class TestCheckers:
         check_env_sb3(env, skip_render_check=False)
         env.close()
 
+    @pytest.mark.parametrize("env_id", [NAV, "WorldScape-Hand-v0", "WorldScape-Universal-v0"])
+    def test_depth_is_rendered(self, env_id):
+        for check in (check_env, check_env_sb3):
+            check(gym.make(env_id, render_mode="depth_array", weights="debug", starts="drawn").unwrapped)
+
     def test_make_without_import(self):
         env = gym.make(f"ws_gym:{NAV}", weights="debug")
         check_env(env.unwrapped)
@@ -71,6 +77,13 @@ class TestDeterminism:
         assert not np.array_equal(first, again)
         np.testing.assert_array_equal(env.reset(seed=5)[0], first)
         np.testing.assert_array_equal(env.reset()[0], again)
+
+    def test_numpys_numbers_are_seeds(self):
+        env = make_env(size=(np.int64(64), 64))
+        np.testing.assert_array_equal(env.reset(seed=np.int64(5))[0], make_env().reset(seed=5)[0])
+        for seed in (1.5, True, -1, "1"):
+            with pytest.raises(ValueError, match="is no seed; give a whole number"):
+                env.unwrapped.reset(seed=seed)
 
     def test_other_seeds_are_other_dreams(self):
         env = make_env()
@@ -178,6 +191,25 @@ class TestRender:
         again = env.render()
         assert isinstance(again, np.ndarray) and again.mean() > 10
 
+    @pytest.mark.parametrize("options", [{}, {"size": (48, 80)}, {"sampler": "rolling", "steps_per_frame": 2}], ids=str)
+    def test_depth_is_infos_and_fresh(self, options):
+        env = make_env(render_mode="depth_array", **options)
+        assert "depth_array" in env.metadata["render_modes"]
+        infos = [env.reset(seed=0)[1]]
+        for action in (1, 5, 1):
+            depth = env.render()
+            assert isinstance(depth, np.ndarray) and depth.dtype == np.float32
+            np.testing.assert_array_equal(depth, infos[-1]["depth"])
+            depth[:] = 0
+            infos.append(env.step(action)[4])
+            assert infos[-1]["depth"].all()
+
+    def test_depth_can_be_collected_and_seen_beside_latents(self):
+        env = make_env(render_mode="depth_array_list", obs="latent")
+        roll(env, [1, 5])
+        frames: Any = env.render()
+        assert [frame.shape for frame in frames] == [(64, 64)] * 3
+
     def test_without_a_mode_nothing_is_rendered(self):
         env = make_env().unwrapped
         env.reset()
@@ -211,6 +243,36 @@ class TestRender:
         assert shown.pop() == "closed"
         for frame, expected in zip(shown, (first, second, second), strict=True):
             np.testing.assert_array_equal(frame, expected)
+
+    def test_windows_are_closed_and_opened_again(self, monkeypatch):
+        """Closing one took the other's away, and a world that was opened again had none."""
+        pygame = pytest.importorskip("pygame")
+        monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+
+        def open_window() -> WorldScapeEnv:
+            env = WorldScapeEnv(weights="debug", starts="drawn", task="coverage", render_mode="human")
+            env.reset(seed=0)
+            return env
+
+        def is_shown() -> bool:
+            surface = pygame.display.get_surface() if pygame.display.get_init() else None
+            return surface is not None and pygame.surfarray.array3d(surface).std() > 5
+
+        first, second = open_window(), open_window()
+        second.close()
+        assert not is_shown()
+        first.step(1)
+        assert is_shown()
+        twin = copy.deepcopy(first)
+        first.close()
+        twin.step(1)
+        assert not is_shown()
+        first.reset()
+        assert is_shown()
+        first.close()
+        with pytest.raises(ValueError, match="gigantic"):
+            WorldScapeEnv(weights="gigantic", render_mode="human")
+        assert not pygame.display.get_init()
 
     def test_keys_to_action_pass_through_gymnasiums_wrappers(self):
         keys = make_env().get_wrapper_attr("get_keys_to_action")()
@@ -271,6 +333,14 @@ class TestTasks:
         with pytest.raises(ResetNeeded):
             env.unwrapped.step(0)
 
+    def test_a_refused_reset_leaves_the_random_numbers_alone(self):
+        env, twin = make_env(task="goal_pose"), make_env(task="goal_pose")
+        for one in (env, twin):
+            one.reset(seed=0)
+        with pytest.raises(ValueError, match="goal"):
+            env.reset(seed=7, options={"goal": (1, 2, 3)})
+        np.testing.assert_array_equal(env.reset()[0], twin.reset()[0])
+
     def test_environments_do_not_share_a_users_task(self):
         task = EndAt([[3]])
         first, second = make_env(task=task), make_env(task=task)
@@ -285,6 +355,70 @@ class TestTasks:
 
         with pytest.raises(ValueError, match=r"info terms \['pose'\]"):
             make_env(task=Clash()).reset()
+
+    @pytest.mark.parametrize("name", ["frame", "latent", "camera"])
+    def test_a_network_may_judge(self, name):
+        """Rewards had gradients, of which no number can be made, or frames were no food for layers with weights."""
+        net = torch.nn.LazyLinear(1)
+
+        def judge(frame, elapsed):
+            return net(getattr(frame, name).float().flatten(1))[:, 0]
+
+        env, envs = make_env(task=judge), make_vec(2, task=judge, output="torch")
+        env.reset(seed=3)
+        envs.reset(seed=3)
+        reward, rewards = env.step(1)[1], envs.step(np.array([1, 5]))[1]
+        assert rewards[0].item() == pytest.approx(reward, rel=1e-3) and reward != 0
+        assert not rewards.requires_grad and net.weight.requires_grad
+
+    def test_a_task_with_weights_hands_out_plain_numbers(self):
+        class Learned(Task):
+            def bind(self, num_slots, device):
+                super().bind(num_slots, device)
+                self.worth = torch.nn.Parameter(torch.full((num_slots,), 3.0))
+
+            def step(self, frame, elapsed, active):
+                terms: dict[str, torch.Tensor] = {"worth": self.worth}
+                return TaskResult(reward=self.worth, terminated=self.none(), success=self.none(), terms=terms)
+
+        env = make_env(task=Learned())
+        env.reset(seed=0)
+        _, reward, _, _, info = env.step(0)
+        assert reward == info["worth"] == 3.0
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"reward": np.zeros(1)}, "the task's reward is ndarray; return a torch tensor with one row per slot"),
+            ({"reward": torch.zeros(1, dtype=torch.long)}, r"reward is a tensor of torch.int64; convert .* \.float"),
+            ({"reward": torch.zeros(1, 1)}, r"reward has shape \(1, 1\); return one per slot, \(1,\)"),
+            ({"terminated": torch.zeros(1)}, r"terminated is a tensor of torch.float32; convert .* \.bool"),
+            ({"success": True}, "the task's success is bool; return a torch tensor"),
+            ({"terms": {"far": np.zeros(1)}}, "the task's info term 'far' is ndarray"),
+            ({"terms": {"far": torch.tensor(1.0)}}, r"info term 'far' has shape \(\); return one per slot"),
+            ({"terms": {"far": torch.zeros(2, 1)}}, r"info term 'far' has shape \(2, 1\)"),
+        ],
+    )
+    def test_judgements_of_another_kind_are_refused(self, changes, message):
+        class Wrong(Task):
+            def step(self, frame, elapsed, active):
+                fine = {"reward": frame.coverage, "terminated": self.none(), "success": self.none()}
+                return TaskResult(**{**fine, **changes})
+
+        with pytest.raises(ValueError, match=message):
+            make_env(task=Wrong()).reset()
+
+    def test_a_judgement_must_be_a_result(self):
+        class Forgetful(Task):
+            def step(self, frame, elapsed, active): ...  # pyright: ignore[reportIncompatibleMethodOverride]
+
+        with pytest.raises(ValueError, match="judged a step with NoneType; return a ws_gym.tasks.TaskResult"):
+            make_env(task=Forgetful()).reset()
+
+    @pytest.mark.parametrize("given", [None, "much", {}])
+    def test_a_function_must_return_rewards(self, given):
+        with pytest.raises(ValueError, match="the reward function returned .*; return one reward per slot"):
+            make_env(task=lambda frame, elapsed: given).reset()
 
     def test_rewards_of_the_wrong_shape_are_refused(self):
         with pytest.raises(ValueError, match=r"the task's reward has shape \(2,\); return one per slot, \(1,\)"):

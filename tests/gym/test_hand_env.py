@@ -205,7 +205,8 @@ def test_starts_of_a_recording_keep_their_hands(tmp_path):
     [
         (HAND, {"hands": "third"}, "hands='third' is unknown"),
         (HAND, {"hand_actions": "mind"}, "hand_actions='mind' is unknown"),
-        (HAND, {"actions": "discrete"}, "actions='discrete' is unknown; with hands choose one of hands, universal"),
+        (HAND, {"actions": "discrete"}, "actions='discrete' move no hands, and hands='right'; make "),
+        ("WorldScape-Nav-v0", {"hands": "right"}, "make WorldScape-Hand-v0, .*WorldScape-Universal-v0"),
         ("WorldScape-Nav-v0", {"actions": "universal"}, "is not an action mode"),
         (HAND, {"starts": "hands-moon"}, "hands-moon"),
     ],

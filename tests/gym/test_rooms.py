@@ -3,6 +3,7 @@
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
@@ -35,6 +36,22 @@ def test_the_dream_has_its_spaces_and_infos(rooms):
         assert type(real[name]) is type(dreamed[name])
         assert getattr(real[name], "shape", None) == getattr(dreamed[name], "shape", None)
         assert getattr(real[name], "dtype", None) == getattr(dreamed[name], "dtype", None)
+
+
+@pytest.mark.parametrize("action", [1, 1.0, np.uint8(1), np.float32(1), np.array(1), torch.tensor(1)])
+def test_both_take_the_same_numbers(rooms, action):
+    for env in (rooms, make_env()):
+        env.reset(seed=0)
+        control = env.step(action)[4]["realised"]
+        np.testing.assert_allclose(control[:3], [0, 0, 0.25], atol=1e-3)
+
+
+@pytest.mark.parametrize("action", [9, -1, 0.5, np.nan, np.inf, True, "w", None, [1], np.array([1]), torch.tensor([1])])
+def test_both_refuse_the_same_numbers(rooms, action):
+    for env in (rooms, make_env()):
+        env.reset(seed=0)
+        with pytest.raises(ValueError, match="(?i)action"):
+            env.unwrapped.step(action)
 
 
 def test_a_dense_reward_sums_up_to_how_near_the_box_is():

@@ -12,6 +12,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecCheckNan, VecFrameS
 
 from tests.gym.helpers import DREAM, LENGTHS, NAV, EndAt, assert_close, make_env, make_vec
 from ws_gym.sb3 import WorldScapeVecEnv, make_vec_env
+from ws_gym.tasks import Task, TaskResult
 
 
 def make(n_envs: int, **options) -> WorldScapeVecEnv:
@@ -49,6 +50,25 @@ def test_the_last_observation_and_the_time_limit_are_told():
     _, _, dones, infos = step(vec_env)
     np.testing.assert_array_equal(dones, [False, True])
     assert infos[1]["TimeLimit.truncated"] and "terminal_observation" in infos[1]
+
+
+class Named(Task):
+    """Its info terms have names that look like Gymnasium's own."""
+
+    def step(self, frame, elapsed, active) -> TaskResult:
+        terms = {"final_distance": elapsed * 2.0, "_hidden": elapsed * 3.0}
+        return TaskResult(reward=elapsed.float(), terminated=elapsed >= 2, success=self.none(), terms=terms)
+
+
+def test_only_gymnasiums_own_names_are_left_out():
+    vec_env = make(2, task=Named(), seed=0)
+    vec_env.reset()
+    for count in (1, 2):
+        _, _, dones, infos = step(vec_env)
+        assert (infos[1]["final_distance"], infos[1]["_hidden"]) == (2.0 * count, 3.0 * count)
+    assert dones.all() and vec_env.reset_infos[0]["final_distance"] == 0.0
+    ours = {"final_distance", "_hidden", "terminal_observation", "TimeLimit.truncated"}
+    assert not [name for name in infos[0] if name.startswith(("_", "final")) and name not in ours]
 
 
 def test_observations_are_not_reused():

@@ -101,7 +101,19 @@ class TestTasks:
         np.testing.assert_array_equal(opened, source.starts.frames[2])
         with pytest.raises(ValueError, match="none of the 5 starts was recorded of task_id 3"):
             source.draw([np.random.default_rng(0)], task_id=3)
-        assert len(source.draw([np.random.default_rng(0)], 0, task_id=3).frames) == 1  # a start that is asked for
+
+    def test_a_number_counts_those_of_the_task(self, tmp_path):
+        """It named a start of the whole file, which showed the table of another task."""
+        path = tmp_path / "mine.safetensors"
+        save_starts(replace(make_starts(), task_id=self.KINDS), path)
+        source = self.open(path)
+        assert [len(source.suiting(task_id)) for task_id in (None, 0, 1, 2, 3)] == [5, 2, 2, 1, 0]
+        opened = source.draw([np.random.default_rng(0)], 1, task_id=1).frames[0]
+        np.testing.assert_array_equal(opened, source.starts.frames[3])
+        with pytest.raises(ValueError, match="start 2 does not exist: there are 2 of this task; choose from 0 to 1"):
+            source.draw([np.random.default_rng(0)], 2, task_id=1)
+        with pytest.raises(ValueError, match="none of the 5 starts was recorded of task_id 3"):
+            source.draw([np.random.default_rng(0)], 0, task_id=3)
 
     def test_starts_of_no_known_task_serve_all(self, shipped):
         assert self.numbers_drawn(self.open("train"), 1) == {0, 1, 2, 3, 4}
@@ -110,11 +122,19 @@ class TestTasks:
         source = self.open(dataset)
         everything = self.numbers_drawn(source, None)
         assert self.numbers_drawn(source, 0) == everything  # these recordings name no task
+        assert list(source.suiting(0)) == list(range(10))
         cut = source._cut
         monkeypatch.setattr(source, "_cut", lambda number: cut(number) | {"task_id": np.array([number % 2])})
         assert self.numbers_drawn(source, 1) == {1, 3, 5, 7, 9}
         with pytest.raises(ValueError, match="100 episodes of .* are of other tasks than task_id 2"):
             source.draw([np.random.default_rng(0)], task_id=2)
+
+    def test_numbers_within_a_task_of_a_dataset(self, dataset, monkeypatch):
+        source = self.open(dataset)
+        kinds = iter([np.full(5, 1), np.full(5, 0)])
+        told = [replace(episode, task_id=next(kinds)) for episode in source.reader]
+        monkeypatch.setattr(source, "reader", told)
+        assert list(source.suiting(0)) == [5, 6, 7, 8, 9] and source._choose(2, 0) == 7
 
     @pytest.mark.parametrize("task", ["reach", "push", "pick_place"])
     def test_shipped_tables_open_with_their_task(self, task):
@@ -126,6 +146,11 @@ class TestTasks:
         shown = [core.starts._draw_number(np.random.default_rng(seed), core.task.recorded_as) for seed in range(20)]
         assert len(set(shown)) > 10
         assert set(core.starts.starts.task_id[shown, -1]) == {core.task.recorded_as}
+        assert env.unwrapped.num_starts == (core.starts.starts.task_id[:, -1] == core.task.recorded_as).sum()
+        last = env.unwrapped.num_starts - 1
+        frames = env.reset(options={"start": last})[0]
+        picked = core.starts.pick(core.starts.suiting(core.task.recorded_as)[last:]).frames[:, -1]
+        assert np.abs(frames.astype(int) - picked).mean() < 2
         env.close()
 
 

@@ -260,6 +260,16 @@ class TestRender:
             assert abs(frame.mean() - observation.mean()) < 2
         assert make_vec(1).render() is None
 
+    def test_depth_is_that_of_each_slots_info(self):
+        envs = make_vec(2, render_mode="depth_array")
+        assert "depth_array" in envs.metadata["render_modes"]
+        info = envs.reset(seed=0)[1]
+        for _ in range(2):
+            depths = envs.render()
+            assert isinstance(depths, tuple)
+            np.testing.assert_array_equal(depths, info["depth"])
+            info = envs.step(np.array([1, 5]))[4]
+
 
 class TestSpec:
     def test_round_trip_through_json(self):
@@ -303,14 +313,39 @@ envs.close()
 """
 
 
+LEARNING_FIRST = """
+import multiprocessing, sys
+import gymnasium as gym, torch, ws_gym
+torch.set_num_threads(2)
+torch.nn.functional.relu(torch.ones(2_000_000)).sum()
+assert "ws_gym.core" not in sys.modules
+def work():
+    env = gym.make("WorldScape-Nav-v0", weights="debug", starts="drawn")
+    env.reset(seed=0), env.step(1)
+worker = multiprocessing.get_context("fork").Process(target=work, daemon=True)
+worker.start(), worker.join(60)
+print(worker.exitcode)
+"""
+
+
+def run_script(script: str) -> str:
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=300, check=True
+    )
+    return done.stdout
+
+
+def test_a_worker_forked_by_a_learner_does_not_wait_for_its_threads():
+    """The first world was made in the worker, as SB3's SubprocVecEnv does it, beside a policy that had computed with
+    two threads: the worker took itself for the process that had begun it all, and hung."""
+    assert run_script(LEARNING_FIRST) == "0\n"
+
+
 @pytest.mark.slow
 def test_forked_processes_do_not_wait_for_their_parents_threads():
     """A child forked after torch had computed with two threads hung in its first parallel loop."""
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
-    done = subprocess.run(
-        [sys.executable, "-c", FORKING], env=environment, capture_output=True, text=True, timeout=300, check=True
-    )
-    assert done.stdout == "True\n"
+    assert run_script(FORKING) == "True\n"
 
 
 @pytest.fixture(scope="module")
@@ -365,6 +400,37 @@ class TestBadInput:
         envs.reset()
         envs.close()
         envs.close()
-        for use in (envs.reset, lambda: envs.step(np.zeros(2, int))):
-            with pytest.raises(ClosedEnvironmentError):
-                use()
+        with pytest.raises(ClosedEnvironmentError):
+            envs.step(np.zeros(2, int))
+
+    def test_a_reset_opens_closed_worlds_again(self):
+        """As with a single environment, which has always done so."""
+        envs, twin = make_vec(2), make_vec(2)
+        saved = [envs.reset(seed=0), envs.snapshot()][1]
+        envs.close()
+        assert_same(roll(envs, [[1, 5], [1, 1]]), roll(twin, [[1, 5], [1, 1]]))
+        envs.close()
+        np.testing.assert_array_equal(envs.restore(saved)[0], twin.reset(seed=0)[0])
+        envs.close()
+        with pytest.raises(ClosedEnvironmentError):
+            envs.step(np.zeros(2, int))
+
+    @pytest.mark.parametrize("seed", [np.arange(3, 5), [np.int64(3), np.int32(4)], (3, 4), np.int64(3)])
+    def test_numpys_numbers_are_numbers(self, seed):
+        two: Any = np.int64(2)
+        envs = make_vec(two, size=np.int64(64))
+        np.testing.assert_array_equal(envs.reset(seed=seed)[0], make_vec(2).reset(seed=3)[0])
+
+    @pytest.mark.parametrize("seed", [1.5, True, -1, [0, 1.5], [0, -1], "12"])
+    def test_seeds_that_are_none_are_refused(self, seed):
+        with pytest.raises(ValueError, match="is no seed; give a whole number of at least 0"):
+            make_vec(2).reset(seed=seed)
+
+    def test_a_refused_reset_leaves_the_random_numbers_alone(self):
+        envs, twin = make_vec(2), make_vec(2)
+        for vector in (envs, twin):
+            vector.reset(seed=0)
+        for options in ({"start": -1}, {"gaol": 1}):
+            with pytest.raises(ValueError, match="start -1|gaol"):
+                envs.reset(seed=7, options=options)
+        np.testing.assert_array_equal(envs.reset()[0], twin.reset()[0])

@@ -28,11 +28,43 @@ class TaskResult:
     terms: dict[str, Tensor] = field(default_factory=dict)
 
 
+def checked_result(result: Any, num_slots: int) -> TaskResult:
+    """A task's result as tensors that no gradient goes through. Raises ValueError for anything else than TaskResult
+    says of B = `num_slots`."""
+    if not isinstance(result, TaskResult):
+        raise ValueError(f"a task judged a step with {type(result).__name__}; return a ws_gym.tasks.TaskResult.")
+    for name in ("reward", "terminated", "success"):
+        value, kind = getattr(result, name), "float" if name == "reward" else "bool"
+        _check_rows(name, value, num_slots)
+        if not (value.is_floating_point() if kind == "float" else value.dtype == torch.bool):
+            raise ValueError(f"the task's {name} is a tensor of {value.dtype}; convert it with .{kind}().")
+        if value.ndim > 1:
+            raise ValueError(f"the task's {name} has shape {tuple(value.shape)}; return one per slot, ({num_slots},).")
+    for name, value in result.terms.items():
+        _check_rows(f"info term {name!r}", value, num_slots)
+    return TaskResult(
+        reward=result.reward.detach(),
+        terminated=result.terminated,
+        success=result.success,
+        terms={name: value.detach() for name, value in result.terms.items()},
+    )
+
+
+def _check_rows(name: str, value: Any, num_slots: int) -> None:
+    if not isinstance(value, Tensor):
+        raise ValueError(f"the task's {name} is {type(value).__name__}; return a torch tensor with one row per slot.")
+    if value.shape[:1] != (num_slots,):
+        raise ValueError(f"the task's {name} has shape {tuple(value.shape)}; return one per slot, ({num_slots},).")
+
+
 class Task(ABC):
     """A reward, an episode end and the info terms that explain them.
 
     Subclass it and pass an instance: `gym.make("WorldScape-Nav-v0", task=MyTask())`. The environment works on its own
-    copy. State is kept in tensors with one row per slot, created in `bind`.
+    copy. State is kept in tensors with one row per slot, created in `bind` and named in `per_slot`.
+
+    It may use torch networks: gradients are off. Tensors of a frame are shared: clone them before changing them in
+    place.
     """
 
     reset_options: frozenset[str] = frozenset()
@@ -40,6 +72,9 @@ class Task(ABC):
 
     recorded_as: int | None = None
     """`task_id` of the recordings that this task's worlds open with, where they have any; None: all of them."""
+
+    per_slot: tuple[str, ...] = ()
+    """Attributes that are tensors with one row per slot: what a snapshot or a fork of a world takes along."""
 
     num_slots: int
     device: torch.device
@@ -72,12 +107,15 @@ class Task(ABC):
         """Judge one step: `elapsed` long [B] counts steps; rows not in `active` bool [B] must keep their state."""
 
     def state(self) -> dict[str, Tensor]:
-        """What the task knows of its slots, [B, ...] by name: every tensor attribute with one row per slot.
+        """What the task knows of its slots, [B, ...] by name: the attributes in `per_slot`.
 
-        Override it, with `load`, in a task that keeps its state elsewhere.
+        Override it, with `load`, in a task that keeps its state elsewhere. Raises ValueError for attributes of another
+        kind.
         """
-        tensors = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
-        return {name: value for name, value in tensors.items() if value.ndim > 0 and len(value) == self.num_slots}
+        state = {name: getattr(self, name) for name in self.per_slot}
+        for name, value in state.items():
+            _check_rows(f"attribute {name!r}, named in per_slot,", value, self.num_slots)
+        return state
 
     def load(self, rows: Tensor, state: Mapping[str, Tensor]) -> None:
         """Overwrite the slots `rows` long [R] with [R, ...] by name, as `state` gave them."""
@@ -90,11 +128,18 @@ class Task(ABC):
 
 
 class FunctionTask(Task):
-    """A user's own reward function `function(frame, elapsed) -> reward [B]`; episodes end at the time limit only."""
+    """A user's own reward function `function(frame, elapsed) -> reward [B]`; episodes end at the time limit only.
+
+    It may use torch networks, as a Task may.
+    """
 
     def __init__(self, function: Callable[[EngineFrame, Tensor], Tensor]) -> None:
         self.function = function
 
     def step(self, frame: EngineFrame, elapsed: Tensor, active: Tensor) -> TaskResult:
-        reward = torch.as_tensor(self.function(frame, elapsed), dtype=torch.float32, device=self.device)
+        given = self.function(frame, elapsed)
+        try:
+            reward = torch.as_tensor(given, dtype=torch.float32, device=self.device)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"the reward function returned {given!r}; return one reward per slot.") from error
         return TaskResult(reward=reward, terminated=self.none(), success=self.none())

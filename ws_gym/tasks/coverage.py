@@ -28,6 +28,8 @@ class Coverage(Task):
     nothing in memory shows).
     """
 
+    per_slot = ("seen", "visited", "origin")
+
     def __init__(self, *, cell: float = 0.5, target: int = 60) -> None:
         if not cell > 0.0:
             raise ValueError(f"coverage cell is {cell}; give a positive number of metres.")

@@ -31,6 +31,7 @@ class GoalImage(Task):
     """
 
     reset_options = frozenset({"goal_image"})
+    per_slot = ("goal", "distance", "has_left")
 
     def __init__(self, *, threshold: float = 0.03, leave: float = 0.08, bonus: float = 1.0) -> None:
         if not 0.0 < threshold < leave < 1.0:

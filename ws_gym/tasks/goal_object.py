@@ -37,6 +37,7 @@ class GoalObject(Task):
         self.threshold = threshold
         self.horizon = horizon
         self.dense = dense
+        self.per_slot = ("goal", "is_known", "nearness") if dense else ()
 
     def bind(self, num_slots: int, device: torch.device) -> None:
         super().bind(num_slots, device)

@@ -31,6 +31,7 @@ class GoalPose(Task):
     """
 
     reset_options = frozenset({"goal"})
+    per_slot = ("goal", "position", "straight", "walked", "distance")
 
     def __init__(
         self,

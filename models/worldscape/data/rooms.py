@@ -114,13 +114,12 @@ class RoomsEnv(SimulatorEnv):
         return observation, reward, terminated, truncated, info
 
     def _validated(self, action: Any) -> int:
-        if isinstance(action, np.ndarray) and action.size == 1:
-            action = action.item()
-        if isinstance(action, bool) or not isinstance(action, (int, np.integer)):
+        number = np.asarray(action.detach().cpu() if hasattr(action, "detach") else action)
+        if number.shape or number.dtype.kind not in "iuf" or number != np.floor(number):
             raise ValueError(f"Action {action!r} is not a whole number; WorldScape-Rooms takes 0 to 8.")
-        if not 0 <= action < len(self._controls):
+        if not 0 <= number < len(self._controls):
             raise ValueError(f"Action {action} is out of range; WorldScape-Rooms takes 0 to 8.")
-        return int(action)
+        return int(number)
 
     def _reward(self, success: bool) -> float:
         if not success:
