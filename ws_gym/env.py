@@ -162,10 +162,8 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     - v0: first version.
     """
 
-    metadata = {
-        "render_modes": ["human", "rgb_array"] if can_open_window() else ["rgb_array"],
-        "render_fps": RENDER_FPS,
-    }
+    # Of the class, which `gym.make` reads: where "human" is not listed, it would open a window itself and say nothing.
+    metadata = {"render_modes": ["human", "rgb_array"], "render_fps": RENDER_FPS}
 
     defaults: ClassVar[dict[str, Any]] = {}
     """Options of this environment that are not `WorldOptions`' own defaults."""
@@ -174,6 +172,8 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         options = {**self.defaults, **options}
         self.render_mode = check_render_mode(render_mode, (None, "rgb_array", "human"))
         self._viewer = Viewer("WorldScape", RENDER_FPS) if render_mode == "human" else None
+        if not can_open_window():
+            self.metadata = {**self.metadata, "render_modes": ["rgb_array"]}
         self._options = options
         self._core = WorldCore(WorldOptions.from_keywords(options), num_slots=1, is_for_numpy=True)
         self.observation_space = self._core.observation.space

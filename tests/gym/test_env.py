@@ -188,6 +188,18 @@ class TestRender:
             monkeypatch.delenv(name, raising=False)
         with pytest.raises(DependencyNotInstalled, match="no window can be opened"):
             WorldScapeEnv(weights="debug", render_mode="human")
+        with pytest.raises(DependencyNotInstalled, match="no window can be opened"):  # and Gymnasium opens none instead
+            make_env(render_mode="human")
+
+    def test_a_display_that_does_not_answer_is_a_clear_error(self, monkeypatch):
+        def refuse(fps):
+            raise OSError("SDL draws offscreen")
+
+        monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+        monkeypatch.setattr("ws_gym.viewer._has_pygame", lambda: True)
+        monkeypatch.setattr("ws_gym.viewer.KeyWindow", refuse)
+        with pytest.raises(DependencyNotInstalled, match="no window can be opened"):
+            make_env(render_mode="human")
 
     def test_human_mode_shows_each_frame(self, monkeypatch):
         shown = []
