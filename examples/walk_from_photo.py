@@ -20,6 +20,7 @@ WALK = ["forward"] * 6 + ["turn left"] * 4 + ["turn right"] * 8 + ["turn left"] 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--image", type=Path, required=True, help="a picture file")
+    parser.add_argument("--fov", type=float, help="of the picture, from its left to its right edge, degrees")
     parser.add_argument("--preset", default="nano", help="name or path of the weights; 'debug' for random ones")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("walk.mp4"))
@@ -28,7 +29,7 @@ def main() -> None:
 
     # The default task ends an episode where its learned head sees a red box; on a photo that would be chance.
     env = gym.make("WorldScape-Nav-v0", weights=args.preset, task="coverage", render_mode="rgb_array")
-    env.reset(seed=args.seed, options={"image": args.image})
+    env.reset(seed=args.seed, options={"image": args.image, "fov": args.fov})
     pictures = [env.render()]
     for name in WALK:
         env.step(DISCRETE_ACTIONS.index(name))

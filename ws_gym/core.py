@@ -34,7 +34,7 @@ from ws_gym.maps import Place
 from ws_gym.observations import OBSERVATIONS
 from ws_gym.options import WorldOptions
 from ws_gym.places import TRAIL_STEPS, describe_place
-from ws_gym.starts import START_OPTIONS, fit_hands, open_starts, override_starts, start_number
+from ws_gym.starts import START_OPTIONS, choose_starts, fit_hands, open_starts, start_number
 from ws_gym.tasks import TaskResult, make_task
 from ws_gym.threads import alone
 
@@ -93,7 +93,7 @@ class WorldCore:
         task_options = self._task_options(options)
         numbers = np.flatnonzero(rows).tolist()
         chosen = [rngs[number] for number in numbers]
-        source = override_starts(options, self.frame_size) or self.starts
+        source = choose_starts(options, self.starts, self.frame_size)
         start = fit_hands(source.draw(chosen, start_number(options), self.task.recorded_as), self._options.hands)
         seeds = torch.tensor([int(rng.integers(2**62)) for rng in chosen])
         self.needs_reset = self.needs_reset | rows  # until all is done: what fails from here on leaves half a world

@@ -87,8 +87,9 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
 
     | Key | Value |
     |---|---|
-    | `image` | your own picture: uint8 [h, w, 3] or a path |
+    | `image` | your own picture: uint8 [h, w, 3] or a path; what a file leaves transparent shows white |
     | `video` | your own video: uint8 [T, h, w, 3] or a path; its last frame is where you stand |
+    | `fov` | of that, or of a picture or video in `starts=`: degrees from its left to its right edge, 10 to 150 |
     | `start` | index of the start to use instead of a drawn one |
     | `goal` | `goal_pose`: (forward, right) in metres |
     | `goal_image` | `goal_image`: the view to find, uint8 [h, w, 3] or a path |

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from worldscape.conditioning.camera import pose_from_state, square_intrinsics
 from worldscape.films import check_film, write_film
-from worldscape.play import add_world_options, keys_to_action, make_world, parse_keys
+from worldscape.play import add_world_options, keys_to_action, make_world, parse_keys, reset_options
 from worldscape.splats.gaussians import Gaussians
 from worldscape.splats.ply import save_ply
 from worldscape.splats.render import render
@@ -33,9 +33,9 @@ class Place(NamedTuple):
     position: Tensor
 
 
-def walk_and_rebuild(env: gym.Env, seed: int, keys: list[str]) -> Place:
-    """Walk a world along `keys` -> the place that it remembers, on the CPU."""
-    _, info = env.reset(seed=seed)
+def walk_and_rebuild(env: gym.Env, seed: int, keys: list[str], options: dict[str, Any] | None = None) -> Place:
+    """Walk a world, reset with `options`, along `keys` -> the place that it remembers, on the CPU."""
+    _, info = env.reset(seed=seed, options=options)
     for key in keys:
         info = env.step(keys_to_action([key]))[-1]
     world: Any = env.unwrapped
@@ -88,7 +88,7 @@ def _run(args: argparse.Namespace) -> int:
         raise ValueError(f"--seed {args.seed} and --radius {args.radius} must be 0 or more, --size {args.size} even")
     keys = parse_keys(args.keys)
     env = make_world(args)
-    place = walk_and_rebuild(env, args.seed, keys)
+    place = walk_and_rebuild(env, args.seed, keys, reset_options(args))
     env.close()
     if args.ply is not None:
         print(f"{args.ply}: {save_ply(place.scene, args.ply)} Gaussians")

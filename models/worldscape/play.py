@@ -88,6 +88,7 @@ class Walk:
         to_action: keys held together -> an action of the env.
         film: called with each new frame, uint8 [h, w, 3].
         snapshot: the world to go on with instead of the seed's.
+        options: of every reset.
 
     Raises ValueError for a snapshot of other weights.
     """
@@ -100,16 +101,17 @@ class Walk:
         to_action: Callable[[Iterable[str]], np.ndarray] = keys_to_action,
         film: Callable[[np.ndarray], None] | None = None,
         snapshot: Snapshot | None = None,
+        options: dict[str, Any] | None = None,
     ) -> None:
-        self._env, self._to_action, self._film = env, to_action, film
+        self._env, self._to_action, self._film, self._options = env, to_action, film, options
         self.num_frames = self.num_worlds = 0
-        frame = env.reset(seed=seed)[0]
+        frame = env.reset(seed=seed, options=options)[0]
         world: Any = env.unwrapped
         self._begin(frame if snapshot is None else world.restore(snapshot)[0])
 
     def open(self) -> None:
         """Go to the next world."""
-        self._begin(self._env.reset()[0])
+        self._begin(self._env.reset(options=self._options)[0])
 
     def step(self, held: Iterable[str]) -> None:
         """Step with these keys held."""
@@ -157,6 +159,7 @@ def add_world_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say which world is walked through; `make_world` reads them."""
     parser.add_argument("--weights", help="name or folder of the weights (default: the shipped ones)")
     parser.add_argument("--starts", help='"train", "heldout", "drawn", or a dataset, starts file, picture or video')
+    parser.add_argument("--fov", type=float, help="horizontal field of view of a picture or video in --starts, degrees")
     parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the world (default 0)")
 
@@ -166,6 +169,11 @@ def make_world(args: argparse.Namespace, *, hands: bool = False) -> gym.Env:
     env_id, actions = (HAND_WORLD, "hands") if hands else (WORLD, "multi_discrete")
     options = {name: getattr(args, name) for name in ("weights", "starts", "device") if getattr(args, name) is not None}
     return make_env(env_id, {"actions": actions, "task": never_ends, "max_episode_steps": -1, **options})
+
+
+def reset_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What these options tell each reset of the world."""
+    return {} if args.fov is None else {"fov": args.fov}
 
 
 def never_ends(frame: Any, elapsed: Any) -> Any:
@@ -216,7 +224,7 @@ def _run(args: argparse.Namespace) -> int:
         if args.out is not None:
             add_frame = stack.enter_context(open_film(args.out, args.fps))
             film = lambda frame: add_frame(enlarge(frame, VIDEO_PIXELS))  # noqa: E731
-        walk = Walk(env, args.seed, to_action=to_action, film=film, snapshot=snapshot)
+        walk = Walk(env, args.seed, to_action=to_action, film=film, snapshot=snapshot, options=reset_options(args))
         for key in keys or []:
             walk.step([key])
         if window is not None:

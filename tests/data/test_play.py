@@ -120,6 +120,19 @@ def test_command_refuses_to_go_on_from_what_is_no_world(tmp_path, capsys):
     assert "not a snapshot of worlds" in capsys.readouterr().err
 
 
+def test_command_takes_a_picture_and_its_view(tmp_path, capsys):
+    photo, out = tmp_path / "photo.png", tmp_path / "walk.mp4"
+    cv2.imwrite(str(photo), np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
+    options = ["play", "--weights", "debug", "--keys", "W", "--out", str(out), "--starts"]
+    assert cli.main([*options, str(photo), "--fov", "60"]) == 0
+    assert cli.main([*options, str(photo), "--fov", "5"]) == 1
+    assert cli.main([*options, "drawn", "--fov", "60"]) == 1
+    assert [line.split(";")[0] for line in capsys.readouterr().err.splitlines()] == [
+        "worldscape: error: the reset option fov=5.0 is no field of view",
+        "worldscape: error: the reset option fov=60.0 is for a picture or video",
+    ]
+
+
 class TestHands:
     def test_keys_held_together_add_up(self):
         env: Any = play.make_world(world_options("--weights", "debug"), hands=True)
