@@ -334,6 +334,12 @@ def _leave_the_parents_threads() -> None:
 def _open_engine(options: WorldOptions, num_slots: int) -> WorldEngine:
     try:
         model = load_world(os.fspath(options.weights), options.torch_device)
+        if not model.config.transformer.is_causal:
+            raise ValueError(
+                f"weights={os.fspath(options.weights)!r} are a teacher's: it refines whole clips and answers no single "
+                "action, so no environment steps it. Watch it with `worldscape dream --weights`, or give the student "
+                "that `worldscape train distill` makes of it."
+            )
         return open_engine(
             model,
             num_slots,

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +14,10 @@ from gymnasium.error import ClosedEnvironmentError, DependencyNotInstalled, Erro
 from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
-from tests.gym.helpers import NAV, EndAt, assert_same, core_of, engine_of, make_env
+from tests.gym.helpers import NAV, EndAt, assert_same, core_of, engine_of, make_env, make_vec
+from worldscape.checkpoint import save_world
+from worldscape.train.teacher import adapt_model
+from worldscape.world import WorldModel, debug_world
 from ws_gym import core as core_module
 from ws_gym.actions import ACTION_MODES
 from ws_gym.env import WorldScapeEnv
@@ -347,6 +351,13 @@ class TestBadInput:
         with pytest.raises(ValueError, match="finds no CUDA device; give device='cpu'"):
             make_env(device="cuda")
 
+    def test_a_teachers_weights_are_called_that(self, tmp_path):
+        """They were refused at reset with "a teacher's slots are opened together: leave out rows"."""
+        save_world(WorldModel(adapt_model(debug_world().config)), tmp_path, {})
+        for make in (make_env, partial(make_vec, 2)):
+            with pytest.raises(ValueError, match="are a teacher's.*worldscape dream --weights.*train distill"):
+                make(weights=tmp_path)
+
     def test_wrong_limits_and_render_modes_are_refused(self):
         with pytest.raises(ValueError, match="max_episode_steps=-5 is no count"):
             WorldScapeEnv(weights="debug", max_episode_steps=-5)
@@ -358,7 +369,7 @@ class TestBadInput:
         [
             (
                 {"pitcure": "a.png"},
-                r"reset options \['pitcure'\] are unknown; with this task choose from \['image', 's",
+                r"reset options \['pitcure'\] are unknown; with this task choose from \['fov', 'image', 's",
             ),
             ({"goal": (1, 0)}, r"reset options \['goal'\] are unknown"),
             ({"start": -1}, "start -1 does not exist"),
