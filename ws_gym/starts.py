@@ -22,7 +22,7 @@ from worldscape.checkpoint import DEBUG, SHIPPED
 from worldscape.conditioning.camera import square_intrinsics
 from worldscape.conditioning.hands import HANDS
 from worldscape.data.episode import EpisodeReader
-from worldscape.data.starts import WINDOWED, Starts, load_starts
+from worldscape.data.starts import Starts, cut_start, load_starts
 from worldscape.engine_frames import RecordedHands, Start
 from worldscape.slot_hands import limit_to
 from ws_gym.drawn_rooms import draw_room
@@ -144,14 +144,7 @@ class DatasetStarts(StartSource):
     def _cut(self, number: int) -> dict[str, np.ndarray]:
         index = int(np.searchsorted(self.ends, number, side="right"))
         frame = number - int(self.ends[index] - self.reader.lengths[index] - 1)
-        episode = self.reader.episode(index)
-        cut = {"frames": episode.frames[frame, None], "seeds": np.int64(-1)}
-        for name in WINDOWED:
-            if getattr(episode, name) is not None:
-                cut[name] = getattr(episode, name)[frame, None]
-        if episode.intrinsics is not None:
-            cut["intrinsics"] = episode.intrinsics
-        return cut
+        return cut_start(self.reader.episode(index), frame)
 
 
 class DrawnStarts(StartSource):

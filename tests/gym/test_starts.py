@@ -349,3 +349,14 @@ def test_drawn_rooms_have_true_depth():
     assert room.frame.std() > 10
     np.testing.assert_array_equal(room.frame, draw_room(3, SQUARE).frame)
     assert np.abs(room.frame.astype(int) - draw_room(4, SQUARE).frame).mean() > 10
+
+
+def test_a_hand_that_leaves_takes_its_fingers_along():
+    """Shipped start 60 shows fingers flat on a bluish table that were told to curl: four of them stayed there."""
+    env: Any = gym.make("ws_gym:WorldScape-Hand-v0", starts="hands-heldout")
+    frame, _ = env.reset(seed=7, options={"start": 60})
+    for _ in range(8):
+        left = env.step(np.array([1, -1, *[0] * 11], np.float32))[0]
+    env.close()
+    skin = [(shown[36:, ..., 0].astype(int) - shown[36:, ..., 2] > 20).sum() for shown in (frame, left)]
+    assert skin[0] > 100 and skin[1] == 0
