@@ -1,4 +1,4 @@
-"""Record one episode of any registered environment as an MP4: the dream, or the simulator it was learned from.
+"""Record one episode of any registered environment as a film: the dream, or the simulator it was learned from.
 
 python examples/record_video.py --env WorldScape-Nav-v0 --out dream.mp4
 """
@@ -7,10 +7,10 @@ import argparse
 from pathlib import Path
 
 import gymnasium as gym
-import imageio.v3 as iio
 import numpy as np
 
 import ws_gym  # noqa: F401  (registers the ids)
+from worldscape.films import check_film, write_film
 
 
 def main() -> None:
@@ -21,6 +21,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("dream.mp4"))
     args = parser.parse_args()
+    check_film(args.out)
 
     options = {} if args.preset is None else {"weights": args.preset}
     env = gym.make(args.env, render_mode="rgb_array", **options)
@@ -34,7 +35,7 @@ def main() -> None:
         pictures.append(env.render())
         if terminated or truncated:
             break
-    iio.imwrite(args.out, np.asarray(pictures), plugin="FFMPEG", fps=env.metadata["render_fps"])
+    write_film(args.out, np.asarray(pictures), env.metadata["render_fps"])
     env.close()
     print(f"{len(pictures)} frames in {args.out.resolve()}")
 

@@ -36,7 +36,7 @@ from ws_gym.maps import Place
 from ws_gym.observations import OBSERVATIONS
 from ws_gym.options import WorldOptions
 from ws_gym.places import TRAIL_STEPS, describe_place
-from ws_gym.starts import START_OPTIONS, fit_hands, lone_snapshot, open_starts, override_starts, start_number
+from ws_gym.starts import START_OPTIONS, choose_starts, fit_hands, lone_snapshot, open_starts, start_number
 from ws_gym.tasks import TaskResult, make_task
 from ws_gym.tasks.base import checked_result
 from ws_gym.threads import alone
@@ -117,7 +117,7 @@ class WorldCore:
             return self._restore(engine, snapshot, torch.tensor(numbers, device=self.device))
         task_options = self._task_options(options)
         chosen = [rngs[number] for number in numbers]
-        source = override_starts(options, self.frame_size) or self.starts
+        source = choose_starts(options, self.starts, self.frame_size)
         start = fit_hands(source.draw(chosen, start_number(options), self.task.recorded_as), self._options.hands)
         seeds = torch.tensor([int(rng.integers(2**62)) for rng in chosen])
         self.needs_reset = self.needs_reset | rows  # until all is done: what fails from here on leaves half a world
@@ -365,6 +365,12 @@ def _leave_the_parents_threads() -> None:
 def _open_engine(options: WorldOptions, num_slots: int) -> WorldEngine:
     try:
         model = load_world(os.fspath(options.weights), options.torch_device)
+        if not model.config.transformer.is_causal:
+            raise ValueError(
+                f"weights={os.fspath(options.weights)!r} are a teacher's: it refines whole clips and answers no single "
+                "action, so no environment steps it. Watch it with `worldscape dream --weights`, or give the student "
+                "that `worldscape train distill` makes of it."
+            )
         return open_engine(
             model,
             num_slots,

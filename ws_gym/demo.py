@@ -19,6 +19,7 @@ from einops import rearrange
 
 import ws_gym  # noqa: F401  (registers the ids)
 from worldscape.conditioning.controls import DISCRETE_ACTIONS
+from worldscape.films import write_film
 
 LOOK_AROUND = (("turn left", 3), ("turn right", 6), ("turn left", 3))
 OUT_AND_BACK = (("forward", 8), ("turn right", 12), ("forward", 8), ("turn right", 12))
@@ -77,8 +78,7 @@ def captioned(frame: np.ndarray, text: str, pixels: int) -> np.ndarray:
 
 def write_video(recording: Recording, path: Path, fps: int) -> None:
     captions = zip(recording.frames, recording.action_names, strict=True)
-    pictures = [captioned(frame, name, VIDEO_PIXELS) for frame, name in captions]
-    iio.imwrite(path, np.stack(pictures), plugin="FFMPEG", fps=fps)
+    write_film(path, (captioned(frame, name, VIDEO_PIXELS) for frame, name in captions), fps)
 
 
 def write_contact_sheet(recording: Recording, path: Path) -> None:

@@ -90,8 +90,9 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
 
     | Key | Value |
     |---|---|
-    | `image` | your own picture: uint8 [h, w, 3] or a path |
+    | `image` | your own picture: uint8 [h, w, 3] or a path; what a file leaves transparent shows white |
     | `video` | your own video: uint8 [T, h, w, 3] or a path; its last frame is where you stand |
+    | `fov` | of that, or of a picture or video in `starts=`: degrees from its left to its right edge, 10 to 150 |
     | `start` | number of the start to use instead of a drawn one, below `env.unwrapped.num_starts` |
     | `snapshot` | a world to go on with, alone: what `snapshot()` returned, or the bytes of it |
     | `goal` | `goal_pose`: (forward, right) in metres |
@@ -166,10 +167,8 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     - v0: first version.
     """
 
-    metadata = {
-        "render_modes": [*(["human"] if can_open_window() else []), *ARRAY_MODES],
-        "render_fps": RENDER_FPS,
-    }
+    # Of the class, which `gym.make` reads: where "human" is not listed, it would open a window itself and say nothing.
+    metadata = {"render_modes": ["human", *ARRAY_MODES], "render_fps": RENDER_FPS}
 
     defaults: ClassVar[dict[str, Any]] = {}
     """Options of this environment that are not `WorldOptions`' own defaults."""
@@ -177,6 +176,8 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     def __init__(self, *, render_mode: str | None = None, **options: Any) -> None:
         options = {**self.defaults, **options}
         self.render_mode = check_render_mode(render_mode, (None, *ARRAY_MODES, "human"))
+        if not can_open_window():
+            self.metadata = {**self.metadata, "render_modes": [*ARRAY_MODES]}
         self._options = options
         self._core = WorldCore(WorldOptions.from_keywords(options), num_slots=1, is_for_numpy=True)
         self._viewer: Viewer | None = None

@@ -19,21 +19,24 @@ import torch
 from einops import rearrange
 
 from worldscape.checkpoint import DEBUG, SHIPPED
+from worldscape.conditioning.camera import square_intrinsics
 from worldscape.conditioning.hands import HANDS
 from worldscape.data.episode import EpisodeReader
-from worldscape.data.starts import WINDOWED, Starts, load_starts
+from worldscape.data.starts import Starts, cut_start, load_starts
 from worldscape.engine_frames import RecordedHands, Start
 from worldscape.slot_hands import limit_to
 from worldscape.snapshot import Snapshot, as_snapshot
 from ws_gym.drawn_rooms import draw_room
-from ws_gym.pictures import load_last_frame, load_picture, resize
+from ws_gym.pictures import crop_shape, fit, is_picture, read_last_frame, read_picture, resize
 
-START_OPTIONS = frozenset({"image", "video", "start", "snapshot"})
+START_OPTIONS = frozenset({"image", "video", "fov", "start", "snapshot"})
 SPLITS = ("train", "heldout", "hands-train", "hands-heldout")
 DRAWN = "drawn"
 NUM_DRAWN = 1_000_000
 MAX_DRAWS = 100
 """Episodes of a dataset that are looked at for one of the right task."""
+VIEWS = (10.0, 150.0)
+"""Degrees of a lens that shows a place without bending it: the least and the most."""
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
 VIDEO_SUFFIXES = (".mp4", ".gif", ".avi", ".mov", ".mkv", ".webm")
 
@@ -67,6 +70,10 @@ class StartSource(ABC):
         drawn = [self._draw_number(rng, task_id if chosen is None else None) for rng in rngs]
         return to_start(self.pick(drawn if chosen is None else [chosen] * len(rngs)), self.size)
 
+    def seen_through(self, degrees: float) -> StartSource:
+        """The same places, taken with that horizontal field of view. Raises ValueError where that is known already."""
+        raise ValueError(f"the reset option fov={degrees!r} is for a picture or video; these starts know their own.")
+
     def _draw_number(self, rng: np.random.Generator, task_id: int | None) -> int:
         return int(rng.integers(len(self)))
 
@@ -86,7 +93,7 @@ class StartSource(ABC):
 
 
 class CollectedStarts(StartSource):
-    """A file of starts, or a picture or video of the user."""
+    """A file of starts."""
 
     def __init__(self, starts: Starts, size: tuple[int, int]) -> None:
         super().__init__(size)
@@ -106,6 +113,27 @@ class CollectedStarts(StartSource):
     def _draw_number(self, rng: np.random.Generator, task_id: int | None) -> int:
         suiting = self._some(task_id)
         return int(suiting[int(rng.integers(len(suiting)))])
+
+
+class PictureStarts(CollectedStarts):
+    """One start, a user's picture uint8 [H, W, 3], of which nothing but the pixels is known."""
+
+    def __init__(self, picture: np.ndarray, size: tuple[int, int]) -> None:
+        super().__init__(Starts(frames=fit(picture, size)[None, None], seeds=np.array([-1])), size)
+        self.taken = picture.shape[:2]
+
+    def seen_through(self, degrees: float) -> StartSource:
+        """As StartSource.seen_through; degrees from edge to edge of the whole picture, before it is cropped."""
+        is_number = isinstance(degrees, (int, float)) and not isinstance(degrees, bool)
+        if not is_number or not VIEWS[0] <= degrees <= VIEWS[1]:
+            raise ValueError(
+                f"the reset option fov={degrees!r} is no field of view; give the picture's from edge to edge, "
+                f"{VIEWS[0]:.0f} to {VIEWS[1]:.0f} degrees (a phone's main camera has about 65)."
+            )
+        crop_height, crop_width = crop_shape(self.taken, self.size)
+        focal, middle = square_intrinsics(degrees)[1:3]
+        cropped = [focal * self.taken[1] / crop_width, focal * self.taken[1] / crop_height, middle, middle]
+        return CollectedStarts(replace(self.starts, intrinsics=np.array([cropped], np.float32)), self.size)
 
 
 class DatasetStarts(StartSource):
@@ -147,14 +175,7 @@ class DatasetStarts(StartSource):
     def _cut(self, number: int) -> dict[str, np.ndarray]:
         index = int(np.searchsorted(self.ends, number, side="right"))
         frame = number - int(self.ends[index] - self.reader.lengths[index] - 1)
-        episode = self.reader.episode(index)
-        cut = {"frames": episode.frames[frame, None], "seeds": np.int64(-1)}
-        for name in WINDOWED:
-            if getattr(episode, name) is not None:
-                cut[name] = getattr(episode, name)[frame, None]
-        if episode.intrinsics is not None:
-            cut["intrinsics"] = episode.intrinsics
-        return cut
+        return cut_start(self.reader.episode(index), frame)
 
 
 class DrawnStarts(StartSource):
@@ -190,15 +211,18 @@ def open_starts(starts: Any, size: tuple[int, int], weights: str | os.PathLike[s
     return _open_path(Path(starts), size)
 
 
-def override_starts(options: Mapping[str, Any], size: tuple[int, int]) -> StartSource | None:
-    """The source that reset options ask for with "image" or "video", or None. Raises ValueError for malformed ones."""
+def choose_starts(options: Mapping[str, Any], own: StartSource, size: tuple[int, int]) -> StartSource:
+    """The source that reset options ask for with "image" or "video", else `own`; seen through "fov" where they have it.
+
+    Raises ValueError for malformed options.
+    """
     if "image" in options and "video" in options:
         raise ValueError("reset options have both 'image' and 'video'; give one of them.")
     if "image" in options:
-        return _of_frame(load_picture(options["image"], size), size)
+        own = PictureStarts(read_picture(options["image"]), size)
     if "video" in options:
-        return _of_frame(load_last_frame(options["video"], size), size)
-    return None
+        own = PictureStarts(read_last_frame(options["video"]), size)
+    return own.seen_through(options["fov"]) if options.get("fov") is not None else own
 
 
 def lone_snapshot(options: Mapping[str, Any]) -> Snapshot | None:
@@ -275,8 +299,7 @@ def _last_frames(starts: Starts) -> Starts:
 def _crop(starts: Starts, size: tuple[int, int]) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Frames, depth and intrinsics of the largest centred part with the aspect of `size`."""
     height, width = starts.frames.shape[2:4]
-    crop_height = min(height, round(width * size[0] / size[1]))
-    crop_width = min(width, round(height * size[1] / size[0]))
+    crop_height, crop_width = crop_shape((height, width), size)
     top, left = (height - crop_height) // 2, (width - crop_width) // 2
     window = (slice(None), slice(None), slice(top, top + crop_height), slice(left, left + crop_width))
     intrinsics = starts.intrinsics
@@ -297,18 +320,13 @@ def _pick_pixels(depth: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _open_path(path: Path, size: tuple[int, int]) -> StartSource:
     suffix = path.suffix.lower()
-    if suffix in PICTURE_SUFFIXES:
-        return _of_frame(load_picture(path, size), size)
     if suffix in VIDEO_SUFFIXES:
-        return _of_frame(load_last_frame(path, size), size)
+        return PictureStarts(read_last_frame(path), size)
+    if suffix in PICTURE_SUFFIXES or is_picture(path):
+        return PictureStarts(read_picture(path), size)
     if suffix == ".safetensors":
         return CollectedStarts(_read_starts(path), size)
     return DatasetStarts(EpisodeReader(path), size)
-
-
-def _of_frame(frame: np.ndarray, size: tuple[int, int]) -> StartSource:
-    """One start of one frame uint8 [h, w, 3]."""
-    return CollectedStarts(Starts(frames=frame[None, None], seeds=np.array([-1])), size)
 
 
 def _read_starts(path: Path) -> Starts:

@@ -35,7 +35,10 @@ class Viewer:
         if not can_open_window():
             raise DependencyNotInstalled(WINDOW_HELP)
         self._title = title
-        self._window = KeyWindow(fps) if _has_pygame() else _OpenCvWindow(fps)
+        try:
+            self._window = KeyWindow(fps) if _has_pygame() else _OpenCvWindow(fps)
+        except OSError as error:
+            raise DependencyNotInstalled(WINDOW_HELP) from error
 
     def show(self, frame: np.ndarray) -> None:
         """Show uint8 [h, w, 3] and wait until the frame rate allows the next one."""

@@ -17,6 +17,7 @@ from worldscape.clip_engine import ClipEngine
 from worldscape.data.clips import FrameStore, load_frames
 from worldscape.engines import open_engine
 from worldscape.evaluate.pictures import save_film
+from worldscape.films import check_film
 from worldscape.progress import Progress
 from worldscape.train.rollouts import follow, hands_in, start_at
 from worldscape.world import WorldModel
@@ -40,7 +41,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """Dream one walk and write the video. Raises ValueError for an episode that is not there, and numbers too small."""
+    """Dream one walk and write the video.
+
+    Raises ValueError for an episode that is not there, numbers too small, and a name that is none of a film.
+    """
+    check_film(args.out)
     model = load_world(args.weights)
     told = {"frames": (args.frames, 2), "calls": (args.calls, 1), "fps": (args.fps, 1), "scale": (args.scale, 1)}
     for name, (value, least) in told.items():

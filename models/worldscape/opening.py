@@ -1,4 +1,7 @@
-"""What a start may leave out: a level camera at the origin, the config's field of view, depth as a head guesses it."""
+"""What a start may leave out: a level camera at the origin, the config's field of view, depth as a head guesses it.
+
+The head takes every picture for one of the config's field of view; what a longer lens shows as large is farther away.
+"""
 
 import torch
 from einops import rearrange
@@ -15,10 +18,12 @@ def complete_start(start: Start, model: WorldModel, device: torch.device) -> Sta
     frames = start.frames.to(device)
     num_rows, num_frames = frames.shape[:2]
     pose = torch.eye(4).repeat(num_rows, num_frames, 1, 1) if start.pose is None else start.pose
-    depth = guess_depth(frames, model) if start.depth is None else start.depth
-    intrinsics = start.intrinsics
-    if intrinsics is None:
-        intrinsics = torch.from_numpy(square_intrinsics(model.config.field_of_view)).repeat(num_rows, 1)
+    usual = torch.from_numpy(square_intrinsics(model.config.field_of_view)).repeat(num_rows, 1)
+    intrinsics = usual if start.intrinsics is None else start.intrinsics
+    depth = start.depth
+    if depth is None:
+        longer = intrinsics[:, 0].to(device, torch.float32) / usual[:, 0].to(device)
+        depth = guess_depth(frames, model) * longer[:, None, None, None]
     depth, pose, intrinsics = (part.to(device, torch.float32) for part in (depth, pose, intrinsics))
     hands = None if start.hands is None else RecordedHands(*(part.to(device) for part in start.hands))
     places = None if start.places is None else start.places.to(device, torch.float32)

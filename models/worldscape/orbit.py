@@ -17,7 +17,8 @@ from einops import rearrange
 from torch import Tensor
 
 from worldscape.conditioning.camera import pose_from_state, square_intrinsics
-from worldscape.play import add_world_options, keys_to_action, make_world, parse_keys, write_film
+from worldscape.films import check_film, write_film
+from worldscape.play import add_world_options, keys_to_action, make_world, parse_keys, reset_options
 from worldscape.splats.gaussians import Gaussians
 from worldscape.splats.ply import save_ply
 from worldscape.splats.render import render
@@ -32,13 +33,11 @@ class Place(NamedTuple):
     position: Tensor
 
 
-def walk_and_rebuild(env: gym.Env, seed: int, keys: list[str]) -> Place:
-    """Walk a world along `keys` (until its episode ends) -> the place that it remembers, on the CPU."""
-    _, info = env.reset(seed=seed)
+def walk_and_rebuild(env: gym.Env, seed: int, keys: list[str], options: dict[str, Any] | None = None) -> Place:
+    """Walk a world, reset with `options`, along `keys` -> the place that it remembers, on the CPU."""
+    _, info = env.reset(seed=seed, options=options)
     for key in keys:
-        _, _, terminated, truncated, info = env.step(keys_to_action([key]))
-        if terminated or truncated:
-            break
+        info = env.step(keys_to_action([key]))[-1]
     world: Any = env.unwrapped
     return Place(Gaussians(*(part.cpu() for part in world.reconstruct())), torch.from_numpy(info["pose"][:3, 3]))
 
@@ -68,7 +67,7 @@ def add_parser(subparsers: Any) -> None:
     )
     add_world_options(parser)
     parser.add_argument("--keys", default=FULL_TURN, help=f"walk along these first (default {FULL_TURN}: a full turn)")
-    parser.add_argument("--out", type=Path, required=True, help="video to write")
+    parser.add_argument("--out", type=Path, required=True, help="film to write (.mp4, .gif)")
     parser.add_argument("--ply", type=Path, help="write the Gaussians here too, as a 3DGS .ply")
     parser.add_argument("--radius", type=float, default=0.4, help="of the circle, metres (default 0.4)")
     parser.add_argument("--view", type=float, default=80.0, help="field of view, degrees (default 80)")
@@ -79,6 +78,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    check_film(args.out)
     for name in ("frames", "size", "fps"):
         if getattr(args, name) < 1:
             raise ValueError(f"--{name} is {getattr(args, name)}; it must be at least 1")
@@ -88,11 +88,11 @@ def _run(args: argparse.Namespace) -> int:
         raise ValueError(f"--seed {args.seed} and --radius {args.radius} must be 0 or more, --size {args.size} even")
     keys = parse_keys(args.keys)
     env = make_world(args)
-    place = walk_and_rebuild(env, args.seed, keys)
+    place = walk_and_rebuild(env, args.seed, keys, reset_options(args))
     env.close()
     if args.ply is not None:
         print(f"{args.ply}: {save_ply(place.scene, args.ply)} Gaussians")
     film = render_film(place.scene, orbit_poses(place.position, args.radius, args.frames), args.view, args.size)
-    write_film(film, args.out, args.fps)
+    write_film(args.out, film, args.fps)
     print(f"{args.out}: {len(film)} frames")
     return 0

@@ -9,14 +9,17 @@ import numpy as np
 
 HEADLESS_REMEDY = "without a window, write a video: --keys W4L6W4 --out walk.mp4"
 
+UNSEEN = ("offscreen", "dummy")
+"""Drivers that SDL falls back to where a display does not answer: nobody sees what they draw."""
+
 
 class KeyWindow:
-    """Window at a fixed frame rate. `held`: keys pressed or held, as in `worldscape.play.AXES`; `wants_reset`: R.
+    """Window at a fixed frame rate. `held`: which of the letters in `keys` are pressed or held; `wants_reset`: `reset`.
 
-    Raises ImportError without pygame and OSError without a display.
+    Arrow keys stand for J, L, I and K. Raises ImportError without pygame and OSError without a display.
     """
 
-    def __init__(self, fps: int) -> None:
+    def __init__(self, fps: int, keys: str = "WASDJLIK", reset: str = "R") -> None:
         if sys.platform.startswith("linux") and not any(
             os.environ.get(name) for name in ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")
         ):
@@ -28,9 +31,15 @@ class KeyWindow:
                 f"a window needs pygame; install it with `pip install 'worldscape[play]'`, or, {HEADLESS_REMEDY}"
             ) from error
         self._pygame, self._fps = pygame, fps
-        self._keys = {getattr(pygame, f"K_{letter}"): letter.upper() for letter in "wasdjlik"}
-        self._keys |= {pygame.K_LEFT: "J", pygame.K_RIGHT: "L", pygame.K_UP: "I", pygame.K_DOWN: "K"}
+        self._keys = {getattr(pygame, f"K_{letter.lower()}"): letter for letter in keys}
+        arrows = {pygame.K_LEFT: "J", pygame.K_RIGHT: "L", pygame.K_UP: "I", pygame.K_DOWN: "K"}
+        self._keys |= {arrow: letter for arrow, letter in arrows.items() if letter in keys}
+        self._reset = getattr(pygame, f"K_{reset.lower()}")
         pygame.display.init()
+        driver = pygame.display.get_driver()
+        if driver in UNSEEN and driver not in os.environ.get("SDL_VIDEODRIVER", ""):
+            pygame.display.quit()
+            raise OSError(f"no window can be seen here: SDL draws {driver}; {HEADLESS_REMEDY}")
         self._clock = pygame.time.Clock()
         self.held: list[str] = []
         self.wants_reset = False
@@ -61,6 +70,6 @@ class KeyWindow:
         tapped = {event.key for event in events if event.type == pygame.KEYDOWN}
         pressed = pygame.key.get_pressed()
         self.held = sorted({name for key, name in self._keys.items() if key in tapped or pressed[key]})
-        self.wants_reset = pygame.K_r in tapped
+        self.wants_reset = self._reset in tapped
         if pygame.K_ESCAPE in tapped or any(event.type == pygame.QUIT for event in events):
             self.is_open = False

@@ -2,12 +2,22 @@
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import save_file
 
 from worldscape import cli
+from worldscape.conditioning.hand_model import hand_keypoints
+from worldscape.conditioning.hands import rotation_to_six, state_from_vector
 from worldscape.data.episode import Episode, EpisodeReader
 from worldscape.data.record import RecordConfig, record
-from worldscape.data.starts import StartsConfig, collect_starts, is_near_success, load_starts, save_starts
+from worldscape.data.starts import (
+    StartsConfig,
+    collect_starts,
+    hands_as_seen,
+    is_near_success,
+    load_starts,
+    save_starts,
+)
 
 STEPS = 8
 
@@ -52,6 +62,24 @@ def test_the_more_detailed_half_of_the_frames_qualifies():
     assert chosen_frames(make_episode(), 5) == [4, 5, 6, 7, 8]
     with pytest.raises(ValueError, match="only 5 of 6 starts found"):
         chosen_frames(make_episode(), 6)
+
+
+def test_fingers_that_something_holds_back_are_where_they_are_seen():
+    """A start had them curled, as they were told, while the picture showed them flat on the table: when the hand left,
+    the dream kept four painted fingers there."""
+    states = torch.zeros(3, 2, 16)
+    states[..., 3:9] = rotation_to_six(torch.eye(3))
+    states[..., 9:] = torch.tensor([0.4, 0.0, 0.6, 0.6, 0.6, 0.8, 0.0])
+    seen = states.clone()
+    seen[1, :, 9:] = torch.tensor([0.4, 0.1, 0.1, 0.2, 0.1, 0.8, 0.0])
+    is_left = torch.tensor([True, False])
+    keypoints = hand_keypoints(state_from_vector(seen), is_left).numpy()
+    present = np.ones((3, 2), bool)
+    present[2] = False
+    keypoints[2] = 0.0
+    shown = hands_as_seen(states.numpy(), keypoints, present)
+    np.testing.assert_array_equal(shown[[0, 2]], states[[0, 2]])
+    np.testing.assert_allclose(shown[1], seen[1], atol=0.01)
 
 
 def test_a_curriculum_takes_frames_from_which_the_goal_was_reached_soon():

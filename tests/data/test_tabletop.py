@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from worldscape.conditioning.hand_model import HandState, hand_keypoints
-from worldscape.conditioning.hands import action_between, rotation_from_vector
+from worldscape.conditioning.hands import action_between, rotation_from_vector, state_from_vector
+from worldscape.data.starts import hands_as_seen
 from worldscape.data.tabletop import TabletopEnv
 from worldscape.data.tabletop_layout import SHAPES, draw_plan
 from worldscape.data.tabletop_tasks import Facts, judge_pick_place, judge_push, judge_reach
@@ -186,6 +187,23 @@ def test_the_table_stops_the_hand_and_the_command_waits():
     assert info["collision"]
     assert info["hand_keypoints"][1, :, 1].max() < 0.003
     assert np.linalg.norm(info["hand_state"][1, :3] - info["hand_command"][1, :3]) < 0.021
+
+
+def test_a_start_shows_the_fingers_that_the_table_holds_back():
+    """A hand pressed on the table and told to close: its fingers cannot, and a world opens with them where they are."""
+    env = TabletopEnv(task="reach", goal_terminates=False)
+    env.reset(seed=1)
+    for close in (0.0, 0.6):
+        for _ in range(12):
+            info = env.step(np.array([0, 1, 0, 0, 0, 0, *[close] * 5, 0, 0], np.float32))[4]
+    env.close()
+    state, keypoints, present = (info[name][None] for name in ("hand_state", "hand_keypoints", "hand_present"))
+
+    def distance(states) -> float:
+        placed = hand_keypoints(state_from_vector(torch.from_numpy(states[0, 1])))
+        return float((placed - torch.from_numpy(keypoints[0, 1])).norm(dim=-1).mean())
+
+    assert distance(state) > 0.03 and distance(hands_as_seen(state, keypoints, present)) < 0.015
 
 
 def test_a_hand_that_sweeps_over_the_table_pushes_the_object(env):

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -15,6 +16,9 @@ from gymnasium.utils.env_checker import check_env
 from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from tests.gym.helpers import NAV, EndAt, assert_same, core_of, engine_of, make_env, make_vec
+from worldscape.checkpoint import save_world
+from worldscape.train.teacher import adapt_model
+from worldscape.world import WorldModel, debug_world
 from ws_gym import core as core_module
 from ws_gym.actions import ACTION_MODES
 from ws_gym.env import WorldScapeEnv
@@ -220,6 +224,18 @@ class TestRender:
             monkeypatch.delenv(name, raising=False)
         with pytest.raises(DependencyNotInstalled, match="no window can be opened"):
             WorldScapeEnv(weights="debug", render_mode="human")
+        with pytest.raises(DependencyNotInstalled, match="no window can be opened"):  # and Gymnasium opens none instead
+            make_env(render_mode="human")
+
+    def test_a_display_that_does_not_answer_is_a_clear_error(self, monkeypatch):
+        def refuse(fps):
+            raise OSError("SDL draws offscreen")
+
+        monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+        monkeypatch.setattr("ws_gym.viewer._has_pygame", lambda: True)
+        monkeypatch.setattr("ws_gym.viewer.KeyWindow", refuse)
+        with pytest.raises(DependencyNotInstalled, match="no window can be opened"):
+            make_env(render_mode="human")
 
     def test_human_mode_shows_each_frame(self, monkeypatch):
         shown = []
@@ -469,6 +485,13 @@ class TestBadInput:
         with pytest.raises(ValueError, match="finds no CUDA device; give device='cpu'"):
             make_env(device="cuda")
 
+    def test_a_teachers_weights_are_called_that(self, tmp_path):
+        """They were refused at reset with "a teacher's slots are opened together: leave out rows"."""
+        save_world(WorldModel(adapt_model(debug_world().config)), tmp_path, {})
+        for make in (make_env, partial(make_vec, 2)):
+            with pytest.raises(ValueError, match="are a teacher's.*worldscape dream --weights.*train distill"):
+                make(weights=tmp_path)
+
     def test_wrong_limits_and_render_modes_are_refused(self):
         with pytest.raises(ValueError, match="max_episode_steps=-5 is no count"):
             WorldScapeEnv(weights="debug", max_episode_steps=-5)
@@ -480,7 +503,7 @@ class TestBadInput:
         [
             (
                 {"pitcure": "a.png"},
-                r"reset options \['pitcure'\] are unknown; with this task choose from \['image', 's",
+                r"reset options \['pitcure'\] are unknown; with this task choose from \['fov', 'image', 's",
             ),
             ({"goal": (1, 0)}, r"reset options \['goal'\] are unknown"),
             ({"start": -1}, "start -1 does not exist"),

@@ -1,5 +1,6 @@
 """Gaussians of a world from its memory, and the film that flies through them."""
 
+import argparse
 import math
 
 import gymnasium as gym
@@ -9,9 +10,11 @@ import torch
 from gymnasium.error import ClosedEnvironmentError, ResetNeeded
 
 import ws_gym  # noqa: F401  (registers the env)
+from tests.videos import read_video
 from worldscape.cli import main
 from worldscape.memory.pages import BLANK
-from worldscape.orbit import orbit_poses
+from worldscape.orbit import orbit_poses, walk_and_rebuild
+from worldscape.play import add_world_options, make_world
 from worldscape.splats.ply import load_ply
 from worldscape.splats.render import render
 
@@ -65,11 +68,21 @@ def test_a_camera_in_orbit_looks_outwards_all_around():
 
 
 def test_orbit_writes_a_film_and_a_ply(tmp_path, capsys):
-    command = ["orbit", "--weights", "debug", "--starts", "drawn", "--keys", "L2", "--frames", "2", "--size", "32"]
+    command = ["orbit", "--weights", "debug", "--starts", "drawn", "--keys", "L2", "--frames", "2", "--size", "50"]
     assert main([*command, "--out", str(tmp_path / "orbit.mp4"), "--ply", str(tmp_path / "place.ply")]) == 0
     assert "2 frames" in capsys.readouterr().out
-    assert (tmp_path / "orbit.mp4").stat().st_size > 500
+    assert read_video(tmp_path / "orbit.mp4").shape == (2, 50, 50, 3)
     assert load_ply(tmp_path / "place.ply").means.shape[1] >= 64 * 64
+
+
+def test_orbit_walks_on_where_a_head_sees_the_goal():
+    """Random weights see it everywhere: walks ended at once, and the rest of the place was not there."""
+    parser = argparse.ArgumentParser()
+    add_world_options(parser)
+    env = make_world(parser.parse_args(["--weights", "debug", "--starts", "drawn"]))
+    num_gaussians = [walk_and_rebuild(env, 3, ["L"] * turns).scene.means.shape[1] for turns in (1, 8)]
+    assert num_gaussians[1] > 2 * num_gaussians[0]
+    env.close()
 
 
 @pytest.mark.parametrize(
@@ -79,6 +92,7 @@ def test_orbit_writes_a_film_and_a_ply(tmp_path, capsys):
         (["--size", "33"], "even"),
         (["--view", "180"], "--view"),
         (["--keys", "X"], "not understood"),
+        (["--out", "orbit.webm"], "orbit.webm is no name of a film"),
     ],
 )
 def test_bad_options_are_one_clear_line(tmp_path, capsys, changes, message):

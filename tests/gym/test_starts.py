@@ -17,7 +17,8 @@ from worldscape.data.starts import Starts, save_starts
 from worldscape.hand_tasks import HAND_TASKS
 from ws_gym import starts as starts_module
 from ws_gym.drawn_rooms import draw_room
-from ws_gym.starts import CollectedStarts, open_starts, override_starts, to_start
+from ws_gym.pictures import read_picture
+from ws_gym.starts import CollectedStarts, DrawnStarts, choose_starts, open_starts, to_start
 
 SQUARE = (64, 64)
 RNG = np.random.default_rng(0)
@@ -25,6 +26,11 @@ RNG = np.random.default_rng(0)
 
 def draw(source, num: int = 1, number: int | None = None) -> Any:
     return source.draw([np.random.default_rng(row) for row in range(num)], number)
+
+
+def override_starts(options: dict[str, Any], size: tuple[int, int]) -> Any:
+    """What reset options make of starts that are there anyhow."""
+    return choose_starts(options, DrawnStarts(size), size)
 
 
 def make_starts(num: int = 5, num_frames: int = 2, size: tuple[int, int] = SQUARE) -> Any:
@@ -279,6 +285,10 @@ class TestPictures:
             ({"image": np.zeros((64, 64, 4), np.uint8)}, r"image has shape \(64, 64, 4\)"),
             ({"image": np.zeros((8, 64, 3), np.uint8)}, "image is 64x8 pixels; 16x16 is the least"),
             ({"image": np.zeros((0, 0, 3), np.uint8)}, "image has shape"),
+            ({"image": [[1, 2], [3]]}, "image is list that is no array .*; give uint8 RGB"),
+            ({"image": torch.zeros(64, 64, 3, requires_grad=True)}, "image is Tensor of float32; give uint8 RGB"),
+            ({"image": torch.zeros(64, 64, 3, dtype=torch.bfloat16)}, "image is Tensor that is no array"),
+            ({"video": [[[1]], [2]]}, "video is list that is no array"),
             ({"video": np.zeros((0, 64, 64, 3), np.uint8)}, r"video has shape \(0, 64"),
             ({"video": np.zeros((64, 64, 3), np.uint8)}, r"video has shape \(64, 64, 3\)"),
             ({"video": "nowhere.mp4"}, "video nowhere.mp4 does not exist"),
@@ -288,6 +298,60 @@ class TestPictures:
     def test_malformed_pictures_are_refused(self, options, message):
         with pytest.raises(ValueError, match=message):
             override_starts(options, SQUARE)
+
+    @pytest.mark.parametrize("name", ["photo.tiff", "photo.TIF", "photo"])
+    def test_any_file_that_shows_a_picture_is_one(self, tmp_path, name):
+        """`starts="photo.tiff"` was called a dataset that is none, while the option image opened it."""
+        (tmp_path / name).write_bytes(cv2.imencode(".tiff", self.picture[..., ::-1])[1].tobytes())
+        expected = draw(override_starts({"image": self.picture}, SQUARE)).frames
+        np.testing.assert_array_equal(draw(open_starts(tmp_path / name, SQUARE, "nano")).frames, expected)
+
+    def test_a_picture_that_is_cut_short_is_refused(self, tmp_path):
+        """OpenCV fills what is missing of a JPEG with grey; such a world was a flat wall."""
+        data = cv2.imencode(".jpg", RNG.integers(0, 256, (90, 90, 3), dtype=np.uint8))[1].tobytes()
+        path = tmp_path / "photo.jpg"
+        path.write_bytes(data + b"what a phone appends")
+        assert draw(override_starts({"image": path}, SQUARE)).frames.shape == (1, 1, 64, 64, 3)
+        path.write_bytes(data[: len(data) // 2])
+        with pytest.raises(ValueError, match="photo.jpg is cut short"):
+            override_starts({"image": path}, SQUARE)
+
+    @pytest.mark.parametrize("kind", [np.uint8, np.uint16])
+    def test_what_is_transparent_shows_white(self, tmp_path, kind):
+        """Instead of whatever colour lies there unseen."""
+        alpha = np.zeros(self.picture.shape[:2], np.uint8)
+        alpha[:60], alpha[60:90] = 255, 51
+        full = np.iinfo(kind).max // 255
+        layers = np.dstack([self.picture[..., ::-1], alpha]).astype(kind) * full
+        cv2.imwrite(str(tmp_path / "photo.png"), layers)
+        shown = read_picture(tmp_path / "photo.png").astype(int)
+        np.testing.assert_array_equal(shown[:60], self.picture[:60])
+        np.testing.assert_allclose(shown[60:90], 0.2 * self.picture[60:90] + 0.8 * 255, atol=0.5)
+        assert (shown[90:] == 255).all()
+
+    def test_a_picture_may_say_how_wide_its_view_is(self):
+        """Of 120 x 200 pixels in 90 degrees, f is 100 pixels; the middle square has 120 of them."""
+        wide = np.broadcast_to(np.arange(200, dtype=np.uint8)[None, :, None], (120, 200, 3))
+        for options in ({"image": wide}, {"video": wide[None]}):
+            start = draw(override_starts({**options, "fov": 90}, SQUARE), 2)
+            np.testing.assert_allclose(start.intrinsics, [[100 / 120, 100 / 120, 0.5, 0.5]] * 2, rtol=1e-6)
+            np.testing.assert_array_equal(start.frames, draw(override_starts(options, SQUARE), 2).frames)
+
+    def test_a_picture_that_starts_names_may_say_it_too(self, tmp_path):
+        iio.imwrite(tmp_path / "photo.png", self.picture)
+        own = open_starts(tmp_path / "photo.png", SQUARE, "nano")
+        start = draw(choose_starts({"fov": 90.0}, own, SQUARE))
+        np.testing.assert_allclose(start.intrinsics, [[0.5, 0.5, 0.5, 0.5]], rtol=1e-6)
+        assert draw(choose_starts({}, own, SQUARE)).intrinsics is None
+
+    @pytest.mark.parametrize("fov", [9.9, 151, "wide", True, float("nan")])
+    def test_views_that_no_lens_has_are_refused(self, fov):
+        with pytest.raises(ValueError, match="is no field of view; give .* 10 to 150 degrees"):
+            override_starts({"image": self.picture, "fov": fov}, SQUARE)
+
+    def test_recorded_starts_know_their_view(self):
+        with pytest.raises(ValueError, match="fov=60 is for a picture or video; these starts know their own"):
+            override_starts({"fov": 60}, SQUARE)
 
     @pytest.mark.parametrize("name", ["photo.png", "walk.mp4", "mine.safetensors"])
     def test_files_that_are_something_else_are_refused(self, tmp_path, name):
@@ -310,3 +374,14 @@ def test_drawn_rooms_have_true_depth():
     assert room.frame.std() > 10
     np.testing.assert_array_equal(room.frame, draw_room(3, SQUARE).frame)
     assert np.abs(room.frame.astype(int) - draw_room(4, SQUARE).frame).mean() > 10
+
+
+def test_a_hand_that_leaves_takes_its_fingers_along():
+    """Shipped start 60 shows fingers flat on a bluish table that were told to curl: four of them stayed there."""
+    env: Any = gym.make("ws_gym:WorldScape-Hand-v0", starts="hands-heldout")
+    frame, _ = env.reset(seed=7, options={"start": 60})
+    for _ in range(8):
+        left = env.step(np.array([1, -1, *[0] * 11], np.float32))[0]
+    env.close()
+    skin = [(shown[36:, ..., 0].astype(int) - shown[36:, ..., 2] > 20).sum() for shown in (frame, left)]
+    assert skin[0] > 100 and skin[1] == 0

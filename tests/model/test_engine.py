@@ -7,9 +7,10 @@ import torch
 
 import worldscape.frame_maker as frame_maker
 from worldscape.conditioning import reproject_fast
-from worldscape.conditioning.camera import invert_pose, level_pose, pose_from_state
+from worldscape.conditioning.camera import invert_pose, level_pose, pose_from_state, square_intrinsics
 from worldscape.engine import WorldEngine
 from worldscape.engine_frames import Start
+from worldscape.opening import complete_start, guess_depth
 from worldscape.rolling import RollingEngine
 from worldscape.slots import NewFrame
 from worldscape.transformer import frame_rays
@@ -192,6 +193,17 @@ def test_bad_starts_are_refused(model):
 def test_starts_that_no_camera_can_have_taken_are_refused(model, changes, message):
     with pytest.raises(ValueError, match=message):
         WorldEngine(model, 1).open(replace(starts(1), **changes), torch.tensor([1]))
+
+
+def test_a_longer_lens_shows_things_that_are_farther_away(model):
+    """The depth head takes every picture for one of the config's view; of half as wide a one all is twice as far."""
+    frames, usual = starts(2).frames, torch.from_numpy(square_intrinsics(model.config.field_of_view))
+    longer = torch.stack([usual, usual * torch.tensor([2.0, 2.0, 1.0, 1.0])])
+    told = complete_start(Start(frames, intrinsics=longer), model, torch.device("cpu"))
+    untold = complete_start(Start(frames), model, torch.device("cpu"))
+    assert told.depth is not None and untold.depth is not None and told.intrinsics is not None
+    torch.testing.assert_close(told.depth, untold.depth * torch.tensor([1.0, 2.0])[:, None, None, None])
+    assert torch.equal(told.intrinsics, longer) and torch.equal(untold.depth, guess_depth(frames, model))
 
 
 @pytest.mark.parametrize("engine_type", [WorldEngine, RollingEngine])

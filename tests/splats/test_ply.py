@@ -20,6 +20,7 @@ def test_an_independent_reader_finds_the_standard_names_and_values(tmp_path, deg
     assert [path.name for path in tmp_path.iterdir()] == ["place.ply"]
     data = PlyData.read(tmp_path / "place.ply")
     assert not data.text and data.byte_order == "<"
+    assert data.comments == ["axes x right, y down, z forward", "unit metre"]
     vertices = data["vertex"]
     names = [prop.name for prop in vertices.properties]
     assert names == NAMES.format(" ".join(f"f_rest_{i}" for i in range(rest))).split()

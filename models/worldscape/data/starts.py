@@ -17,10 +17,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from worldscape.atomic import whole_file
+from worldscape.conditioning.hand_model import FINGER_STATE, hand_keypoints, is_left_of_both
+from worldscape.conditioning.hand_poses import state_from_keypoints
+from worldscape.conditioning.hands import state_from_vector
 from worldscape.data.episode import Episode, EpisodeReader
 
 FORMAT = "worldscape-starts"
@@ -42,6 +46,8 @@ WINDOWED = (
     "task_id",
 )
 """What a start has of each of its frames, where the dataset offers it."""
+HELD = 0.015
+"""Metres between where a keypoint was told to be and where it is, from which on fingers count as held back."""
 LEVEL = 1e-3
 """Radians of pitch."""
 
@@ -52,8 +58,8 @@ class Starts:
 
     None where the dataset had none: depth float16 [R, F, h, w] metres; pose float32 [R, F, 4, 4] camera to world;
     intrinsics float32 [R, 4] over the picture size; camera float32 [R, F, 6] (x, y, z, yaw, pitch, roll); hands as in
-    `Episode`: hand_state and hand_command float32 [R, F, 2, 16], hand_present bool [R, F, 2]; object_pose float32
-    [R, F, 4, 4] and target [R, F, 3]; task_id int64 [R, F] of the task that was recorded.
+    `Episode`: hand_state (as seen, see `hands_as_seen`) and hand_command float32 [R, F, 2, 16], hand_present bool
+    [R, F, 2]; object_pose float32 [R, F, 4, 4] and target [R, F, 3]; task_id int64 [R, F] of the recorded task.
     """
 
     frames: np.ndarray
@@ -114,7 +120,7 @@ def collect_starts(reader: EpisodeReader, config: StartsConfig) -> Starts:
     if config.reaches_within > 0:
         reader.require("success")
     found = [
-        _cut(reader.episode(index), frame, config.frames)
+        cut_start(reader.episode(index), frame, config.frames)
         for index, frame in itertools.islice(_places(reader, config), config.num)
     ]
     if len(found) < config.num:
@@ -193,16 +199,36 @@ def _detail(frames: np.ndarray) -> np.ndarray:
     return np.abs(np.diff(grey, axis=1)).mean(axis=(1, 2)) + np.abs(np.diff(grey, axis=2)).mean(axis=(1, 2))
 
 
-def _cut(episode: Episode, last: int, num_frames: int) -> dict[str, np.ndarray]:
+def cut_start(episode: Episode, last: int, num_frames: int = 1) -> dict[str, np.ndarray]:
+    """The fields of a start, without the dimension of starts: `num_frames` frames of the episode up to `last`."""
     window = slice(last - num_frames + 1, last + 1)
     seed = -1 if episode.seed is None else episode.seed
     start = {"frames": episode.frames[window], "seeds": np.array(seed, np.int64)}
     for name in WINDOWED:
         if getattr(episode, name) is not None:
             start[name] = getattr(episode, name)[window]
+    if episode.hand_keypoints is not None and {"hand_state", "hand_present"} <= start.keys():
+        start["hand_state"] = hands_as_seen(start["hand_state"], episode.hand_keypoints[window], start["hand_present"])
     if episode.intrinsics is not None:
         start["intrinsics"] = episode.intrinsics
     return start
+
+
+def hands_as_seen(state: np.ndarray, keypoints: np.ndarray, present: np.ndarray) -> np.ndarray:
+    """Hand states float32 [F, 2, 16] with the fingers where recorded keypoints [F, 2, 21, 3] are, of hands that are
+    present [F, 2] and have a keypoint farther than `HELD` from its place.
+
+    A recording tells fingers as they were told to be. Where a table holds them back a dream would take what it shows of
+    them for the table, and they would stay there.
+    """
+    told, seen = state_from_vector(torch.tensor(state, dtype=torch.float32)), torch.tensor(keypoints).float()
+    is_left = is_left_of_both(seen).expand(present.shape)
+    distance = (hand_keypoints(told, is_left) - seen).norm(dim=-1).amax(-1)
+    held = (distance > HELD) & torch.tensor(present, dtype=torch.bool)
+    shown = state.copy()
+    if held.any():
+        shown[held.numpy(), -len(FINGER_STATE) :] = state_from_keypoints(seen[held], is_left[held]).fingers.numpy()
+    return shown
 
 
 def save_starts(starts: Starts, path: str | os.PathLike[str], source: dict[str, Any] | None = None) -> None:

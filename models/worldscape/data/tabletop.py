@@ -80,7 +80,8 @@ class TabletopEnv(SimulatorEnv):
     `goal_distance` (metres). Hands, two rows, left and right, the left one absent and zero: `hand_present` [2],
     `hand_keypoints` [2, 21, 3] (metres, MediaPipe's order), `hand_pixels` [2, 21, 2] (x right, y down),
     `hand_visible` [2, 21] (in the picture and not hidden), `hand_state` and `hand_command` [2, 16] (where the hand is
-    and where it was told to be, `hands.state_to_vector`). Object: `object_pose` [4, 4], `target` [3], `contact`,
+    and where it was told to be, `hands.state_to_vector`; the fingers of both as told, and a table or an object may hold
+    them back: where they are, the keypoints say). Object: `object_pose` [4, 4], `target` [3], `contact`,
     `grasped` (the thumb presses it against fingers or palm), `lifted` (3 cm above its rest). `task_id`: 0 reach, 1
     push, 2 pick_place.
 

@@ -1,10 +1,11 @@
-"""Pictures for people: labelled grids as PNG and side-by-side films as MP4 or GIF."""
+"""Pictures for people: labelled grids as PNG and side-by-side films."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+
+from worldscape.films import open_film
 
 LABEL_HEIGHT = 14  # pixels
 BACKGROUND = 24  # grey value
@@ -23,17 +24,12 @@ def save_grid(path: Path, rows: Mapping[str, Sequence[np.ndarray]], columns: Seq
 
 
 def save_film(path: Path, films: Mapping[str, np.ndarray], *, fps: int = 10, scale: int = 3) -> None:
-    """Named films uint8 [T, h, w, 3] of equal length -> one MP4, or endless GIF, that shows them side by side."""
-    import imageio.v2 as imageio
-
-    path.parent.mkdir(parents=True, exist_ok=True)
-    options: dict[str, Any] = {"fps": fps, "macro_block_size": 2, "quality": 8}
-    if path.suffix.lower() == ".gif":
-        options = {"duration": 1000 / fps, "loop": 0}
-    with imageio.get_writer(path, **options) as writer:
+    """Named films uint8 [T, h, w, 3] of equal length -> one film, of those that `worldscape.films` writes, that shows
+    them side by side."""
+    with open_film(path, fps) as add_frame:
         for frames in zip(*films.values(), strict=True):
             panels = [add_label(enlarge(frame, scale), name) for name, frame in zip(films, frames, strict=True)]
-            writer.append_data(_make_even(np.hstack(panels)))  # type: ignore[attr-defined]
+            add_frame(np.hstack(panels))
 
 
 def save_plot(path: Path, curves: Mapping[str, np.ndarray], *, x: str, y: str, ticks: Sequence[str] = ()) -> None:
@@ -93,7 +89,3 @@ def _draw_text(text: str, width: int) -> np.ndarray:
     return cv2.putText(
         bar, text, (3, LABEL_HEIGHT - 4), cv2.FONT_HERSHEY_SIMPLEX, 0.36, (230, 230, 230), 1, cv2.LINE_AA
     )
-
-
-def _make_even(picture: np.ndarray) -> np.ndarray:
-    return picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]

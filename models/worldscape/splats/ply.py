@@ -14,6 +14,7 @@ from einops import rearrange
 from worldscape.atomic import whole_file
 from worldscape.splats.gaussians import Gaussians, check_gaussians, is_drawable
 
+COMMENTS = ("comment axes x right, y down, z forward", "comment unit metre")
 NORMALS = ("nx", "ny", "nz")  # always zero; some viewers want them
 TYPES = {"float": "<f4", "float32": "<f4", "double": "<f8", "float64": "<f8", "uchar": "u1", "uint8": "u1"}
 TYPES |= {"char": "i1", "int8": "i1", "short": "<i2", "int16": "<i2", "ushort": "<u2", "uint16": "<u2"}
@@ -23,7 +24,8 @@ TYPES |= {"int": "<i4", "int32": "<i4", "uint": "<u4", "uint32": "<u4"}
 def save_ply(gaussians: Gaussians, path: str | os.PathLike[str]) -> int:
     """Write one scene (B = 1) to `path`, all of it or nothing -> number of Gaussians written.
 
-    Those that cannot be drawn (`is_drawable`) are left out. Raises ValueError for several scenes in one.
+    Positions are in world axes and metres, as comments in the header say. Gaussians that cannot be drawn
+    (`is_drawable`) are left out. Raises ValueError for several scenes in one.
     """
     check_gaussians(gaussians)
     if len(gaussians.means) != 1:
@@ -35,7 +37,7 @@ def save_ply(gaussians: Gaussians, path: str | os.PathLike[str]) -> int:
     for name, values in zip(names, _columns(*parts), strict=True):
         vertices[name] = values
     lines = [f"element vertex {len(vertices)}", *(f"property float {name}" for name in names)]
-    header = "\n".join(["ply", "format binary_little_endian 1.0", *lines, "end_header\n"])
+    header = "\n".join(["ply", "format binary_little_endian 1.0", *COMMENTS, *lines, "end_header\n"])
     with whole_file(path) as partial:
         partial.write_bytes(header.encode("ascii") + vertices.tobytes())
     return len(vertices)
