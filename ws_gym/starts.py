@@ -21,7 +21,7 @@ from einops import rearrange
 from worldscape.checkpoint import DEBUG, SHIPPED
 from worldscape.conditioning.hands import HANDS
 from worldscape.data.episode import EpisodeReader
-from worldscape.data.starts import WINDOWED, Starts, load_starts
+from worldscape.data.starts import WINDOWED, Starts, load_starts, stack_starts
 from worldscape.engine_frames import RecordedHands, Start
 from worldscape.slot_hands import limit_to
 from ws_gym.drawn_rooms import draw_room
@@ -100,8 +100,7 @@ class DatasetStarts(StartSource):
         return int(self.ends[-1])
 
     def pick(self, numbers: Sequence[int]) -> Starts:
-        cuts = [self._cut(number) for number in numbers]
-        return Starts(**{name: np.stack([cut[name] for cut in cuts]) for name in cuts[0]})
+        return stack_starts([self._cut(number) for number in numbers], self.reader.path)
 
     def _draw_number(self, rng: np.random.Generator, task_id: int | None) -> int:
         for _ in range(MAX_DRAWS):

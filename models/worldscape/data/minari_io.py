@@ -174,6 +174,16 @@ def read_metadata(path: Path) -> dict[str, Any]:
     return metadata
 
 
+def info_names(episode: Path) -> set[str]:
+    """Names of the infos in the folder of an episode as the recorder writes it."""
+    import pyarrow
+
+    (file,) = episode.glob("*.arrow")
+    with pyarrow.memory_map(str(file)) as source:
+        schema = pyarrow.ipc.open_file(source).schema
+    return {field.name for field in schema.field("infos").type} if "infos" in schema.names else set()
+
+
 def _single_chunk(column: Any) -> Any:
     return column.chunk(0) if column.num_chunks == 1 else column.combine_chunks()
 
