@@ -20,6 +20,12 @@ from worldscape.data.hand_tracks import HandTracks, read_tracks
 Datasets: TypeAlias = str | Path | Sequence[str | Path]
 """One dataset, or several to be trained on together."""
 
+NEEDED = ("depth", "pose", "camera", "intrinsics", "controls", "realised")
+"""What every episode that is trained on must have."""
+
+STILL = 1e-6  # metres or radians
+KEY_TOLERANCE = 0.25  # of a step
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameStore:
@@ -114,18 +120,37 @@ def interleave(groups: list[list[Episode]]) -> list[Episode]:
 
 def _read_episodes(dataset: str | Path, size: int, trains: bool) -> list[Episode]:
     reader = EpisodeReader(dataset)
-    reader.require("depth", "pose", "camera", "intrinsics", "controls", "realised")
+    reader.require(*NEEDED)
     held_out = [seed for seed in reader.seeds if seed is not None and seed >= HELD_OUT_SEED]
-    if held_out and trains:
+    if held_out and trains and reader.settings is not None:  # seeds of datasets made by others mean something else
         raise ValueError(
             f"{dataset} holds {len(held_out)} held-out layouts (seed {held_out[0]}); "
             f"train on seeds below {HELD_OUT_SEED}."
         )
-    episodes = list(reader)
+    episodes = [reader.checked(index, *NEEDED) for index in range(len(reader))]
     shape = episodes[0].frames.shape[1:]
     if shape != (size, size, 3):
         raise ValueError(f"{dataset} has pictures of shape {shape}; this preset takes {(size, size, 3)}.")
+    if reader.takes_actions_for_keys and not follow_keys(episodes):
+        raise ValueError(
+            f"{dataset} has no info 'control', and on most steps its 'realised' is not what the nine keys of "
+            "WorldScape-Nav-v0 do (0.25 m, 15 and 10 degrees); record it from an env whose info offers the motion that "
+            "each action commands as 'control'"
+        )
     return episodes
+
+
+def follow_keys(episodes: list[Episode]) -> bool:
+    """Whether most steps that moved, and did not collide, moved about as their controls say."""
+    follows = []
+    for episode in episodes:
+        assert episode.controls is not None and episode.realised is not None
+        moved = np.abs(episode.realised).max(1) > STILL
+        if episode.collision is not None:
+            moved &= ~episode.collision.astype(bool)
+        off = np.abs(episode.realised - episode.controls).max(1)
+        follows.append((off < KEY_TOLERANCE * np.abs(episode.controls).max(1))[moved])
+    return bool(np.concatenate(follows).mean() >= 0.5) if any(map(len, follows)) else True
 
 
 def _of_frames(episodes: list[Episode], name: str) -> np.ndarray:
