@@ -10,11 +10,11 @@ import pytest
 from minari.data_collector import EpisodeBuffer
 
 from tests.data.tiny_env import SIZE, TinyEnv, explore
+from tests.data.written import write_dataset
 from worldscape.conditioning.controls import discrete_controls
 from worldscape.data import starts
 from worldscape.data.clips import load_frames
 from worldscape.data.episode import MAX_DEPTH, EpisodeReader
-from worldscape.data.minari_writer import DatasetWriter, EpisodeWriter
 from worldscape.data.rollout import roll_episode
 
 STEPS = 4
@@ -43,20 +43,8 @@ def roll(change: Change | None, seed: int = 0, scale: float = 1.0) -> EpisodeBuf
     return roll_episode(ChangedEnv(change, scale), explore, seed=seed, num_steps=STEPS, index=seed)
 
 
-def write(path: Path, *episodes: EpisodeBuffer, is_ours: bool = True, seed: int | None = None) -> Path:
-    """A dataset of these episodes, ours or as others would make it."""
-    env = ChangedEnv()
-    spaces = {"observation_space": env.observation_space, "action_space": env.action_space}
-    dataset = DatasetWriter(path, **spaces, spec=None, settings={"env": "tiny"})
-    writer = EpisodeWriter(path)
-    for index, episode in enumerate(episodes):
-        writer.write(index, EpisodeBuffer(**{**vars(episode), "id": index, "seed": seed or index}))
-        dataset.adopt_pending()
-    writer.close()
-    if not is_ours:
-        file = path / "metadata.json"
-        file.write_text(file.read_text().replace("worldscape_record", "somebody"))
-    return path
+def write(path: Path, *episodes: EpisodeBuffer, **options: Any) -> Path:
+    return write_dataset(path, ChangedEnv(), *episodes, **options)
 
 
 def infos(episode: EpisodeBuffer) -> dict[str, Any]:
