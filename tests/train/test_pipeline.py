@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.train.walks import walk_store
 from worldscape.checkpoint import load_world, read_provenance, weights_id
 from worldscape.cli import main
 from worldscape.config import preset
+from worldscape.train import pipeline
 from worldscape.train.pipeline import ORDER, Plan, is_finished, merge_model, plan_runs, read_plan
 
 QUIET = {"steps": 2, "sample_every": 0, "tensorboard": False, "device": "cpu", "checkpoint_every": 2}
@@ -110,6 +112,26 @@ def test_config_files_that_are_not_understood_are_named(tmp_path, text, message)
     file.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_plan(file)
+
+
+@pytest.mark.parametrize(
+    ("frames", "settings", "message"),
+    [
+        (5, {}, "stage world: episodes have 5 to 5 frames and dream_frames is 16; clips need 6"),
+        (8, {}, "stage distill: episodes have 8 to 8 frames; rollouts of 8 need at least one more"),
+        (9, {"heads": {"dream_frames": 9}}, "stage heads: episodes have 9 to 9 frames; .* or lower dream_frames"),
+        (9, {"distill": {"rollout": 40, "dreams": 0}}, "stage distill: .* rollouts of 41 need .* or lower rollout"),
+    ],
+)
+def test_episodes_too_short_for_a_stage_are_refused_before_the_first(tmp_path, monkeypatch, frames, settings, message):
+    """Hours went into the stages before the one that refused them."""
+    monkeypatch.setattr(pipeline, "load_frames", lambda *_, **__: walk_store(frames))
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps({"stages": settings}))
+    with pytest.raises(ValueError, match=message):
+        pipeline.run_pipeline("debug", ("rooms",), tmp_path / "run", file, 0.0)
+    assert not (tmp_path / "run").exists()
+    pipeline.check_episodes(plan_runs("debug", ("rooms",), tmp_path, Plan()) if frames == 9 else [])
 
 
 def test_a_stage_counts_as_finished_with_all_its_steps(tmp_path):

@@ -10,7 +10,11 @@ import json
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from worldscape.config import MemoryConfig
+    from worldscape.data.clips import FrameStore
 
 SCHEDULES = ("wsd", "cosine")
 OPTIMIZERS = ("adamw", "muon")
@@ -94,6 +98,9 @@ class TrainConfig:
         require(is_pair, "betas", self.betas, "two numbers in [0, 1)")
         for name, allowed in _CHOICES.items():
             require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {', '.join(allowed)}")
+
+    def check_episodes(self, store: FrameStore, memory: MemoryConfig) -> None:
+        """Raise ValueError where no episode to train on is long enough for the stage."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""

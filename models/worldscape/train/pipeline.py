@@ -29,6 +29,7 @@ from worldscape.atomic import whole_file
 from worldscape.average import average_worlds
 from worldscape.checkpoint import load_world, read_provenance, save_world, weights_id
 from worldscape.config import WorldConfig, preset
+from worldscape.data.clips import load_frames
 from worldscape.train.cli import NEEDS, TAUGHT, StageRun, train_stage
 from worldscape.train.config import TrainConfig, override
 from worldscape.train.log import STATUS_FILE
@@ -144,6 +145,7 @@ def run_pipeline(
         raise ValueError("train all runs in one process: under torchrun train its stages one by one")
     plan, started = read_plan(config_file), time.perf_counter()
     runs = plan_runs(size, data, out, plan, init)
+    check_episodes([run for run in runs if not is_finished(run)])
     for wanted in runs:
         begin(wanted)
         if is_finished(wanted):
@@ -159,6 +161,16 @@ def run_pipeline(
     last = result_of(plan.order[-1], out, plan)
     save_world(load_world(last), out / "weights", read_provenance(last))
     return 0
+
+
+def check_episodes(runs: list[StageRun]) -> None:
+    """Raise ValueError, which names the stage, where the episodes are too short for one of these stages."""
+    for run in runs:
+        store = load_frames(run.data, run.model.codec.size, hands=run.model.transformer.hands)
+        try:
+            run.config.check_episodes(store, run.model.memory)
+        except ValueError as error:
+            raise ValueError(f"stage {run.out.name}: {error}") from error
 
 
 def begin(run: StageRun) -> None:
