@@ -105,6 +105,18 @@ def test_toml_reads_as_json_does(tmp_path):
         ('{"shares": {"distill": 1.5}}', "a number from 0 to 1"),
         ('{"shares": {"teacher": 0.5}}', "name stages in order"),
         ('{"order": ["codec", "world"], "shares": {"ode": 0.5}}', "name stages in order"),
+        ('{"shares": {"world": "half"}}', "shares has 'world': 'half'; .* a number from 0 to 1"),
+        (
+            '{"order": ["codec"], "stages": {"world": {}}}',
+            r"stages has 'world', which is no stage in order \['codec'\]",
+        ),
+        ('{"order": 5}', 'order is 5; give a list of stages such as \\["codec", "world"\\]'),
+        ('{"order": "codec"}', "order is 'codec'; give a list of stages"),
+        ('{"order": [null]}', r"order is \(None,\); give a list of stages"),
+        ('{"stages": []}', r"stages is \[\]; give a table"),
+        ('{"stages": {"world": 5}}', "stages has 5 for 'world'; give a table of settings"),
+        ('{"model": []}', r"model is \[\]; give a table"),
+        ('{"models": {"world": 5}}', "models has 5 for 'world'; give a table of settings"),
     ],
 )
 def test_config_files_that_are_not_understood_are_named(tmp_path, text, message):
@@ -112,6 +124,22 @@ def test_config_files_that_are_not_understood_are_named(tmp_path, text, message)
     file.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_plan(file)
+
+
+def test_a_section_of_the_model_that_is_no_table_is_refused():
+    with pytest.raises(ValueError, match="config.codec is 5; it must be a table of settings"):
+        merge_model(preset("debug"), {"codec": 5})
+
+
+def test_a_student_without_a_teacher_is_refused_before_anything_is_trained(tmp_path):
+    """The codec was trained first, and then the teacher's weights were not there."""
+    for order, init in ((("codec", "ode"), None), (("codec", "ode"), "nano"), (("distill",), None)):
+        with pytest.raises(
+            ValueError, match=f"'{order[-1]}' has nothing to learn from in order .*: put 'world' before"
+        ):
+            plan_runs("debug", ("rooms",), tmp_path, Plan(order=order), init)
+    (run,) = plan_runs("debug", ("rooms",), tmp_path, Plan(order=("ode",)), "nano")
+    assert run.teacher == "nano"
 
 
 @pytest.mark.parametrize(
