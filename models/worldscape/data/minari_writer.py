@@ -18,7 +18,14 @@ from gymnasium import spaces
 
 from worldscape.atomic import whole_file
 from worldscape.data.episode import SPARSE_INFOS
-from worldscape.data.minari_io import METADATA, SETTINGS, DatasetFolder, import_storage, info_names
+from worldscape.data.minari_io import (
+    METADATA,
+    SETTINGS,
+    DatasetFolder,
+    import_storage,
+    info_names,
+    read_episode_metadata,
+)
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
@@ -77,7 +84,7 @@ class DatasetWriter:
             if is_new:
                 self._check_infos(self.path / _PENDING / folder.name)
                 os.rename(self.path / _PENDING / folder.name, folder)
-            self.num_steps += json.loads((folder / METADATA).read_text())["total_steps"]
+            self.num_steps += read_episode_metadata(folder)["total_steps"]
             self.num_bytes += _size(folder)
             self.num_episodes += 1
             if is_new:
