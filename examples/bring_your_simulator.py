@@ -35,6 +35,7 @@ def main() -> None:
 
     data, codec, world, decoder, heads = (args.out / name for name in ("data", "codec", "world", "decoder", "heads"))
     run("record", "--env", "tiny_room:TinyRoom-v0", "--episodes", episodes, "--out", data)
+    run("check", data)
     settings = ["--preset", args.preset, "--data", data, *([] if steps is None else ["--steps", steps])]
     run("train", "codec", *settings, "--out", codec)
     run("train", "world", *settings, "--out", world, "--init", codec)

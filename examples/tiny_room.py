@@ -72,6 +72,7 @@ class TinyRoom(gym.Env):
             "intrinsics": np.array([FOCAL_LENGTH, FOCAL_LENGTH, 0.5, 0.5], np.float32),
             "camera": self.camera.copy(),  # (x, y, z, yaw, pitch, roll)
             "realised": realised,  # the camera motion that took place; a wall stops a walk
+            # "control": the motion that the action commanded, like "realised"; these nine actions need not say it
             "collision": collision,
             "success": bool(self.camera[2] > 2.0),
         }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from worldscape.checks import checked_device
 from worldscape.engines import SAMPLERS
 from worldscape.precision import PRECISIONS
 from ws_gym.actions import check_action_mode
@@ -77,7 +78,7 @@ class WorldOptions:
     @property
     def torch_device(self) -> torch.device:
         """The device that all tensors are on."""
-        return _check_device(self.device)
+        return checked_device(self.device)
 
     @classmethod
     def from_keywords(cls, keywords: Mapping[str, Any]) -> WorldOptions:
@@ -138,13 +139,3 @@ def _check_size(size: Any) -> tuple[int, int]:
     if not all(is_whole(side) and side >= MIN_SIZE for side in pair):
         raise ValueError(f"size={size!r} is too small or not whole; give pixels of at least {MIN_SIZE}.")
     return int(pair[0]), int(pair[1])
-
-
-def _check_device(device: Any) -> torch.device:
-    try:
-        checked = torch.device(device)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"device={device!r} is not a torch device ({error}); give 'cpu' or 'cuda'.") from error
-    if checked.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r} but torch finds no CUDA device; give device='cpu'.")
-    return checked

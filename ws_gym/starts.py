@@ -22,7 +22,7 @@ from worldscape.checkpoint import DEBUG, SHIPPED
 from worldscape.conditioning.camera import square_intrinsics
 from worldscape.conditioning.hands import HANDS
 from worldscape.data.episode import EpisodeReader
-from worldscape.data.starts import Starts, cut_start, load_starts
+from worldscape.data.starts import Starts, cut_start, load_starts, stack_starts
 from worldscape.engine_frames import RecordedHands, Start
 from worldscape.slot_hands import limit_to
 from worldscape.snapshot import Snapshot, as_snapshot
@@ -150,8 +150,7 @@ class DatasetStarts(StartSource):
         return int(self.ends[-1])
 
     def pick(self, numbers: Sequence[int]) -> Starts:
-        cuts = [self._cut(number) for number in numbers]
-        return Starts(**{name: np.stack([cut[name] for cut in cuts]) for name in cuts[0]})
+        return stack_starts([self._cut(number) for number in numbers], self.reader.path)
 
     def suiting(self, task_id: int | None) -> Sequence[int] | np.ndarray:
         if task_id is None:

@@ -10,6 +10,17 @@ from worldscape.config import TransformerConfig
 from worldscape.engine_frames import RecordedHands, Start
 
 
+def checked_device(device: str | torch.device) -> torch.device:
+    """A torch device by name. Raises ValueError for what is none, and for CUDA where there is none."""
+    try:
+        checked = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"device={device!r} is not a torch device ({error}); give 'cpu' or 'cuda'.") from error
+    if checked.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r} but torch finds no CUDA device; give device='cpu'.")
+    return checked
+
+
 def checked_rows(rows: Tensor | None, num_slots: int, device: torch.device) -> Tensor:
     """Slot numbers long [R] on the device; None: all. Raises ValueError for numbers out of range or given twice."""
     if rows is None:

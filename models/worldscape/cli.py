@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 COMMANDS = {
     "record": ("worldscape.data.record", "record episodes of a simulator into a Minari dataset"),
+    "check": ("worldscape.data.check", "tell whether a dataset is fit to be trained on"),
     "import": ("worldscape.data.imports", "turn recordings of other projects (EgoDex) into a dataset"),
     "starts": ("worldscape.data.starts", "collect start frames from a dataset into one file"),
     "train": ("worldscape.train.cli", "train the codec, the world, its sense of space or its heads"),

@@ -14,7 +14,7 @@ from worldscape.conditioning.hand_model import HandState, hand_keypoints
 from worldscape.conditioning.hands import rotation_from_vector, state_from_vector
 from worldscape.data.egodex import JOINTS, EgoDexConfig, find_episodes, read_episode
 from worldscape.data.episode import EpisodeReader
-from worldscape.data.imports import camera_motion
+from worldscape.data.imports import camera_motion, import_egodex
 
 FRAMES, HEIGHT, WIDTH = 12, 72, 128
 FLIP = np.diag([1.0, -1.0, -1.0])
@@ -203,3 +203,9 @@ def test_an_episode_of_one_frame_is_refused(file):
 def test_impossible_settings_are_refused(settings):
     with pytest.raises(ValueError, match=next(iter(settings))):
         EgoDexConfig(**settings)
+
+
+def test_a_number_of_episodes_below_zero_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="episodes is -1; give how many to import, or 0 for all"):
+        import_egodex(tmp_path, tmp_path / "d", EgoDexConfig(), -1)
+    assert not (tmp_path / "d").exists()

@@ -120,8 +120,17 @@ def test_truncated_datasets_are_refused(dataset):
 
 
 def test_damaged_metadata_is_refused(dataset):
-    (dataset / "metadata.json").write_text('{"data_format": "arr')
-    with pytest.raises(ValueError, match="metadata.json is damaged"):
+    for text in ('{"data_format": "arr', "5"):
+        (dataset / "metadata.json").write_text(text)
+        with pytest.raises(ValueError, match="metadata.json is damaged"):
+            EpisodeReader(dataset)
+
+
+@pytest.mark.parametrize("text", ["{}", "garbage", "[3]", '{"total_steps": "many"}'])
+def test_damaged_metadata_of_an_episode_is_refused_by_name(dataset, text):
+    """It gave a KeyError, or an error of JSON that did not say where."""
+    (dataset / "1" / "metadata.json").write_text(text)
+    with pytest.raises(ValueError, match=r"1/metadata.json is damaged \(.*\); delete the episode's folder and run"):
         EpisodeReader(dataset)
 
 

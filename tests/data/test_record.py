@@ -344,6 +344,13 @@ def test_help_lists_every_command_without_importing_torch():
     assert all(command in output.stdout for command in cli.COMMANDS)
 
 
+def test_the_package_itself_is_the_command():
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    command = [sys.executable, "-m", "worldscape", "record"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.startswith("usage: worldscape record")
+
+
 def test_tiny_env_is_as_small_as_it_says():
     assert TinyEnv().observation_space.shape == (SIZE, SIZE, 3)
 

@@ -174,7 +174,9 @@ def test_a_dataset_without_depth_needs_min_depth_zero():
     assert starts.depth is None and len(starts) == 2
 
 
-@pytest.mark.parametrize(("name", "value"), [("num", 0), ("frames", 0), ("min_depth", -1.0), ("seed", -1)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("num", 0), ("frames", 0), ("min_depth", -1.0), ("seed", -1), ("min_depth", np.nan)]
+)
 def test_wrong_numbers_are_refused(name, value):
     with pytest.raises(ValueError, match=f"{name} is {value}; it must be at least"):
         StartsConfig(**({"num": 1} | {name: value}))

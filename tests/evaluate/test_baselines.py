@@ -51,6 +51,14 @@ def test_holes_take_the_mean_around_them_and_an_empty_picture_the_fallback():
     assert torch.allclose(filled[1], torch.full((1, 8, 8), 0.3))
 
 
+@pytest.mark.parametrize("size", [48, 80, 7])
+def test_holes_are_filled_in_pictures_whose_halves_are_odd(size):
+    """Sides that are no powers of two halve into odd ones, of which the last row was lost."""
+    picture, mask = torch.zeros(1, 1, size, size), torch.zeros(1, 1, size, size)
+    picture[..., -1], mask[..., -1] = 0.8, 1
+    assert torch.allclose(fill_holes(picture, mask, torch.zeros(1, 1)), torch.full_like(picture, 0.8), atol=1e-6)
+
+
 def test_a_start_without_geometry_is_refused():
     start = wall_start(torch.zeros(1, 1, 32, 32, 3, dtype=torch.uint8))
     start.depth = None

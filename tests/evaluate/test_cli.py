@@ -4,6 +4,7 @@ import json
 import math
 
 import pytest
+import torch
 
 from worldscape.checkpoint import save_world
 from worldscape.cli import main
@@ -15,6 +16,7 @@ from worldscape.train.teacher import adapt_model
 from worldscape.world import WorldModel, debug_world
 
 pytest.importorskip("worldscape.data.rooms_gl", exc_type=ImportError)
+NO_CUDA = pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 SMALL = ["--weights", "debug", "--episodes", "2", "--batch", "2"]
 
 
@@ -149,6 +151,8 @@ def test_hands(capsys, tmp_path):
         (["memory", "--paths", "moonwalk"], "moonwalk"),
         (["retrieval", "--every", "0", "--episodes", "1", "--steps", "2"], "every is 0"),
         (["geometry", "--gaps", "0"], "increasing"),
+        pytest.param(["trust", "--device", "cuda"], "finds no CUDA device; give device='cpu'", marks=NO_CUDA),
+        (["trust", "--device", "gpu"], "is not a torch device"),
     ],
 )
 def test_bad_options_are_one_clear_line(capsys, arguments, message):

@@ -181,6 +181,9 @@ def test_overrides_read_text_as_the_fields_type():
         ("schedule=linear", "schedule = 'linear' is not allowed: it must be one of wsd, cosine"),
         ("betas=[0.9]", r"betas = \(0.9,\) is not allowed"),
         ("lr=NaN", "lr = 'NaN' does not read as float"),
+        ("lr=1e999", "lr = inf is not allowed: it must be a finite number"),
+        ("betas=0.9", r"betas = 0.9 does not read as a list such as \[0.9, 0.95\]"),
+        ('betas=[0.9, "a"]', r"betas = \(0.9, 'a'\) is not allowed: it must be two numbers in \[0, 1\)"),
     ],
 )
 def test_bad_settings_name_value_rule_and_remedy(text, message):

@@ -10,9 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.train.walks import walk_store
 from worldscape.checkpoint import load_world, read_provenance, weights_id
 from worldscape.cli import main
 from worldscape.config import preset
+from worldscape.train import pipeline
 from worldscape.train.pipeline import ORDER, Plan, is_finished, merge_model, plan_runs, read_plan
 
 QUIET = {"steps": 2, "sample_every": 0, "tensorboard": False, "device": "cpu", "checkpoint_every": 2}
@@ -104,6 +106,18 @@ def test_toml_reads_as_json_does(tmp_path):
         ('{"shares": {"distill": 1.5}}', "a number from 0 to 1"),
         ('{"shares": {"teacher": 0.5}}', "name stages in order"),
         ('{"order": ["codec", "world"], "shares": {"ode": 0.5}}', "name stages in order"),
+        ('{"shares": {"world": "half"}}', "shares has 'world': 'half'; .* a number from 0 to 1"),
+        (
+            '{"order": ["codec"], "stages": {"world": {}}}',
+            r"stages has 'world', which is no stage in order \['codec'\]",
+        ),
+        ('{"order": 5}', 'order is 5; give a list of stages such as \\["codec", "world"\\]'),
+        ('{"order": "codec"}', "order is 'codec'; give a list of stages"),
+        ('{"order": [null]}', r"order is \(None,\); give a list of stages"),
+        ('{"stages": []}', r"stages is \[\]; give a table"),
+        ('{"stages": {"world": 5}}', "stages has 5 for 'world'; give a table of settings"),
+        ('{"model": []}', r"model is \[\]; give a table"),
+        ('{"models": {"world": 5}}', "models has 5 for 'world'; give a table of settings"),
     ],
 )
 def test_config_files_that_are_not_understood_are_named(tmp_path, text, message):
@@ -111,6 +125,42 @@ def test_config_files_that_are_not_understood_are_named(tmp_path, text, message)
     file.write_text(text)
     with pytest.raises(ValueError, match=message):
         read_plan(file)
+
+
+def test_a_section_of_the_model_that_is_no_table_is_refused():
+    with pytest.raises(ValueError, match="config.codec is 5; it must be a table of settings"):
+        merge_model(preset("debug"), {"codec": 5})
+
+
+def test_a_student_without_a_teacher_is_refused_before_anything_is_trained(tmp_path):
+    """The codec was trained first, and then the teacher's weights were not there."""
+    for order, init in ((("codec", "ode"), None), (("codec", "ode"), "nano"), (("distill",), None)):
+        with pytest.raises(
+            ValueError, match=f"'{order[-1]}' has nothing to learn from in order .*: put 'world' before"
+        ):
+            plan_runs("debug", ("rooms",), tmp_path, Plan(order=order), init)
+    (run,) = plan_runs("debug", ("rooms",), tmp_path, Plan(order=("ode",)), "nano")
+    assert run.teacher == "nano"
+
+
+@pytest.mark.parametrize(
+    ("frames", "settings", "message"),
+    [
+        (5, {}, "stage world: episodes have 5 to 5 frames and dream_frames is 16; clips need 6"),
+        (8, {}, "stage distill: episodes have 8 to 8 frames; rollouts of 8 need at least one more"),
+        (9, {"heads": {"dream_frames": 9}}, "stage heads: episodes have 9 to 9 frames; .* or lower dream_frames"),
+        (9, {"distill": {"rollout": 40, "dreams": 0}}, "stage distill: .* rollouts of 41 need .* or lower rollout"),
+    ],
+)
+def test_episodes_too_short_for_a_stage_are_refused_before_the_first(tmp_path, monkeypatch, frames, settings, message):
+    """Hours went into the stages before the one that refused them."""
+    monkeypatch.setattr(pipeline, "load_frames", lambda *_, **__: walk_store(frames))
+    file = tmp_path / "plan.json"
+    file.write_text(json.dumps({"stages": settings}))
+    with pytest.raises(ValueError, match=message):
+        pipeline.run_pipeline("debug", ("rooms",), tmp_path / "run", file, 0.0)
+    assert not (tmp_path / "run").exists()
+    pipeline.check_episodes(plan_runs("debug", ("rooms",), tmp_path, Plan()) if frames == 9 else [])
 
 
 def test_a_stage_counts_as_finished_with_all_its_steps(tmp_path):

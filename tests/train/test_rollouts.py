@@ -2,14 +2,16 @@
 
 import shutil
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from worldscape.config import preset
 from worldscape.data.clips import FrameStore, fingerprint
-from worldscape.train import cache
+from worldscape.train import cache, prepare
 from worldscape.train.cache import cached
 from worldscape.train.heads import arriving
 from worldscape.train.motion_heads import is_refused, is_repeated_refusal, is_walk, mirror_some
@@ -47,9 +49,34 @@ def test_stretches_stay_in_their_episode_and_leave_a_successor():
     assert set(first.tolist()) == {0, *range(5, 10), 14, 15}  # every place, and none of the fourth episode
 
 
-def test_short_episodes_are_refused():
-    with pytest.raises(ValueError, match="an episode has 4 frames; rollouts of 4 need at least one more"):
-        RolloutPlan(episodes=2, dreamed=1, recorded=1, length=4, seed=0).draw(store([], [], (9, 4)))
+def test_short_episodes_are_left_out_and_refused_where_all_are(capsys):
+    """One episode that ended early stopped a training for which all others were long enough."""
+    plan = RolloutPlan(episodes=3, dreamed=50, recorded=1, length=4, seed=0)
+    frames = plan.draw(store([], [], (9, 4, 6)))
+    assert set(frames[:, 0].tolist()) == {*range(5), 13, 14}
+    assert "1 episodes are left out: rollouts of 4 frames need longer ones" in capsys.readouterr().out
+    plan.draw(store([], [], (9, 5, 6)))
+    assert capsys.readouterr().out == ""
+    with pytest.raises(ValueError, match="episodes have 2 to 4 frames; rollouts of 4 need .* or lower dream_frames"):
+        plan.draw(store([], [], (2, 4, 4)))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "length"),
+    [([100] * 9 + [2], 64), ([64] * 2, 64), ([50] * 9 + [100], 50), ([40, 41], 40), ([30, 2, 2], 30)],
+)
+def test_one_short_episode_does_not_shorten_all_dreams(sizes, length):
+    assert prepare.dream_length(np.array(sizes), 64) == length
+
+
+def test_dreams_are_prepared_of_the_episodes_that_are_long_enough(monkeypatch, capsys):
+    """One episode of three frames made every dream three frames long."""
+    monkeypatch.setattr(prepare, "_replay", lambda model, memory, store, rows, *_: {"latent": rows})
+    model, memory = cast(Any, nn.Linear(1, 1)), preset("debug").memory
+    frames = prepare._replay_all(model, memory, store([], [], (9, 3, 8)), 6, 0, 0)["frames"]
+    alone = prepare._replay_all(model, memory, store([], [], (9, 8)), 6, 0, 0)["frames"]
+    assert (frames - alone).tolist() == [[0] * 6, [3] * 6] and (frames.diff(dim=1) == 1).all()
+    assert capsys.readouterr().out == "1 episodes are left out: they are shorter than dreams of 6 frames\n"
 
 
 def test_only_the_first_of_equal_refusals_counts():

@@ -25,6 +25,12 @@ Datasets: TypeAlias = str | Path | Sequence[str | Path]
 END_BYTES = 1 << 16
 """Of either end of a file, that tell it from others (`fingerprint`)."""
 
+NEEDED = ("depth", "pose", "camera", "intrinsics", "controls", "realised")
+"""What every episode that is trained on must have."""
+
+STILL = 1e-6  # metres or radians
+CONTROL_TOLERANCE = 0.25  # of a step
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class FrameStore:
@@ -144,18 +150,37 @@ def interleave(groups: list[list[Episode]]) -> list[Episode]:
 
 def _read_episodes(dataset: str | Path, size: int, trains: bool) -> list[Episode]:
     reader = EpisodeReader(dataset)
-    reader.require("depth", "pose", "camera", "intrinsics", "controls", "realised")
+    reader.require(*NEEDED)
     held_out = [seed for seed in reader.seeds if seed is not None and seed >= HELD_OUT_SEED]
-    if held_out and trains:
+    if held_out and trains and reader.settings is not None:  # seeds of datasets made by others mean something else
         raise ValueError(
             f"{dataset} holds {len(held_out)} held-out layouts (seed {held_out[0]}); "
             f"train on seeds below {HELD_OUT_SEED}."
         )
-    episodes = list(reader)
+    episodes = [reader.checked(index, *NEEDED) for index in range(len(reader))]
     shape = episodes[0].frames.shape[1:]
     if shape != (size, size, 3):
         raise ValueError(f"{dataset} has pictures of shape {shape}; this preset takes {(size, size, 3)}.")
+    if reader.takes_actions_for_keys and share_off_control(episodes) > 0.5:
+        raise ValueError(
+            f"{dataset} has no info 'control', and on most steps its 'realised' is not what the nine keys of "
+            "WorldScape-Nav-v0 do (0.25 m, 15 and 10 degrees); record it from an env whose info offers the motion that "
+            "each action commands as 'control'"
+        )
     return episodes
+
+
+def share_off_control(episodes: list[Episode]) -> float:
+    """Share of the steps that moved, and did not collide, whose motion was not about what their control says."""
+    off = []
+    for episode in episodes:
+        assert episode.controls is not None and episode.realised is not None
+        moved = np.abs(episode.realised).max(1) > STILL
+        if episode.collision is not None:
+            moved &= ~episode.collision.astype(bool)
+        miss = np.abs(episode.realised - episode.controls).max(1)
+        off.append((miss > CONTROL_TOLERANCE * np.abs(episode.controls).max(1))[moved])
+    return float(np.concatenate(off).mean()) if any(map(len, off)) else 0.0
 
 
 def _of_frames(episodes: list[Episode], name: str) -> np.ndarray:

@@ -15,6 +15,7 @@ import numpy as np
 from gymnasium import spaces
 
 from worldscape.data import minari_io
+from worldscape.data.infos import check_infos
 
 MAX_DEPTH = 50.0
 """Metres; everything farther away, sky included, is stored at this depth."""
@@ -42,6 +43,13 @@ FRAME_INFOS = ("depth", "pose", "intrinsics", "camera", "goal_distance", "task_i
 
 STEP_INFOS = ("control", "realised", "collision", "success")
 """Info keys kept by the recorder that describe a step: what reset reports for them is not used."""
+
+SPARSE_INFOS = ("collision", "success")
+"""Those that an env may leave out of a step, or of a whole episode, in which they are False."""
+
+
+_KEYS = {"controls": "control"}
+"""Info keys of the fields of `Episode` that have another name."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -122,6 +130,11 @@ class EpisodeReader:
         """What `worldscape record` recorded with (env, env_kwargs, policy, ...); None for datasets made by others."""
         return self.metadata.get(minari_io.SETTINGS)
 
+    @property
+    def takes_actions_for_keys(self) -> bool:
+        """Whether `Episode.controls` are a guess: what the nine keys of `WorldScape-Nav-v0` command."""
+        return self.action_space == spaces.Discrete(9) and "control" not in self._folder.read(0).infos
+
     def __len__(self) -> int:
         """Number of episodes."""
         return len(self.lengths)
@@ -136,14 +149,29 @@ class EpisodeReader:
         return self._from_columns(self._folder.read(index), index)
 
     def require(self, *names: str) -> None:
-        """Raise a ValueError that lists which of the optional `Episode` fields this dataset lacks."""
-        first = self.episode(0)
-        missing = [name for name in names if getattr(first, name) is None]
+        """Raise a ValueError unless the first episode passes `checked`."""
+        self.checked(0, *names)
+
+    def checked(self, index: int, *names: str) -> Episode:
+        """Episode `index`, which must have these optional fields, each as `infos.INFOS` says; raises ValueError that
+        names what is missing or wrong."""
+        episode = self.episode(index)
+        where = f"the dataset {self.path}" if index == 0 else f"episode {index} of the dataset {self.path}"
+        keys = {name: _KEYS.get(name, name) for name in names}
+        missing = [name for name in names if getattr(episode, name) is None]
         if missing:
+            offered = ", ".join(f"{keys[name]!r}" for name in missing)
             raise ValueError(
-                f"the dataset {self.path} has no {', '.join(missing)}, which this needs; record it from an env whose "
-                "info offers them at reset and step (see worldscape.data.episode: FRAME_INFOS and STEP_INFOS)"
+                f"{where} has no {', '.join(missing)}, which this needs; record it from an env whose info offers "
+                f"{offered} at reset and step (see worldscape.data.episode: FRAME_INFOS and STEP_INFOS)"
             )
+        for name, key in keys.items():
+            rows = getattr(episode, name)
+            try:
+                check_infos(key, rows[None] if name == "intrinsics" else rows, episode.frames.shape[1:3])
+            except ValueError as error:
+                raise ValueError(f"{where}: {error}") from error
+        return episode
 
     def _from_columns(self, columns: minari_io.EpisodeColumns, index: int) -> Episode:
         frames = columns.observations

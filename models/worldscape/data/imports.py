@@ -35,6 +35,8 @@ def import_egodex(source: Path, out: Path, config: EgoDexConfig, episodes: int =
     while a hand is absent. Rewards are zero; there is no depth. episodes: at most so many, 0 for all.
     Raises ValueError for a file that cannot be used, and what `DatasetWriter` raises.
     """
+    if episodes < 0:
+        raise ValueError(f"episodes is {episodes}; give how many to import, or 0 for all")
     files = find_episodes(source)[: episodes or None]
     settings = {"env": "egodex", "env_kwargs": {"size": config.size, "stride": config.stride}, "policy": "people"}
     settings |= {"min_confidence": config.min_confidence, "max_frames": config.max_frames}

@@ -119,9 +119,10 @@ class DatasetFolder:
         return count
 
     def episode_metadata(self, num_episodes: int) -> list[dict[str, Any]]:
-        """Metadata (`id`, `total_steps`, mostly `seed`) of the first `num_episodes` episodes."""
+        """Metadata (`id`, `total_steps`, mostly `seed`) of the first `num_episodes` episodes; raises ValueError for a
+        damaged file."""
         if self.has_folders:
-            return [json.loads((self.path / str(i) / METADATA).read_text()) for i in range(num_episodes)]
+            return [read_episode_metadata(self.path / str(index)) for index in range(num_episodes)]
         return list(self.storage.get_episode_metadata(range(num_episodes)))
 
     def read(self, index: int) -> EpisodeColumns:
@@ -159,12 +160,28 @@ class DatasetFolder:
         )
 
 
+def read_episode_metadata(episode: Path) -> dict[str, Any]:
+    """The metadata in an episode's folder; raises ValueError that names the file when it is damaged."""
+    remedy = "delete the episode's folder and run the same `worldscape record` command again"
+    metadata = _read_json(episode / METADATA, remedy)
+    if not isinstance(metadata.get("total_steps"), int):
+        raise ValueError(f"{episode / METADATA} is damaged (it tells no total_steps); {remedy}")
+    return metadata
+
+
+def _read_json(file: Path, remedy: str) -> dict[str, Any]:
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); {remedy}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{file} is damaged (it holds no table); {remedy}")
+    return values
+
+
 def read_metadata(path: Path) -> dict[str, Any]:
     """The metadata of the dataset at `path`; raises ValueError when it is not that of a Minari dataset."""
-    try:
-        metadata = json.loads((path / METADATA).read_text())
-    except ValueError as error:
-        raise ValueError(f"{path / METADATA} is damaged ({error}); restore it or record the dataset again") from error
+    metadata = _read_json(path / METADATA, "restore it or record the dataset again")
     missing = {"data_format", "total_episodes", "total_steps"} - set(metadata)
     if missing:
         raise ValueError(
@@ -172,6 +189,16 @@ def read_metadata(path: Path) -> dict[str, Any]:
             "point to a folder written by `worldscape record` or by Minari"
         )
     return metadata
+
+
+def info_names(episode: Path) -> set[str]:
+    """Names of the infos in the folder of an episode as the recorder writes it."""
+    import pyarrow
+
+    (file,) = episode.glob("*.arrow")
+    with pyarrow.memory_map(str(file)) as source:
+        schema = pyarrow.ipc.open_file(source).schema
+    return {field.name for field in schema.field("infos").type} if "infos" in schema.names else set()
 
 
 def _single_chunk(column: Any) -> Any:

@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any
 from gymnasium import spaces
 
 from worldscape.atomic import whole_file
-from worldscape.data.minari_io import METADATA, SETTINGS, DatasetFolder, import_storage
+from worldscape.data.episode import SPARSE_INFOS
+from worldscape.data.minari_io import (
+    METADATA,
+    SETTINGS,
+    DatasetFolder,
+    import_storage,
+    info_names,
+    read_episode_metadata,
+)
 
 if TYPE_CHECKING:
     from gymnasium.envs.registration import EnvSpec
@@ -66,18 +74,35 @@ class DatasetWriter:
 
     def adopt_pending(self) -> None:
         """Move the finished episodes whose predecessors are all there into place and count them in the metadata, each
-        before the next is moved: who is killed leaves one uncounted at most."""
+        before the next is moved: who is killed leaves one uncounted at most.
+
+        Raises ValueError for an episode whose infos are others than the first one's, and removes it.
+        """
         while self.is_done(self.num_episodes):
             folder = self.path / str(self.num_episodes)
             is_new = not folder.exists()
             if is_new:
+                self._check_infos(self.path / _PENDING / folder.name)
                 os.rename(self.path / _PENDING / folder.name, folder)
-            self.num_steps += json.loads((folder / METADATA).read_text())["total_steps"]
+            self.num_steps += read_episode_metadata(folder)["total_steps"]
             self.num_bytes += _size(folder)
             self.num_episodes += 1
             if is_new:
                 self._count()
         self._count()
+
+    def _check_infos(self, pending: Path) -> None:
+        if self.num_episodes == 0:
+            return
+        names, first = info_names(pending), info_names(self.path / "0")
+        differing = (names ^ first) - set(SPARSE_INFOS)
+        if differing:
+            shutil.rmtree(pending)
+            has, lacks = (pending.name, "0") if differing & names else ("0", pending.name)
+            raise ValueError(
+                f"the env's info had {', '.join(map(repr, sorted(differing)))} in episode {has} but not in {lacks}; it "
+                "must offer the same infos in every episode, or none"
+            )
 
     def _count(self) -> None:
         """Write how many episodes are in place, unless the metadata says so already."""

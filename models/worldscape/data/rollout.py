@@ -14,7 +14,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
-from worldscape.data.episode import FRAME_INFOS, MAX_DEPTH, STEP_INFOS
+from worldscape.data.episode import FRAME_INFOS, MAX_DEPTH, SPARSE_INFOS, STEP_INFOS
+from worldscape.data.infos import INFOS, check_infos
 from worldscape.data.minari_io import find_image_key
 
 if TYPE_CHECKING:
@@ -88,7 +89,8 @@ def roll_episode(env: gym.Env, policy: Policy, *, seed: int, num_steps: int, ind
     """Record one episode of at most `num_steps` steps; it ends early when the env does.
 
     `seed` resets the env and seeds the policy. A cut at `num_steps` is marked as truncation, as Minari does.
-    Raises ValueError when an observation is outside the space or an info key comes and goes.
+    Raises ValueError when an observation is outside the space, an info is not as `infos.INFOS` says, or one comes and
+    goes; one of `SPARSE_INFOS` that comes at all is False in the other steps.
     """
     from minari.data_collector import EpisodeBuffer
 
@@ -117,7 +119,8 @@ def roll_episode(env: gym.Env, policy: Policy, *, seed: int, num_steps: int, ind
 
 
 class _EpisodeLog:
-    """Lists that grow with the episode; which infos are kept is decided by the first step."""
+    """Lists that grow with the episode. Infos: of frames those that reset offers, of steps those of the first, and
+    the sparse ones that any step offers."""
 
     def __init__(self, space: spaces.Space, observation: Any, info: dict[str, Any]) -> None:
         self.space = space
@@ -126,8 +129,12 @@ class _EpisodeLog:
         self.rewards: list[float] = []
         self.terminations: list[bool] = []
         self.truncations: list[bool] = []
-        self._reset_info = {key: _as_stored(key, info[key]) for key in (*FRAME_INFOS, *STEP_INFOS) if key in info}
-        self._infos: dict[str, list[np.ndarray]] = {}
+        image_key = find_image_key(space)
+        image = observation if image_key is None else observation[image_key]
+        self._picture: tuple[int, int] = image.shape[:2]
+        self._infos = {key: [self._as_stored(key, info[key])] for key in FRAME_INFOS if key in info}
+        self._flags = {key: [False] for key in SPARSE_INFOS}
+        self._offered: set[str] = set()
 
     def add_step(
         self, action: Any, reward: float, terminated: bool, truncated: bool, observation: Any, info: dict[str, Any]
@@ -144,27 +151,38 @@ class _EpisodeLog:
     def stacked_infos(self) -> dict[str, Any]:
         """Infos as Minari writes them: arrays, except that scalars are lists."""
         stacked = {key: np.stack(values) for key, values in self._infos.items()}
-        return {key: value.tolist() if value.ndim == 1 else value for key, value in stacked.items()}
+        if "intrinsics" in stacked and np.ptp(stacked["intrinsics"], axis=0).any():
+            raise ValueError("info 'intrinsics' changes within an episode; record with a camera that does not zoom")
+        infos = {key: value.tolist() if value.ndim == 1 else value for key, value in stacked.items()}
+        return infos | {key: values for key, values in self._flags.items() if key in self._offered}
 
     def _start_infos(self, info: dict[str, Any]) -> None:
         for key in FRAME_INFOS:
-            if (key in info) != (key in self._reset_info):
+            if (key in info) != (key in self._infos):
                 where, other = ("step", "reset") if key in info else ("reset", "step")
                 raise ValueError(f"the env's info has {key!r} at {where} but not at {other}; it must be in both")
-            if key in info:
-                self._infos[key] = [self._reset_info[key]]
         for key in STEP_INFOS:
-            if key in info:
-                self._infos[key] = [np.zeros_like(_as_stored(key, info[key]))]
+            if key in info and key not in SPARSE_INFOS:
+                self._infos[key] = [np.zeros_like(self._as_stored(key, info[key]))]
 
     def _add_info(self, info: dict[str, Any]) -> None:
-        for key, values in self._infos.items():
-            if key not in info:
-                raise ValueError(f"the env's info lost {key!r} at step {len(self.rewards)}; it must be in every step")
-            value = _as_stored(key, info[key])
-            if value.shape != values[0].shape:
-                raise ValueError(f"info {key!r} changed its shape from {values[0].shape} to {value.shape}")
-            values.append(value)
+        step = len(self.rewards)
+        for key in (*FRAME_INFOS, *STEP_INFOS):
+            if key in SPARSE_INFOS:
+                self._add_flag(key, info)
+            elif (key in info) != (key in self._infos):
+                verb = "lost" if key in self._infos else "has only now"
+                raise ValueError(f"the env's info {verb} {key!r} at step {step}; it must be in every step or in none")
+            elif key in info:
+                self._infos[key].append(self._as_stored(key, info[key]))
+
+    def _add_flag(self, key: str, info: dict[str, Any]) -> None:
+        if key in info:
+            self._offered.add(key)
+        self._flags[key].append(key in info and bool(self._as_stored(key, info[key])))
+
+    def _as_stored(self, key: str, value: Any) -> np.ndarray:
+        return as_stored(key, value, self._picture)
 
     def _checked(self, observation: Any) -> Any:
         if not self.space.contains(observation):
@@ -186,13 +204,18 @@ _FLAGS = ("collision", "success", "hand_present", "hand_visible", "contact", "gr
 _STORED_TYPES = {"depth": np.float16, "task_id": np.int64, **dict.fromkeys(_FLAGS, np.bool_)}
 
 
-def _as_stored(key: str, value: Any) -> np.ndarray:
-    """Info as kept on disk: depth in float16 clipped to `MAX_DEPTH`, flags as bool, the rest in float32."""
-    array = np.asarray(value)
-    if array.dtype == object or np.isnan(array).any():
-        raise ValueError(f"info {key!r} is {value!r}; it must be an array of numbers without NaN")
-    if key == "depth":
-        array = np.clip(array, 0.0, MAX_DEPTH)
+def as_stored(key: str, value: Any, picture: tuple[int, int]) -> np.ndarray:
+    """Info as kept on disk: depth in float16 up to `MAX_DEPTH`, flags as bool, the rest in float32. picture: (h, w).
+
+    Raises ValueError for what is not as `infos.INFOS` says; depth may be infinite.
+    """
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"info {key!r} is no array ({error}); it must be numbers: {INFOS[key].words}") from error
+    if key == "depth" and array.dtype.kind in "iuf":
+        array = np.minimum(array, MAX_DEPTH)
+    check_infos(key, array[None], picture)
     return array.astype(_STORED_TYPES.get(key, np.float32))
 
 

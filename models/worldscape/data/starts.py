@@ -10,8 +10,9 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -106,8 +107,8 @@ class StartsConfig:
 
     def __post_init__(self) -> None:
         for name, least in (("num", 1), ("frames", 1), ("min_depth", 0), ("reaches_within", 0), ("seed", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}")
+            if not least <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least {least}, and finite")
 
 
 def collect_starts(reader: EpisodeReader, config: StartsConfig) -> Starts:
@@ -117,7 +118,7 @@ def collect_starts(reader: EpisodeReader, config: StartsConfig) -> Starts:
     """
     if config.min_depth > 0:
         reader.require("depth")
-    if config.reaches_within > 0:
+    if config.reaches_within > 0 and all(reader.episode(index).success is None for index in range(len(reader))):
         reader.require("success")
     found = [
         cut_start(reader.episode(index), frame, config.frames)
@@ -127,6 +128,20 @@ def collect_starts(reader: EpisodeReader, config: StartsConfig) -> Starts:
         raise ValueError(
             f"only {len(found)} of {config.num} starts found in {reader.path}; lower --num or --min-depth, "
             "allow more steps to the goal, or record more episodes"
+        )
+    return stack_starts(found, reader.path)
+
+
+def stack_starts(found: Sequence[dict[str, np.ndarray]], path: str | os.PathLike[str]) -> Starts:
+    """Starts from the dataset at `path`, each by the names of `Starts` -> all of them in one.
+
+    Raises ValueError where some have what others lack.
+    """
+    differing = set[str]().union(*found) - set(found[0]).intersection(*found)
+    if differing:
+        raise ValueError(
+            f"only some episodes of {path} have {', '.join(sorted(differing))}; leave the others out, or record them "
+            "again from an env whose info always offers it"
         )
     return Starts(**{name: np.stack([start[name] for start in found]) for name in found[0]})
 
@@ -148,6 +163,8 @@ def _places(reader: EpisodeReader, config: StartsConfig) -> Iterator[tuple[int, 
 def _candidates(episode: Episode, config: StartsConfig) -> np.ndarray:
     """Frames of the episode that a world can open with -> indices, ascending; the plainer half is left out."""
     suits = np.arange(len(episode.frames)) >= config.frames - 1
+    if config.reaches_within > 0 and episode.success is None:
+        return np.arange(0)
     if config.reaches_within > 0:
         suits &= is_near_success(episode, config.reaches_within)
     if episode.hand_state is not None:
@@ -202,7 +219,7 @@ def _detail(frames: np.ndarray) -> np.ndarray:
 def cut_start(episode: Episode, last: int, num_frames: int = 1) -> dict[str, np.ndarray]:
     """The fields of a start, without the dimension of starts: `num_frames` frames of the episode up to `last`."""
     window = slice(last - num_frames + 1, last + 1)
-    seed = -1 if episode.seed is None else episode.seed
+    seed = -1 if episode.seed is None else episode.seed % 2**63  # Minari draws seeds of 64 bits
     start = {"frames": episode.frames[window], "seeds": np.array(seed, np.int64)}
     for name in WINDOWED:
         if getattr(episode, name) is not None:

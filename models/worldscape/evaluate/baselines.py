@@ -36,8 +36,8 @@ def fill_holes(picture: Tensor, mask: Tensor, fallback: Tensor) -> Tensor:
     """
     if picture.shape[-1] == 1:
         return torch.where(mask > 0, picture, repeat(fallback, "b c -> b c 1 1"))
-    share = F.avg_pool2d(mask, 2)
-    coarse = F.avg_pool2d(picture * mask, 2) / share.clamp(min=1e-6)
+    share = F.avg_pool2d(mask, 2, ceil_mode=True)  # the last block of an odd side is half a one
+    coarse = F.avg_pool2d(picture * mask, 2, ceil_mode=True) / share.clamp(min=1e-6)
     coarse = fill_holes(coarse, (share > 0).to(mask.dtype), fallback)
     smooth = F.interpolate(coarse, scale_factor=2, mode="bilinear", align_corners=False)
-    return torch.where(mask > 0, picture, smooth)
+    return torch.where(mask > 0, picture, smooth[..., : picture.shape[-2], : picture.shape[-1]])

@@ -69,8 +69,11 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     hands.add_argument("--updates", type=int, help="training updates of the hand reader; default: its own")
     hands.add_argument("--training-episodes", type=int, help="episodes that it learns from; default: its own")
     memory = add_evaluation(evaluations, "memory", run_memory, episodes=16, policy=None, sources=WALKED)
-    memory.add_argument("--policies", type=read_names, default=("maco", "local", "sink+local", "full"))
-    memory.add_argument("--paths", type=read_names, default=("spin", "turn_and_back", "walk_and_back", "loop"))
+    policies, paths = ("maco", "local", "sink+local", "full"), ("spin", "turn_and_back", "walk_and_back", "loop")
+    told = f"comma-separated ways to remember that are compared (default {','.join(policies)})"
+    memory.add_argument("--policies", type=read_names, default=policies, help=told)
+    told = f"comma-separated walks that leave a place and come back (default {','.join(paths)})"
+    memory.add_argument("--paths", type=read_names, default=paths, help=told)
     retrieval = add_evaluation(evaluations, "retrieval", run_retrieval, episodes=16, policy="explore", sources=WALKED)
     retrieval.add_argument("--steps", type=int, default=100, help="steps of each recorded walk")
     retrieval.add_argument("--every", type=int, default=4, help="steps between views that are scored")

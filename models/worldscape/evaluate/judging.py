@@ -63,12 +63,13 @@ def walk(args: argparse.Namespace, model: WorldModel, policy: str | Policy, num_
 def checked_model(args: argparse.Namespace) -> WorldModel:
     """The world model, after the options that all evaluations share were checked."""
     from worldscape.checkpoint import load_world
+    from worldscape.checks import checked_device
 
     if args.batch < 1 or args.episodes < 1:
         raise ValueError(f"--batch {args.batch} and --episodes {args.episodes} must be at least 1")
     if args.first_seed < HELD_OUT_SEED:
         raise ValueError(f"--first-seed {args.first_seed} may be a training layout; give {HELD_OUT_SEED} or more")
-    return load_world(args.weights, args.device)
+    return load_world(args.weights, checked_device(args.device))
 
 
 def finish(name: str, args: argparse.Namespace, begin: float, metrics: dict[str, float], tables: list[Table]) -> None:

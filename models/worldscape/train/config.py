@@ -7,10 +7,15 @@ A stage that needs more numbers subclasses TrainConfig (and ends its own `__post
 from __future__ import annotations
 
 import json
+import math
 import typing
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
+
+if TYPE_CHECKING:
+    from worldscape.config import MemoryConfig
+    from worldscape.data.clips import FrameStore
 
 SCHEDULES = ("wsd", "cosine")
 OPTIMIZERS = ("adamw", "muon")
@@ -87,13 +92,19 @@ class TrainConfig:
             "loaders",
         ):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
+        for name in (field.name for field in fields(self)):
+            if isinstance(getattr(self, name), float):
+                require(math.isfinite(getattr(self, name)), name, getattr(self, name), "a finite number")
         require(self.lr > 0, "lr", self.lr, "above 0")
         require(0 <= self.ema < 1, "ema", self.ema, "in [0, 1)")
         require(0 <= self.decay_fraction <= 1, "decay_fraction", self.decay_fraction, "in [0, 1]")
-        is_pair = len(self.betas) == 2 and all(0 <= beta < 1 for beta in self.betas)
+        is_pair = len(self.betas) == 2 and all(isinstance(beta, int | float) and 0 <= beta < 1 for beta in self.betas)
         require(is_pair, "betas", self.betas, "two numbers in [0, 1)")
         for name, allowed in _CHOICES.items():
             require(getattr(self, name) in allowed, name, getattr(self, name), f"one of {', '.join(allowed)}")
+
+    def check_episodes(self, store: FrameStore, memory: MemoryConfig) -> None:
+        """Raise ValueError where no episode to train on is long enough for the stage."""
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types."""
@@ -148,6 +159,8 @@ def _read(key: str, value: Any, hint: Any) -> Any:
             raise _misread(key, value, hint) from error
     if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
         return tuple(value)
+    if typing.get_origin(hint) is tuple:
+        raise _misread(key, value, hint)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if hint is int and isinstance(value, float) and value.is_integer():
@@ -158,5 +171,5 @@ def _read(key: str, value: Any, hint: Any) -> Any:
 
 
 def _misread(key: str, value: object, hint: Any) -> ValueError:
-    kind = getattr(hint, "__name__", hint)
+    kind = "a list such as [0.9, 0.95]" if typing.get_origin(hint) is tuple else getattr(hint, "__name__", hint)
     return ValueError(f"{key} = {value!r} does not read as {kind}: give a value of that type")

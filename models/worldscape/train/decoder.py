@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from worldscape.checkpoint import load_world
 from worldscape.conditioning.layers import NOBODY
 from worldscape.conditioning.reproject import Anchor, visible_from
-from worldscape.config import WorldConfig
+from worldscape.config import MemoryConfig, WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, corrupt_sources, load_frames
 from worldscape.train.codec import (
     as_pictures,
@@ -72,6 +72,9 @@ class DecoderTrainConfig(TrainConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         if not 0 <= self.blind_share <= 1:
             raise ValueError(f"blind_share is {self.blind_share}; it is a share of the rows in [0, 1]")
+
+    def check_episodes(self, store: FrameStore, memory: MemoryConfig) -> None:
+        plan_rollouts(store, self).able(store)
 
 
 DEFAULTS: dict[str, TrainConfig] = {

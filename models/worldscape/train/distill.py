@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from worldscape.checkpoint import load_world
-from worldscape.config import WorldConfig
+from worldscape.config import MemoryConfig, WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, load_frames
 from worldscape.engines import SAMPLERS
 from worldscape.flow import add_noise
@@ -40,7 +40,7 @@ from worldscape.train.matching import (
     matching_gradient,
     matching_loss,
 )
-from worldscape.train.rollouts import Moment, draw_stretches, of_one_kind, take_rollouts
+from worldscape.train.rollouts import Moment, able_episodes, draw_stretches, of_one_kind, take_rollouts
 from worldscape.train.runtime import choose_device
 from worldscape.train.self_rollout import leave_alone, roll_out
 from worldscape.train.world import NUM_SAMPLES, SAMPLE_STEPS, dream_pictures
@@ -106,6 +106,11 @@ class DistillTrainConfig(TrainConfig):
             )
         if self.level_shift < 1:
             raise ValueError(f"level_shift is {self.level_shift}; it must be at least 1")
+
+    def check_episodes(self, store: FrameStore, memory: MemoryConfig) -> None:
+        able_episodes(store, np.arange(num_training(store)), self.history + self.rollout, "rollout")
+        if self.dreams > 0:
+            plan_rollouts(store, self).able(store)
 
 
 DEFAULTS: dict[str, TrainConfig] = {
@@ -189,10 +194,11 @@ class DistillStage:
         }
 
     def _episodes(self, rng: np.random.Generator) -> np.ndarray:
-        """Training episodes of one kind, with hands or without."""
-        count, tracks = num_training(self.store), self.store.hands
-        has_hands = np.zeros(count, bool) if tracks is None else tracks.moves(self.store.starts[:count]).numpy()
-        return of_one_kind(has_hands, rng)
+        """Training episodes of one kind, with hands or without, that are long enough."""
+        store, length = self.store, self.config.history + self.config.rollout
+        able = able_episodes(store, np.arange(num_training(store)), length, "rollout")
+        has_hands = np.zeros(len(able), bool) if store.hands is None else store.hands.moves(store.starts[able]).numpy()
+        return able[of_one_kind(has_hands, rng)]
 
     def _open_on_dreams(
         self, frames: np.ndarray, rgbd: Tensor, episodes: np.ndarray, rng: np.random.Generator
@@ -274,9 +280,10 @@ class DistillStage:
         return made, add_noise(made, noise, level[:, None].expand(made.shape[:2])), level
 
     def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
-        """Closed-loop dreams of episodes left out of training."""
-        length = min(int(np.diff(self.store.starts).min()), SAMPLE_STEPS[-1] + 1)
-        frames = self.store.starts[:-1][-NUM_SAMPLES:, None] + np.arange(length)
+        """Closed-loop dreams of episodes left out of training, the short ones apart."""
+        sizes = np.diff(self.store.starts)[-NUM_SAMPLES:]
+        length = min(int(sizes.max()), SAMPLE_STEPS[-1] + 1)
+        frames = self.store.starts[:-1][-NUM_SAMPLES:][sizes >= length, None] + np.arange(length)
         return {"dream": dream_pictures(model, self.store, frames)}
 
 
@@ -305,6 +312,7 @@ def build_stage(
             f"frames at once: --set window={model_config.memory.num_refined}"
         )
     store = load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands)
+    train_config.check_episodes(store, model_config.memory)
     dreams: dict[str, Tensor] = {}
     if train_config.dreams > 0:
         assert init is not None

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from worldscape.checkpoint import load_world
 from worldscape.conditioning.hands import HandScale
-from worldscape.config import BodyConfig, WorldConfig
+from worldscape.config import BodyConfig, MemoryConfig, WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, load_frames
 from worldscape.heads import Heads
 from worldscape.train.codec import picture_rows
@@ -77,6 +77,10 @@ class HeadsTrainConfig(TrainConfig):
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 0")
         if self.pictures_only and not any(getattr(self, name) for name in COUNTS):
             raise ValueError(f"pictures_only with {', '.join(COUNTS)} all 0 leaves nothing to train; raise one of them")
+
+    def check_episodes(self, store: FrameStore, memory: MemoryConfig) -> None:
+        if not self.pictures_only:
+            plan_rollouts(store, self).able(store)
 
 
 DEFAULTS: dict[str, TrainConfig] = {

@@ -29,7 +29,7 @@ from worldscape.atomic import whole_file
 from worldscape.average import average_worlds
 from worldscape.checkpoint import load_world, read_provenance, save_world, weights_id
 from worldscape.config import WorldConfig, preset
-from worldscape.data.clips import fingerprint
+from worldscape.data.clips import fingerprint, load_frames
 from worldscape.train.cli import NEEDS, TAUGHT, StageRun, train_stage
 from worldscape.train.config import TrainConfig, override
 from worldscape.train.log import STATUS_FILE
@@ -67,14 +67,16 @@ class Plan:
     builds_on: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in (*self.order, *self.stages):
             if stage_of(name) not in NEEDS:
                 raise ValueError(f"unknown stage {name!r} in the config file: choose of {', '.join(NEEDS)}")
         if not self.order or len(set(self.order)) < len(self.order):
             raise ValueError(f"order {list(self.order)} must name stages, each once")
-        for name in self.models:
-            if name not in self.order:
-                raise ValueError(f"models has {name!r}, which is no stage in order {list(self.order)}")
+        for section, names in (("models", self.models), ("stages", self.stages)):
+            for name in names:
+                if name not in self.order:
+                    raise ValueError(f"{section} has {name!r}, which is no stage in order {list(self.order)}")
         for student, teacher in self.teachers.items():
             if stage_of(student) not in TAUGHT or teacher not in self.order[: self._place(student)]:
                 raise ValueError(
@@ -88,14 +90,30 @@ class Plan:
                     f"each with one before it or {INIT!r}"
                 )
         for stage, share in self.shares.items():
-            if stage_of(stage) not in SHARED or stage not in self.order or not 0 <= share <= 1:
+            if stage_of(stage) not in SHARED or stage not in self.order or not _is_share(share):
                 raise ValueError(
                     f"shares has {stage!r}: {share!r}; name stages in order {list(self.order)}, "
                     f"of {', '.join(SHARED)}, each with a number from 0 to 1"
                 )
 
+    def _check_types(self) -> None:
+        if not isinstance(self.order, tuple) or not all(isinstance(name, str) for name in self.order):
+            raise ValueError(f"order is {self.order!r}; give a list of stages such as {json.dumps(ORDER[:2])}")
+        for section in SECTIONS[1:]:
+            table = getattr(self, section)
+            if not isinstance(table, Mapping):
+                raise ValueError(f"{section} is {table!r}; give a table, as in docs/training.md")
+        for section in ("models", "stages"):
+            for name, table in getattr(self, section).items():
+                if not isinstance(table, Mapping):
+                    raise ValueError(f"{section} has {table!r} for {name!r}; give a table of settings")
+
     def _place(self, stage: str) -> int:
         return self.order.index(stage) if stage in self.order else 0
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
 
 
 def stage_of(name: str) -> str:
@@ -111,7 +129,8 @@ def read_plan(path: Path | None) -> Plan:
     unknown = sorted(values.keys() - set(SECTIONS))
     if unknown:
         raise ValueError(f"{path} has unknown sections {unknown}; known are {', '.join(SECTIONS)}")
-    return Plan(**{**values, "order": tuple(values.get("order", ORDER))})
+    order = values.get("order", ORDER)
+    return Plan(**{**values, "order": tuple(order) if isinstance(order, list) else order})
 
 
 def _read_table(path: Path) -> dict[str, Any]:
@@ -145,6 +164,7 @@ def run_pipeline(
         raise ValueError("train all runs in one process: under torchrun train its stages one by one")
     plan, started = read_plan(config_file), time.perf_counter()
     runs = plan_runs(size, data, out, plan, init)
+    check_episodes([run for run in runs if not is_finished(run)])
     for wanted in runs:
         begin(wanted)
         if is_finished(wanted):
@@ -160,6 +180,16 @@ def run_pipeline(
     last = result_of(plan.order[-1], out, plan)
     save_world(load_world(last), out / "weights", read_provenance(last))
     return 0
+
+
+def check_episodes(runs: list[StageRun]) -> None:
+    """Raise ValueError, which names the stage, where the episodes are too short for one of these stages."""
+    for run in runs:
+        store = load_frames(run.data, run.model.codec.size, hands=run.model.transformer.hands)
+        try:
+            run.config.check_episodes(store, run.model.memory)
+        except ValueError as error:
+            raise ValueError(f"stage {run.out.name}: {error}") from error
 
 
 def begin(run: StageRun) -> None:
@@ -209,8 +239,10 @@ def take_share(run: StageRun, plan: Plan) -> None:
 
 def plan_runs(size: str, data: tuple[str, ...], out: Path, plan: Plan, init: str | None = None) -> list[StageRun]:
     """The stages of a preset in order, each built on the one before, the first on `init`; students learn from whom the
-    plan says, or else from the last causal generator that was trained on recorded frames."""
-    taught_by = "world"
+    plan says, or else from the last causal generator that was trained on recorded frames, or from `init`.
+
+    Raises ValueError for a student without a teacher."""
+    taught_by: str | None = None
     model = merge_model(preset(size), plan.model)
     runs: list[StageRun] = []
     first = init
@@ -228,7 +260,7 @@ def plan_runs(size: str, data: tuple[str, ...], out: Path, plan: Plan, init: str
                 data=data,
                 out=out / name,
                 init=init,
-                teacher=str(result_of(plan.teachers.get(name, taught_by), out, plan)) if stage in TAUGHT else None,
+                teacher=_teacher_of(name, taught_by, out, plan, first) if stage in TAUGHT else None,
             )
         )
         init = str(result_of(name, out, plan))
@@ -237,11 +269,28 @@ def plan_runs(size: str, data: tuple[str, ...], out: Path, plan: Plan, init: str
     return runs
 
 
+def _teacher_of(name: str, taught_by: str | None, out: Path, plan: Plan, init: str | None) -> str:
+    """The weights that teach a student: of the stage that the plan names, or of `taught_by`, or `init` where the plan
+    trains no codec of its own before."""
+    teacher = plan.teachers.get(name, taught_by)
+    if teacher is not None:
+        return str(result_of(teacher, out, plan))
+    before = {stage_of(stage) for stage in plan.order[: plan.order.index(name)]}
+    if init is None or "codec" in before:
+        raise ValueError(
+            f"{name!r} has nothing to learn from in order {list(plan.order)}: put 'world' before it, name a stage in "
+            "teachers, or begin after the codec with --init"
+        )
+    return init
+
+
 def merge_model(config: WorldConfig, changes: Mapping[str, Any]) -> WorldConfig:
     """A model config with the sections of a config file put in. Raises ValueError for unknown keys."""
     values = config.to_dict()
     for key, value in changes.items():
-        values[key] = {**values[key], **value} if isinstance(values.get(key), dict) else value
+        values[key] = (
+            {**values[key], **value} if isinstance(values.get(key), dict) and isinstance(value, Mapping) else value
+        )
     return WorldConfig.from_dict(values)
 
 

@@ -111,13 +111,25 @@ def prepare(
     return PreparedFrames(**{"retrieved": nothing, **tensors})
 
 
+def dream_length(sizes: np.ndarray, wanted: int) -> int:
+    """Frames of prepared dreams, by those of the episodes [E]: as many as wanted where half of the episodes have so
+    many, else the number that leaves most frames, where shorter episodes are left out."""
+    if 2 * (sizes >= wanted).sum() >= len(sizes):
+        return wanted
+    lengths = np.unique(sizes.clip(max=wanted))
+    return int(lengths[np.argmax([length * (sizes >= length).sum() for length in lengths])])
+
+
 def _replay_all(
     model: WorldModel, memory: MemoryConfig, store: FrameStore, length: int, seed: int, num_ahead: int
 ) -> dict[str, Tensor]:
     rng = np.random.default_rng([seed, 3])
     sizes = np.diff(store.starts)
-    length = min(length, int(sizes.min()))
-    offsets = store.starts[:-1] + rng.integers(0, sizes - length + 1)
+    length = dream_length(sizes, length)
+    is_long = sizes >= length
+    if not is_long.all():
+        print(f"{(~is_long).sum()} episodes are left out: they are shorter than dreams of {length} frames", flush=True)
+    offsets = store.starts[:-1][is_long] + rng.integers(0, sizes[is_long] - length + 1)
     frames = torch.from_numpy(offsets[:, None] + np.arange(length)[None])
     parts = []
     with Progress("episodes prepared", total=len(frames)) as progress:

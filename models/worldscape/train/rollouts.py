@@ -44,10 +44,16 @@ class RolloutPlan:
     def draw(self, store: FrameStore) -> Tensor:
         """Positions of the frames, long [dreamed + recorded, length]; each has a successor in its episode.
 
-        Raises ValueError for episodes that are too short.
+        Says how many episodes are too short and left out. Raises ValueError where all are.
         """
-        rng = np.random.default_rng([self.seed, 7])
+        rng, num_short = np.random.default_rng([self.seed, 7]), self.episodes - len(self.able(store))
+        if num_short > 0:
+            print(f"{num_short} episodes are left out: rollouts of {self.length} frames need longer ones", flush=True)
         return draw_stretches(store, rng, np.arange(self.episodes), self.dreamed + self.recorded, self.length)
+
+    def able(self, store: FrameStore) -> np.ndarray:
+        """The episodes that are long enough. Raises ValueError where none is."""
+        return able_episodes(store, np.arange(self.episodes), self.length, "dream_frames")
 
 
 def of_one_kind(has_hands: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -56,16 +62,26 @@ def of_one_kind(has_hands: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return np.flatnonzero(has_hands == (rng.random() < has_hands.mean()))
 
 
+def able_episodes(store: FrameStore, episodes: np.ndarray, length: int, option: str) -> np.ndarray:
+    """Those of these episodes that have more than `length` frames. Raises ValueError, which names the option that says
+    how many, where none has."""
+    sizes = np.diff(store.starts)[episodes]
+    if not (sizes > length).any():
+        raise ValueError(
+            f"episodes have {sizes.min()} to {sizes.max()} frames; rollouts of {length} need at least one more: record "
+            f"longer ones, or lower {option}"
+        )
+    return episodes[sizes > length]
+
+
 def draw_stretches(
     store: FrameStore, rng: np.random.Generator, episodes: np.ndarray, count: int, length: int
 ) -> Tensor:
     """Stretches of `length` frames of these episodes: positions, long [count, length].
 
-    Each frame has a successor in its episode. Raises ValueError for episodes that are too short.
+    Each frame has a successor in its episode; shorter episodes are left out. Raises ValueError where all are.
     """
-    sizes = np.diff(store.starts)
-    if int(sizes[episodes].min()) <= length:
-        raise ValueError(f"an episode has {sizes[episodes].min()} frames; rollouts of {length} need at least one more.")
+    episodes, sizes = able_episodes(store, episodes, length, "dream_frames or rollout"), np.diff(store.starts)
     chosen = episodes[rng.integers(len(episodes), size=count)]
     first = store.starts[chosen] + rng.integers(0, sizes[chosen] - length)
     return torch.from_numpy(first[:, None] + np.arange(length)[None])

@@ -24,7 +24,7 @@ from worldscape.scoring import told_hands
 from worldscape.sight import present, sight
 from worldscape.train.codec import picture_rows
 from worldscape.train.config import DEBUG, TrainConfig
-from worldscape.train.prepare import PreparedFrames, prepare
+from worldscape.train.prepare import PreparedFrames, dream_length, prepare
 from worldscape.train.rollouts import follow, hands_in, start_at
 from worldscape.train.runtime import choose_device
 from worldscape.transformer import FrameInputs, Prediction, frame_rays
@@ -55,6 +55,14 @@ class WorldTrainConfig(TrainConfig):
     novelty_weight: float = 2.0
     own_dreams: int = 0
     dreams_seed: int = 0
+
+    def check_episodes(self, store: FrameStore, memory: MemoryConfig) -> None:
+        sizes, needed = np.diff(store.starts), memory.num_sink + memory.local_window + 2
+        if dream_length(sizes, self.dream_frames) < needed:
+            raise ValueError(
+                f"episodes have {sizes.min()} to {sizes.max()} frames and dream_frames is {self.dream_frames}; clips "
+                f"need {needed}: record longer episodes, raise dream_frames, or lower --model memory.local_window"
+            )
 
 
 DEFAULTS: dict[str, TrainConfig] = {
@@ -272,6 +280,7 @@ def build_stage(
     """The stage for a dataset, with memory replayed through the codec of `init`; num_ahead as in `prepare`."""
     assert init is not None and isinstance(train_config, WorldTrainConfig)
     store = load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands)
+    train_config.check_episodes(store, model_config.memory)
     prepared = prepare(
         load_world(init, choose_device(train_config.device)),
         model_config.memory,
@@ -282,8 +291,5 @@ def build_stage(
         own_dreams=train_config.own_dreams,
         num_ahead=num_ahead,
     )
-    needed = model_config.memory.num_sink + model_config.memory.local_window + 1
-    if prepared.frames.shape[1] < needed + 1:
-        raise ValueError(f"{dataset} has episodes of {prepared.frames.shape[1]} frames; clips need {needed + 1}.")
     odds = clip_odds(prepared, model_config.memory, train_config.novelty_share)
     return WorldStage(store=store, prepared=prepared, config=train_config, model_config=model_config, odds=odds)
