@@ -314,7 +314,7 @@ class WorldCore:
 
     def _running_engine(self) -> WorldEngine:
         if self.engine is None:
-            raise ClosedEnvironmentError("the environment was closed; make a new one.")
+            raise ClosedEnvironmentError("the environment was closed; reset it to open it again.")
         _leave_the_parents_threads()
         if self.device.type == "cuda" and os.getpid() != self._process:
             raise Error(FORKED)
