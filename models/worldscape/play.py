@@ -2,8 +2,8 @@
 
 W A S D walk, J L turn, I K look up and down (in the window the arrow keys too); R opens another world, Esc ends.
 With --hands, W A S D move a hand over a table, R F lift and lower it, G H close and open it; N opens another world.
-A world goes on for as long as you like. It is made through Gymnasium, like any other env: starts, pictures and random
-weights work as they do there. --map draws what it remembers in the end, seen from above; --ply rebuilds it.
+A world goes on for as long as you like; Ctrl-C in the terminal does what Esc does. It is made through Gymnasium, like
+any other env: starts, pictures and random weights work as they do there.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import argparse
 import functools
 import re
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -228,7 +228,8 @@ def _run(args: argparse.Namespace) -> int:
         for key in keys or []:
             walk.step([key])
         if window is not None:
-            play_in_window(walk, window)
+            with suppress(KeyboardInterrupt):  # in the terminal it means what Esc does in the window
+                play_in_window(walk, window)
             window.close()
     if args.out is not None:
         print(f"{args.out}: {walk.num_frames} frames")

@@ -233,6 +233,21 @@ def test_command_films_what_is_walked_in_the_window(tmp_path, monkeypatch, capsy
 
 
 @needs_pygame
+def test_what_was_walked_is_kept_when_the_terminal_stops_it(tmp_path, monkeypatch):
+    monkeypatch.setattr(play, "WORLD", "tests.data.tiny_world:TinyWorld-v0")
+    monkeypatch.setenv("SDL_VIDEODRIVER", "dummy")
+
+    def press_and_stop(window):
+        if window.held:
+            raise KeyboardInterrupt
+        window.held = ["W"]
+
+    monkeypatch.setattr(KeyWindow, "_read_keyboard", press_and_stop)
+    assert cli.main(["play", "--fps", "1000", "--out", str(tmp_path / "walk.mp4")]) == 0
+    assert len(read_video(tmp_path / "walk.mp4")) == 2
+
+
+@needs_pygame
 @pytest.mark.parametrize("driver", ["offscreen", "dummy"])
 def test_a_display_that_does_not_answer_is_no_window(driver, monkeypatch):
     """SDL draws off the screen then, and `worldscape play` waited for keys that nobody could press."""
