@@ -130,9 +130,7 @@ def test_damaged_metadata_is_refused(dataset):
 def test_damaged_metadata_of_an_episode_is_refused_by_name(dataset, text):
     """It gave a KeyError, or an error of JSON that did not say where."""
     (dataset / "1" / "metadata.json").write_text(text)
-    with pytest.raises(
-        ValueError, match=r"1/metadata.json is damaged \(.*\); delete the episode's folder and run"
-    ):
+    with pytest.raises(ValueError, match=r"1/metadata.json is damaged \(.*\); delete the episode's folder and run"):
         EpisodeReader(dataset)
 
 
