@@ -17,7 +17,7 @@ SOURCE_ROOTS = (WORLDSCAPE, ROOT / "ws_gym", ROOT / "examples", ROOT / "benchmar
 
 # Lowest first. A module of worldscape may import its own layer and those before it.
 LAYERS = (
-    {"atomic", "steady"},
+    {"atomic", "locked", "steady"},
     {"conditioning", "films", "goals", "hand_tasks", "noise", "flow", "policy", "precision", "progress", "window"},
     {"config"},
     {"nn", "fast_linear"},

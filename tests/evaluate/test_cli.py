@@ -147,6 +147,7 @@ def test_hands(capsys, tmp_path):
         (["actions", "--segment", "0"], "--segment"),
         (["actions", "--updates", "0"], "updates"),
         (["drift", "--episodes", "0"], "at least 1"),
+        (["fidelity", "--data", "judge", "--source", "tabletop"], "both say who judges"),
         (["drift", "--window", "5000"], "does not fit"),
         (["memory", "--paths", "moonwalk"], "moonwalk"),
         (["retrieval", "--every", "0", "--episodes", "1", "--steps", "2"], "every is 0"),

@@ -134,13 +134,20 @@ def test_a_section_of_the_model_that_is_no_table_is_refused():
 
 def test_a_student_without_a_teacher_is_refused_before_anything_is_trained(tmp_path):
     """The codec was trained first, and then the teacher's weights were not there."""
-    for order, init in ((("codec", "ode"), None), (("codec", "ode"), "nano"), (("distill",), None)):
+    for order in (("codec", "ode"), ("codec", "distill")):
         with pytest.raises(
             ValueError, match=f"'{order[-1]}' has nothing to learn from in order .*: put 'world' before"
         ):
-            plan_runs("debug", ("rooms",), tmp_path, Plan(order=order), init)
+            plan_runs("debug", ("rooms",), tmp_path, Plan(order=order), "nano")
     (run,) = plan_runs("debug", ("rooms",), tmp_path, Plan(order=("ode",)), "nano")
     assert run.teacher == "nano"
+
+
+@pytest.mark.parametrize("last", ["ode", "spatial", "decoder", "heads"])
+def test_a_stage_without_a_generator_is_refused_before_the_codec_is_trained(tmp_path, last):
+    """It failed then, or learned from random weights."""
+    with pytest.raises(ValueError, match=f"'{last}' builds on a trained generator, which nothing before it .* makes"):
+        plan_runs("debug", ("rooms",), tmp_path, Plan(order=("codec", last)))
 
 
 @pytest.mark.parametrize(

@@ -93,7 +93,7 @@ def load_frames(data: Datasets, size: int, *, hands: bool = False, trains: bool 
 
 @lru_cache(maxsize=1)  # the stages of a pipeline read the same recordings one after another
 def _load_frames(datasets: tuple[tuple[Path, int], ...], size: int, hands: bool, trains: bool) -> FrameStore:
-    episodes = interleave([_read_episodes(path, size, trains) for path, _ in datasets])
+    episodes = interleave([read_episodes(path, size, trains=trains) for path, _ in datasets])
     counts = [len(episode) + 1 for episode in episodes]
     return FrameStore(
         frames=np.concatenate([e.frames for e in episodes]),
@@ -148,7 +148,8 @@ def interleave(groups: list[list[Episode]]) -> list[Episode]:
     return [episodes[index] for index in np.argsort(shares, kind="stable")]
 
 
-def _read_episodes(dataset: str | Path, size: int, trains: bool) -> list[Episode]:
+def read_episodes(dataset: str | Path, size: int, *, trains: bool = True) -> list[Episode]:
+    """All episodes of a dataset, checked: raises what load_frames does."""
     reader = EpisodeReader(dataset)
     reader.require(*NEEDED)
     held_out = [seed for seed in reader.seeds if seed is not None and seed >= HELD_OUT_SEED]

@@ -39,6 +39,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     fidelity = add_evaluation(evaluations, "fidelity", run_fidelity, episodes=64, policy="explore")
     fidelity.add_argument("--horizons", type=read_counts, default=(1, 4, 16, 64), help="comma-separated steps")
     fidelity.add_argument("--context", type=int, default=1, help="real frames that open each dream")
+    fidelity.add_argument(
+        "--data",
+        help="a recorded dataset that judges instead of --source; record it with other seeds than were trained on",
+    )
     actions = add_evaluation(evaluations, "actions", run_actions, episodes=32, policy="restless")
     actions.add_argument("--steps", type=int, default=64, help="steps of each episode")
     actions.add_argument("--segment", type=int, default=16, help="steps after which a dream is opened anew")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.evaluate.episodes import SOURCES, EpisodeBatch, Judge
+from worldscape.evaluate.recorded import recorded_episodes
 from worldscape.evaluate.report import Table, print_report, report_on
 
 if TYPE_CHECKING:
@@ -55,7 +56,10 @@ def prepare(
 
 
 def walk(args: argparse.Namespace, model: WorldModel, policy: str | Policy, num_steps: int) -> EpisodeBatch:
-    """The episodes that the options ask for, walked by `policy` through the simulator in the model's picture size."""
+    """The episodes that the options ask for, in the model's picture size: walked by `policy` through the simulator, or
+    those of the dataset that --data names."""
+    if args.data is not None:
+        return recorded_episodes(args.data, model.config.codec.size, args.episodes, num_steps)
     judge = Judge(args.source, policy, model.config.codec.size)
     return judge.episodes(args.episodes, num_steps, first_seed=args.first_seed)
 
@@ -67,6 +71,8 @@ def checked_model(args: argparse.Namespace) -> WorldModel:
 
     if args.batch < 1 or args.episodes < 1:
         raise ValueError(f"--batch {args.batch} and --episodes {args.episodes} must be at least 1")
+    if args.data is not None and args.source != SOURCES[0]:
+        raise ValueError(f"--data and --source {args.source} both say who judges; leave one out")
     if args.first_seed < HELD_OUT_SEED:
         raise ValueError(f"--first-seed {args.first_seed} may be a training layout; give {HELD_OUT_SEED} or more")
     return load_world(args.weights, checked_device(args.device))
@@ -83,7 +89,9 @@ def name_files(paths: list[Path]) -> None:
 
 
 def name_of(name: str, args: argparse.Namespace) -> str:
-    """A result's name, with the simulator that judged where it is not the first one."""
+    """A result's name, with the simulator that judged where it is not the first one, or the dataset."""
+    if args.data is not None:
+        return f"{name}_data_{Path(args.data).name}"
     return name if args.source == SOURCES[0] else f"{name}_{args.source}"
 
 

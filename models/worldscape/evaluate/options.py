@@ -22,7 +22,7 @@ def add_evaluation(
 ) -> argparse.ArgumentParser:
     """Add an evaluation with the options that all share; `policy` None: nobody walks; sources: simulators to choose."""
     parser = evaluations.add_parser(name, help=run.__doc__, description=run.__doc__)
-    parser.set_defaults(func=run)
+    parser.set_defaults(func=run, data=None)
     parser.add_argument("--weights", default="nano", help="shipped name, or a directory of weights or of a run")
     if sources:
         parser.add_argument("--source", choices=sources, default=sources[0], help="the simulator that judges")

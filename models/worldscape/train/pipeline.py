@@ -40,6 +40,8 @@ INIT = "init"
 """Name in a config file of the weights that the first stage starts from."""
 SHARED = {**dict.fromkeys(("world", "spatial", "ode", "distill"), "generator"), "decoder": "decoder"}
 """Stages that may be taken in part, and the part of the weights that they change."""
+GENERATORS = ("teacher", "world", "spatial", "ode", "distill")
+"""Stages that train the generator."""
 ORIGIN = "origin.json"
 """File in a stage's run: the checksums of the weights that it began with, its data, model and settings."""
 INCIDENTAL = {"device", "threads", "loaders", "compile", "tensorboard", "log_every", "sample_every", "checkpoint_every"}
@@ -241,7 +243,7 @@ def plan_runs(size: str, data: tuple[str, ...], out: Path, plan: Plan, init: str
     """The stages of a preset in order, each built on the one before, the first on `init`; students learn from whom the
     plan says, or else from the last causal generator that was trained on recorded frames, or from `init`.
 
-    Raises ValueError for a student without a teacher."""
+    Raises ValueError for a student without a teacher, and for a stage that needs a generator before there is one."""
     taught_by: str | None = None
     model = merge_model(preset(size), plan.model)
     runs: list[StageRun] = []
@@ -249,6 +251,12 @@ def plan_runs(size: str, data: tuple[str, ...], out: Path, plan: Plan, init: str
     for name in plan.order:
         stage, before = stage_of(name), plan.builds_on.get(name)
         model = merge_model(model, plan.models.get(name, {}))
+        has_generator = first is not None or any(run.stage in GENERATORS for run in runs)
+        if "transformer" in NEEDS[stage] and not has_generator:
+            raise ValueError(
+                f"{name!r} builds on a trained generator, which nothing before it in order {list(plan.order)} makes: "
+                "put 'world' before it, or give --init"
+            )
         if before is not None:
             init = first if before == INIT else str(result_of(before, out, plan))
         runs.append(
@@ -288,9 +296,8 @@ def merge_model(config: WorldConfig, changes: Mapping[str, Any]) -> WorldConfig:
     """A model config with the sections of a config file put in. Raises ValueError for unknown keys."""
     values = config.to_dict()
     for key, value in changes.items():
-        values[key] = (
-            {**values[key], **value} if isinstance(values.get(key), dict) and isinstance(value, Mapping) else value
-        )
+        is_part = isinstance(values.get(key), dict) and isinstance(value, Mapping)
+        values[key] = {**values[key], **value} if is_part else value
     return WorldConfig.from_dict(values)
 
 
