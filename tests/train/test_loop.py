@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from tests.train.toys import ToyStage, ToyWorld, toy_config, train_toy
 from worldscape.checkpoint import CONFIG_FILE
+from worldscape.locked import locked
 from worldscape.train.log import format_seconds
 from worldscape.train.loop import compile_parts
 from worldscape.train.optim import lr_at
@@ -219,6 +220,12 @@ def test_a_loss_that_is_not_finite_stops_before_the_weights_change(tmp_path):
     train_toy(ToyStage(), ToyWorld(), toy_config(), tmp_path)
     train_toy(ToyStage(), ToyWorld(), toy_config(), tmp_path.with_name("whole"))
     assert_same_run(tmp_path, tmp_path.with_name("whole"))
+
+
+def test_two_runs_do_not_train_in_one_place(tmp_path):
+    with locked(tmp_path), pytest.raises(ValueError, match=f"is in use by process {os.getpid()}"):
+        train_toy(ToyStage(), ToyWorld(), toy_config(), tmp_path)
+    train_toy(ToyStage(), ToyWorld(), toy_config(), tmp_path)
 
 
 def test_bad_samples_are_named(tmp_path):

@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -23,6 +24,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader, Dataset
 
 from worldscape.checkpoint import save_world
+from worldscape.locked import locked
 from worldscape.train.config import TrainConfig
 from worldscape.train.log import RunLog
 from worldscape.train.optim import build_optimizers, ema_decay_at, lease_spent, lr_at, set_lr, update_ema
@@ -74,11 +76,13 @@ def train(
     (RunIdentity), with which alone it may go on.
     Ends after config.steps or config.lease. Stops early (resumable) after config.minutes and at SIGTERM or SIGINT;
     out/status.json says why it ended.
-    Raises ValueError when `out` holds another run, FloatingPointError when the loss or a gradient is not finite.
+    Raises ValueError when `out` holds another run or another process trains there, FloatingPointError when the loss or
+    a gradient is not finite.
     """
     with occupy(config) as place:
         told = partial(describe, provenance or {}, facts or {})
-        return train_at(stage, model, config, Path(out), told, origin or {}, place)
+        with locked(Path(out)) if place.is_main else nullcontext():
+            return train_at(stage, model, config, Path(out), told, origin or {}, place)
 
 
 def train_at(
