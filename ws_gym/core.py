@@ -17,24 +17,23 @@ import torch
 from gymnasium.error import ClosedEnvironmentError, Error, ResetNeeded
 from torch import Tensor
 
-from worldscape.checkpoint import load_aggregator, load_world
+from worldscape.checkpoint import load_aggregator
 from worldscape.codec import rgbd_to_frame
 from worldscape.conditioning.reproject import decode_depth
 from worldscape.engine import WorldEngine
 from worldscape.engine_frames import EngineFrame
-from worldscape.engines import open_engine
 from worldscape.memory.report import report_memory, report_trust
 from worldscape.snapshot import Snapshot, as_snapshot
 from worldscape.splats.gaussians import Gaussians
 from worldscape.splats.reconstruct import aggregate
 from worldscape.splats.unproject import unproject
-from ws_gym import IMPORTED_IN
 from ws_gym.batch import Batch
+from ws_gym.forks import FORKED, leave_the_parents_threads
 from ws_gym.hand_actions import choose_action_mode
 from ws_gym.infos import describe_hands, describe_motion, resize_depth, resize_frames
 from ws_gym.maps import Place
 from ws_gym.observations import OBSERVATIONS
-from ws_gym.options import WorldOptions
+from ws_gym.options import WorldOptions, open_worlds
 from ws_gym.places import TRAIL_STEPS, describe_place
 from ws_gym.starts import START_OPTIONS, choose_starts, fit_hands, lone_snapshot, open_starts, start_number
 from ws_gym.tasks import TaskResult, make_task
@@ -56,10 +55,10 @@ class WorldCore:
         self.max_drift, self.drift_patience = options.max_drift, options.drift_patience
         self._process = os.getpid()
         self.busy = threading.Lock()
-        _leave_the_parents_threads()
+        leave_the_parents_threads()
         self.task = make_task(options.task, options.task_options)
         self._options = options
-        self.engine: WorldEngine | None = _open_engine(options, num_slots)
+        self.engine: WorldEngine | None = open_worlds(options, num_slots)
         self.actions = choose_action_mode(options, self.engine.config)
         side = self.engine.config.codec.size
         self.frame_size = (side, side)
@@ -285,7 +284,7 @@ class WorldCore:
     def reopen(self) -> None:
         """Make the engine of a closed core again; nothing to do for an open one."""
         if self.engine is None:
-            self.engine = _open_engine(self._options, self.num_slots)
+            self.engine = open_worlds(self._options, self.num_slots)
             self.needs_reset[:] = True
 
     @alone
@@ -315,7 +314,7 @@ class WorldCore:
     def _running_engine(self) -> WorldEngine:
         if self.engine is None:
             raise ClosedEnvironmentError("the environment was closed; reset it to open it again.")
-        _leave_the_parents_threads()
+        leave_the_parents_threads()
         if self.device.type == "cuda" and os.getpid() != self._process:
             raise Error(FORKED)
         return self.engine
@@ -348,39 +347,3 @@ class WorldCore:
             info={**info, **result.terms},
         )
         return batch.on_cpu() if self.is_for_numpy else batch
-
-
-FORKED = (
-    "a world on a CUDA device cannot be used in a forked process; instead of many processes use many slots of one "
-    "model, gym.make_vec('WorldScape-Nav-v0', num_envs=N, device='cuda'), or start processes with 'spawn'."
-)
-
-
-def _leave_the_parents_threads() -> None:
-    """In a forked process, compute with one thread: OpenMP would wait for ever for those that only the parent has."""
-    if os.getpid() != IMPORTED_IN and torch.get_num_threads() > 1:
-        torch.set_num_threads(1)
-
-
-def _open_engine(options: WorldOptions, num_slots: int) -> WorldEngine:
-    try:
-        model = load_world(os.fspath(options.weights), options.torch_device)
-        if not model.config.transformer.is_causal:
-            raise ValueError(
-                f"weights={os.fspath(options.weights)!r} are a teacher's: it refines whole clips and answers no single "
-                "action, so no environment steps it. Watch it with `worldscape dream --weights`, or give the student "
-                "that `worldscape train distill` makes of it."
-            )
-        return open_engine(
-            model,
-            num_slots,
-            sampler=options.sampler,
-            device=options.torch_device,
-            steps_per_frame=options.steps_per_frame,
-            precision=options.precision,
-            hands=options.hands,
-        )
-    except RuntimeError as error:
-        if "forked subprocess" in str(error):
-            raise Error(FORKED) from error
-        raise

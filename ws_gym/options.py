@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from gymnasium.error import Error
 
+from worldscape.checkpoint import load_world
 from worldscape.checks import checked_device
-from worldscape.engines import SAMPLERS
+from worldscape.engine import WorldEngine
+from worldscape.engines import SAMPLERS, open_engine
 from worldscape.precision import PRECISIONS
 from ws_gym.actions import check_action_mode
+from ws_gym.forks import FORKED
 from ws_gym.observations import OBSERVATIONS, Latent
 
 MIN_SIZE = 16
@@ -139,3 +143,29 @@ def _check_size(size: Any) -> tuple[int, int]:
     if not all(is_whole(side) and side >= MIN_SIZE for side in pair):
         raise ValueError(f"size={size!r} is too small or not whole; give pixels of at least {MIN_SIZE}.")
     return int(pair[0]), int(pair[1])
+
+
+def open_worlds(options: WorldOptions, num_slots: int) -> WorldEngine:
+    """An engine with so many slots, as the options ask for. Raises ValueError for a teacher's weights, and as the
+    engines do; Error where a forked process would use its parent's GPU."""
+    try:
+        model = load_world(os.fspath(options.weights), options.torch_device)
+        if not model.config.transformer.is_causal:
+            raise ValueError(
+                f"weights={os.fspath(options.weights)!r} are a teacher's: it refines whole clips and answers no single "
+                "action, so no environment steps it. Watch it with `worldscape dream --weights`, or give the student "
+                "that `worldscape train distill` makes of it."
+            )
+        return open_engine(
+            model,
+            num_slots,
+            sampler=options.sampler,
+            device=options.torch_device,
+            steps_per_frame=options.steps_per_frame,
+            precision=options.precision,
+            hands=options.hands,
+        )
+    except RuntimeError as error:
+        if "forked subprocess" in str(error):
+            raise Error(FORKED) from error
+        raise

@@ -553,7 +553,7 @@ class TestBadInput:
         env = make_env()
         env.reset()
         core_of(env).device = torch.device("cuda")
-        monkeypatch.setattr(core_module, "_leave_the_parents_threads", lambda: None)
+        monkeypatch.setattr(core_module, "leave_the_parents_threads", lambda: None)
         monkeypatch.setattr(core_module.os, "getpid", lambda: -1)
         with pytest.raises(Error, match=r"forked process; .*gym\.make_vec"):
             env.step(0)
@@ -562,7 +562,7 @@ class TestBadInput:
         def fail(*_):
             raise RuntimeError("Cannot re-initialize CUDA in forked subprocess. To use CUDA with multiprocessing, ...")
 
-        monkeypatch.setattr(core_module, "load_world", fail)
+        monkeypatch.setattr("ws_gym.options.load_world", fail)
         with pytest.raises(Error, match=r"gym\.make_vec"):
             make_env()
 
