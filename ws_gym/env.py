@@ -11,8 +11,8 @@ from worldscape.splats.gaussians import Gaussians
 from ws_gym.batch import Batch, map_info
 from ws_gym.core import WorldCore
 from ws_gym.maps import draw_map
-from ws_gym.options import RENDER_SIZE, WorldOptions, check_seed
-from ws_gym.pictures import resize
+from ws_gym.options import WorldOptions, check_seed
+from ws_gym.rendering import ARRAY_MODES, RENDER_FPS, check_render_mode, enlarge
 from ws_gym.viewer import Viewer, can_open_window
 
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from worldscape.snapshot import Snapshot
     from ws_gym.vector_env import WorldScapeVectorEnv
 
-RENDER_FPS = 10
-ARRAY_MODES = ("rgb_array", "depth_array")
 ROW = np.ones(1, dtype=bool)
 
 
@@ -324,19 +322,6 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         if self._viewer is not None:
             self._viewer.show(self._core.pictures()[0])
         return observation, map_info(first_row, batch.info)
-
-
-def check_render_mode(mode: str | None, modes: tuple[str | None, ...]) -> str | None:
-    """The mode; raises ValueError when it is none of `modes`."""
-    if mode not in modes:
-        raise ValueError(f"render_mode={mode!r} is not supported here; choose one of {modes}.")
-    return mode
-
-
-def enlarge(frame: np.ndarray) -> np.ndarray:
-    """uint8 [h, w, 3] -> a new array with a longer side of at least RENDER_SIZE pixels, to look at."""
-    scale = max(1.0, RENDER_SIZE / max(frame.shape[:2]))
-    return resize(frame, (round(frame.shape[0] * scale), round(frame.shape[1] * scale)))
 
 
 def add_row(action: Any) -> np.ndarray:

@@ -26,9 +26,6 @@ HANDS_CHOICES = ("right", "left", "both")
 HAND_MODES = ("hands", "universal")
 HAND_KINDS = ("delta", "keypoints", "egodex")
 
-RENDER_SIZE = 256
-"""Pixels on the longer side of what `render()` returns: 64 pixels are enough to learn from, not to look at."""
-
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class WorldOptions:

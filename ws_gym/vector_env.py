@@ -16,9 +16,9 @@ from torch import Tensor
 from worldscape.snapshot import Snapshot
 from ws_gym.batch import Batch
 from ws_gym.core import WorldCore
-from ws_gym.env import ARRAY_MODES, RENDER_FPS, check_render_mode, enlarge
 from ws_gym.maps import draw_map
 from ws_gym.options import WorldOptions, check_seed, is_whole
+from ws_gym.rendering import ARRAY_MODES, RENDER_FPS, check_render_mode, enlarge
 
 OUTPUTS = ("numpy", "torch")
 
