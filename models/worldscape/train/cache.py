@@ -51,8 +51,8 @@ def digest(tensor: Tensor) -> str:
 
 def _path(dataset: Datasets, settings: Sequence[Any], modules: Sequence[nn.Module]) -> Path:
     first = Path(dataset_paths(dataset)[0]).resolve()
-    digest = hashlib.sha256(json.dumps(list(settings)).encode())
+    known = hashlib.sha256(json.dumps(list(settings)).encode())
     for module in modules:
         for name, tensor in sorted(module.state_dict().items()):
-            digest.update(name.encode() + tensor.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())
-    return first.parent / f".{first.name}-prepared" / f"{digest.hexdigest()[:16]}.safetensors"
+            known.update(name.encode() + tensor.detach().cpu().to(torch.float16).contiguous().numpy().tobytes())
+    return first.parent / f".{first.name}-prepared" / f"{known.hexdigest()[:16]}.safetensors"

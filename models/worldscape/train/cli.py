@@ -114,29 +114,35 @@ def train_stage(wanted: StageRun) -> int:
 
     Raises ValueError when what it builds on is missing or does not fit.
     """
-    from worldscape.checkpoint import load_world, weights_id
-    from worldscape.data.clips import fingerprint
+    from worldscape.checkpoint import load_world
     from worldscape.train.loop import train
 
     module = importlib.import_module(f"worldscape.train.{wanted.stage}")
     model_config = module.adapt_model(wanted.model) if wanted.stage == "teacher" else wanted.model
     model, provenance = build_model(model_config, wanted.stage, wanted.init, wanted.config.seed)
     sources: list[Any] = [wanted.data, wanted.init]
-    facts = {"preset": wanted.preset, "data": "+".join(Path(data).name for data in wanted.data)}
+    origin = began_with(wanted)
+    facts: dict[str, Any] = {"preset": wanted.preset, "data": "+".join(Path(data).name for data in wanted.data)}
     if wanted.stage in TAUGHT:
         teacher = wanted.teacher or wanted.init
         assert teacher is not None
         check_teacher(load_world(teacher), model, teacher, may_see_ahead=wanted.stage == "distill")
-        facts["teacher"] = weights_id(load_world(teacher))
+        facts["teacher"] = origin["teacher"]
         sources.append(teacher)
-    origin = {
-        "data": fingerprint(wanted.data),
-        "init": wanted.init and weights_id(load_world(wanted.init)),
-        "teacher": facts.get("teacher"),
-    }
     stage = module.build_stage(model_config, wanted.config, *sources)
     train(stage, model, wanted.config, wanted.out, provenance, facts, origin)
     return exit_code(wanted.out)
+
+
+def began_with(run: StageRun) -> dict[str, str | None]:
+    """Checksums of what a stage begins with: its recordings, the weights of --init, and those of its teacher."""
+    from worldscape.checkpoint import load_world, weights_id
+    from worldscape.data.clips import fingerprint
+
+    teacher = (run.teacher or run.init) if run.stage in TAUGHT else None
+    weights = {"init": run.init, "teacher": teacher}
+    known = {role: None if path is None else weights_id(load_world(path)) for role, path in weights.items()}
+    return {"data": fingerprint(run.data), **known}
 
 
 def check_teacher(teacher: WorldModel, student: WorldModel, name: str, *, may_see_ahead: bool = False) -> None:

@@ -29,8 +29,8 @@ from worldscape.atomic import whole_file
 from worldscape.average import average_worlds
 from worldscape.checkpoint import load_world, read_provenance, save_world, weights_id
 from worldscape.config import WorldConfig, preset
-from worldscape.data.clips import fingerprint, load_frames
-from worldscape.train.cli import NEEDS, TAUGHT, StageRun, train_stage
+from worldscape.data.clips import load_frames
+from worldscape.train.cli import NEEDS, TAUGHT, StageRun, began_with, train_stage
 from worldscape.train.config import TrainConfig, override
 from worldscape.train.log import STATUS_FILE
 
@@ -213,11 +213,8 @@ def begin(run: StageRun) -> None:
 
 def origin_of(run: StageRun) -> dict[str, Any]:
     """All that a stage's result depends on, but for how long it is trained, as JSON reads it back."""
-    given = {"init": run.init, "teacher": run.teacher}
-    weights = {role: path and weights_id(load_world(path)) for role, path in given.items()}
     settings = {k: v for k, v in run.config.to_dict().items() if k not in INCIDENTAL | DURATION}
-    known = {"data": fingerprint(run.data), "model": run.model.to_dict(), "settings": settings}
-    return json.loads(json.dumps({**weights, **known}))
+    return json.loads(json.dumps({**began_with(run), "model": run.model.to_dict(), "settings": settings}))
 
 
 def result_of(name: str, out: Path, plan: Plan) -> Path:
