@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from worldscape.atomic import whole_file
+from worldscape.films import write_film
 from worldscape.train.config import TrainConfig
 
 STATUS_FILE = "status.json"
@@ -107,7 +108,7 @@ class RunLog:
             if picture.dtype != np.uint8 or picture.ndim not in (3, 4):
                 raise ValueError(f"sample {name!r} is {picture.dtype} {picture.shape}: give uint8 [h,w,3] or [T,h,w,3]")
             if picture.ndim == 4:
-                imageio.imwrite(folder / f"{name}_{step:08d}.mp4", picture, fps=8, macro_block_size=1)
+                write_film(folder / f"{name}_{step:08d}.mp4", picture, fps=8)
                 continue
             imageio.imwrite(folder / f"{name}_{step:08d}.png", picture)
             if self._board is not None:
