@@ -17,7 +17,7 @@ class Linear(nn.Linear):
     """nn.Linear with a bias."""
 
     def forward(self, input: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or input.device.type != "cpu":
+        if _is_usual(input):
             return super().forward(input)
         rows = input.reshape(-1, self.in_features)
         padded = F.pad(rows, (0, 0, 0, -len(rows) % ROWS))
@@ -28,9 +28,14 @@ class SiLU(nn.Module):
     """nn.SiLU."""
 
     def forward(self, input: Tensor) -> Tensor:
-        return F.silu(input) if torch.is_grad_enabled() else input * sigmoid(input)
+        return F.silu(input) if _is_usual(input) else input * sigmoid(input)
 
 
 def sigmoid(x: Tensor) -> Tensor:
     """torch.sigmoid."""
-    return torch.sigmoid(x) if torch.is_grad_enabled() or x.device.type != "cpu" else 1.0 / (1.0 + (-x).exp())
+    return torch.sigmoid(x) if _is_usual(x) else 1.0 / (1.0 + (-x).exp())
+
+
+def _is_usual(x: Tensor) -> bool:
+    """Whether PyTorch's own will do: where something learns, and on other devices than a CPU."""
+    return torch.is_grad_enabled() or x.device.type != "cpu"
