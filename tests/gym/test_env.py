@@ -431,6 +431,18 @@ class TestTasks:
         with pytest.raises(ValueError, match="judged a step with NoneType; return a ws_gym.tasks.TaskResult"):
             make_env(task=Forgetful()).reset()
 
+    @pytest.mark.parametrize("given", [float("nan"), float("inf")])
+    def test_rewards_must_be_finite(self, given):
+        """Those of steps: at a reset none is paid."""
+        env = make_env(task=lambda frame, elapsed: torch.where(elapsed == 2, given, 0.0))
+        env.reset(seed=0)
+        env.step(env.action_space.sample())
+        with pytest.raises(ValueError, match=rf"rewarded slots \[0\] with \[{given}\]; rewards are finite"):
+            env.step(env.action_space.sample())
+        envs = make_vec(num_envs=2, task=lambda frame, elapsed: torch.where(elapsed == 0, given, 0.0))
+        envs.reset(seed=0)
+        assert np.isfinite(envs.step(envs.action_space.sample())[1]).all()
+
     @pytest.mark.parametrize("given", [None, "much", {}])
     def test_a_function_must_return_rewards(self, given):
         with pytest.raises(ValueError, match="the reward function returned .*; return one reward per slot"):
@@ -459,6 +471,7 @@ class TestBadInput:
             ({"actions": "keys"}, "actions='keys' is not an action mode"),
             ({"task": "fly"}, "task='fly' is unknown; choose one of"),
             ({"task": "goal_pose", "task_options": {"speed": 1}}, r"\['speed'\] are unknown to GoalPose"),
+            ({"task": "goal_pose", "task_options": {"radius": "wide"}}, "do not suit GoalPose: '<' not supported"),
             ({"starts": "test"}, "the dataset test does not exist"),
             ({"size": 0}, "size=0 is too small"),
             ({"size": -64}, "size=-64 is too small"),

@@ -68,4 +68,7 @@ def _build(task_class: type[Task], options: dict[str, Any]) -> Task:
     unknown = sorted(set(options) - known)
     if unknown:
         raise ValueError(f"task_options {unknown} are unknown to {task_class.__name__}; it takes {sorted(known)}.")
-    return task_class(**options)
+    try:
+        return task_class(**options)
+    except TypeError as error:  # "x" < 1 and the like
+        raise ValueError(f"task_options {options} do not suit {task_class.__name__}: {error}.") from error
