@@ -32,7 +32,11 @@ def test_a_perfect_dream_scores_like_the_simulator(episodes):
     assert found["psnr_realised_h8"] > 40
     for name in ("warp_psnr_{}_g1", "warp_psnr_{}_g4", "novel_psnr_{}", "nearest_psnr_{}", "novel_gain_{}"):
         assert found[name.format("dream")] == pytest.approx(found[name.format("simulator")], abs=1e-4)
-    assert 0 < found["warp_share_g4"] <= found["warp_share_g1"] <= 1
+    for gap in (1, 4):
+        for kind in ("psnr", "share", "agree"):
+            own, true = (found[f"warp_{kind}_{name}_g{gap}"] for name in ("own", "simulator"))
+            assert own == pytest.approx(true, abs=1e-4)
+    assert 0 < found["warp_share_own_g4"] <= found["warp_share_own_g1"] < found["warp_agree_own_g1"] <= 1
 
 
 def test_wrong_depth_and_frames_that_disagree_are_caught(episodes):
@@ -41,6 +45,24 @@ def test_wrong_depth_and_frames_that_disagree_are_caught(episodes):
     for kind in ("covered", "uncovered", "median"):
         assert found[f"depth_abs_rel_{kind}_h8"] == pytest.approx(0.3, abs=1e-3)
     assert found["warp_psnr_dream_g1"] < found["warp_psnr_simulator_g1"] - 2
+    assert found["warp_psnr_own_g1"] < found["warp_psnr_simulator_g1"] - 2
+
+
+class WobblingEngine(PerfectEngine):
+    """Shows every other frame too far away."""
+
+    def _frame(self, realised):
+        made = super()._frame(realised)
+        if self.num_frames // self.num_slots % 2:
+            made.depth = made.depth * 1.3
+        return made
+
+
+def test_depth_that_disagrees_with_itself_is_caught_by_the_dream_s_own(episodes):
+    found = judge_geometry(WobblingEngine(5), episodes, unproject, CONFIG).metrics
+    assert found["warp_psnr_dream_g1"] == pytest.approx(found["warp_psnr_simulator_g1"], abs=1e-4)
+    assert found["warp_agree_own_g1"] < 0.2 * found["warp_agree_simulator_g1"]
+    assert found["warp_agree_own_g4"] == pytest.approx(found["warp_agree_simulator_g4"], abs=0.2)
 
 
 @pytest.mark.parametrize("context", [1, 3])

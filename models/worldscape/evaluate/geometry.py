@@ -138,36 +138,54 @@ def measure_depth(dream: Dream, episodes: EpisodeBatch, horizon: int, start: Sta
 
 
 def measure_consistency(dream: Dream, episodes: EpisodeBatch, gap: int) -> dict[str, float]:
-    """Frames warped by the simulator's geometry onto those `gap` steps later: PSNR where both show the same surface."""
-    num_steps = dream.frames.shape[1]
-    first = np.unique(np.linspace(1, num_steps - gap, min(PAIRS, num_steps - gap)).astype(int))
-    errors: dict[str, list[Tensor]] = {"dream": [], "simulator": [], "share": []}
-    for step in first.tolist():
-        for name, frames in (("dream", dream.frames), ("simulator", episodes.frames[:, 1:])):
-            made, mask = warp(frames[:, step - 1], episodes, step, step + gap)
-            errors[name].append(scores.psnr(made, scores.to_unit(torch.from_numpy(frames[:, step + gap - 1])), mask))
-        errors["share"].append(mask.float().mean((1, 2)))
-    dreamed, simulated, share = (_mean(torch.cat(values)) for values in errors.values())
-    return {
-        f"warp_psnr_dream_g{gap}": dreamed,
-        f"warp_psnr_simulator_g{gap}": simulated,
-        f"warp_share_g{gap}": share,
-    }
+    """Frames moved to the camera `gap` steps later, where both show the same surface: PSNR there.
 
-
-def warp(frame: np.ndarray, episodes: EpisodeBatch, step: int, later: int) -> tuple[Tensor, Tensor]:
-    """uint8 frames [N, h, w, 3] taken at `step`, moved to the camera of step `later` by the simulator's depth.
-
-    -> pictures [N, 3, h, w] in [0, 1], and where the simulator shows the same surface in both, bool [N, h, w].
+    By the simulator's geometry, in dream and simulator: whoever dreams a place otherwise than it is pays for that, too.
+    And by the dream's own depth, whatever it dreams: `own`, with how often two frames' depth agrees.
     """
-    depth, poses = torch.from_numpy(episodes.depth), torch.from_numpy(episodes.pose)
-    rgbd = frame_to_rgbd(torch.from_numpy(frame), encode_depth(depth[:, step]))
-    valid = torch.ones(len(episodes), 1, dtype=torch.bool)
-    intrinsics = torch.from_numpy(episodes.intrinsics)
-    anchor = reproject(rgbd[:, None], poses[:, step, None], valid, poses[:, later], intrinsics)
-    there = depth[:, later]
+    (_, frames, depth), (_, true_frames, true_depth) = _sequences(dream, episodes)
+    ways = {"dream": (frames, true_depth), "simulator": (true_frames, true_depth), "own": (frames, depth)}
+    num_steps = frames.shape[1]
+    first = np.unique(np.linspace(1, num_steps - gap, min(PAIRS, num_steps - gap)).astype(int))
+    found: dict[str, float] = {}
+    for name, (pictures, distances) in ways.items():
+        psnr, share, agree = [], [], []
+        for step in (first - 1).tolist():
+            later = scores.to_unit(torch.from_numpy(pictures[:, step + gap]))
+            moved = warp(pictures[:, step], distances[:, step], distances[:, step + gap], episodes, step + 1, gap)
+            psnr.append(scores.psnr(moved.rgb, later, moved.is_same))
+            share.append(moved.is_same.float().mean((1, 2)))
+            agree.append(moved.is_same.sum((1, 2)) / moved.is_shown.sum((1, 2)))
+        found[f"warp_psnr_{name}_g{gap}"] = _mean(torch.cat(psnr))
+        if name != "dream":
+            found[f"warp_share_{name}_g{gap}"] = _mean(torch.cat(share))
+            found[f"warp_agree_{name}_g{gap}"] = _mean(torch.cat(agree))
+    return found
+
+
+class Warped(NamedTuple):
+    """Frames moved to another camera: rgb [N, 3, h, w] in [0, 1]; which pixels they show there, nearer than MAX_DEPTH,
+    and which of these as the surface that is seen there, bool [N, h, w].
+    """
+
+    rgb: Tensor
+    is_shown: Tensor
+    is_same: Tensor
+
+
+def warp(
+    frame: np.ndarray, depth: np.ndarray, later: np.ndarray, episodes: EpisodeBatch, step: int, gap: int
+) -> Warped:
+    """uint8 frames [N, h, w, 3] with depth [N, h, w] taken at `step`, moved to the camera `gap` steps later, from where
+    the depth is `later` [N, h, w]."""
+    poses, intrinsics = torch.from_numpy(episodes.pose), torch.from_numpy(episodes.intrinsics)
+    rgbd = frame_to_rgbd(torch.from_numpy(frame), encode_depth(torch.from_numpy(depth).float()))
+    valid = torch.ones(len(frame), 1, dtype=torch.bool)
+    anchor = reproject(rgbd[:, None], poses[:, step, None], valid, poses[:, step + gap], intrinsics)
+    there = torch.from_numpy(later).float()
+    is_shown = (anchor.mask[:, 0] > 0.5) & (there < MAX_DEPTH)
     is_same = (decode_depth(anchor.rgbd[:, 3]) - there).abs() < SAME_SURFACE * there
-    return anchor.rgbd[:, :3] / 2 + 0.5, (anchor.mask[:, 0] > 0.5) & is_same & (there < MAX_DEPTH)
+    return Warped(anchor.rgbd[:, :3] / 2 + 0.5, is_shown, is_shown & is_same)
 
 
 def draw_held_out(frames: np.ndarray, depth: np.ndarray, episodes: EpisodeBatch, make: Maker) -> Views:
@@ -214,7 +232,11 @@ def tabulate(found: dict[str, float], config: GeometryConfig) -> Table:
         rows += [[f"depth abs-rel {kind}, step {h}", found[f"depth_abs_rel_{kind}_h{h}"], 0] for h in config.horizons]
     rows += [[f"depth delta < 1.25, step {h}", found[f"depth_delta_h{h}"], 1] for h in config.horizons]
     for gap in config.gaps:
-        rows.append([f"warp PSNR, gap {gap}", found[f"warp_psnr_dream_g{gap}"], found[f"warp_psnr_simulator_g{gap}"]])
+        simulated = found[f"warp_psnr_simulator_g{gap}"]
+        rows.append([f"warp PSNR, gap {gap}", found[f"warp_psnr_dream_g{gap}"], simulated])
+        rows.append([f"warp PSNR by its own depth, gap {gap}", found[f"warp_psnr_own_g{gap}"], simulated])
+        agree = (found[f"warp_agree_{name}_g{gap}"] for name in ("own", "simulator"))
+        rows.append([f"depth agrees, gap {gap}", *agree])
     for name in ("novel_psnr", "nearest_psnr"):
         rows.append([name.replace("_", " "), found[f"{name}_dream"], found[f"{name}_simulator"]])
     return Table(title="geometry", columns=["score", "dream", "simulator"], rows=rows)
