@@ -23,6 +23,7 @@ from worldscape.scoring import estimate_end
 from worldscape.train import distill
 from worldscape.train.config import override
 from worldscape.train.distill import DEFAULTS, DistillStage, DistillTrainConfig
+from worldscape.train.matching import matching_gradient
 from worldscape.train.optim import build_optimizers, set_lr
 from worldscape.train.rollouts import RolloutPlan, start_at
 from worldscape.train.self_rollout import leave_alone, roll_out
@@ -147,6 +148,28 @@ def test_rollouts_from_recordings_are_drawn_to_what_was_recorded(store):
         parts["loss"].backward()
         optimizer.step()
     assert (distances()[1::2] < 0.9 * before[1::2]).all()
+
+
+def test_rollouts_may_be_drawn_to_what_their_openings_know_alone(store):
+    """Known is what the opening shows of the window by the recorded depth; the rest pulls at nothing."""
+    far = replace(store, depth=np.full_like(store.depth, 40.0))
+    stage, model = build(far, batch_size=4, history=2, window=2, known_weight=0.5, student_every=1)
+    batch = stage.batch(0, 0, 1)
+    with torch.no_grad():
+        made = roll_out(model, batch, window=2).frames.latent[:, -2:]
+    known, pull = stage._known(model, batch), stage._pull(model, made, batch)
+    assert known.shape == made.shape[:3] and 0.3 < float(known.mean()) < 1 == float(known.max())
+    recorded = model.codec.encode(batch["recorded"].flatten(0, 1)).view_as(made)
+    torch.testing.assert_close(pull, 0.5 * known[..., None] * matching_gradient(made, recorded, made))
+    turned = batch["recorded_pose"].clone()
+    turned[0, :, :3, :3] = turned[0, :, :3, :3] @ torch.diag(torch.tensor([-1.0, 1, -1]))
+    turned[0, :, :3, 3] += 30.0
+    elsewhere = batch | {"recorded_pose": turned, "still": batch["still"].clone()}
+    elsewhere["still"][1] = False
+    assert not stage._known(model, elsewhere)[:2].any()
+    assert torch.equal(stage._known(model, elsewhere)[2:], known[2:])
+    dreamed = batch | {"is_recorded": torch.tensor([False, True, True, True])}
+    assert not stage._pull(model, made, dreamed)[0].any()
 
 
 def test_without_distribution_matching_only_recordings_are_heeded(store):
@@ -377,6 +400,7 @@ def test_ranks_share_the_number_of_calls_and_nothing_else(store):
         ({"alone_share": 1.5}, r"alone_share = 1.5 is not allowed: it must be in \[0, 1\]"),
         ({"alone_share": 0.5, "dreams": 0}, "alone_share is of the rollouts that open on dreams: give it some"),
         ({"recorded_weight": -1.0}, "recorded_weight = -1.0 is not allowed: it must be at least 0"),
+        ({"known_weight": -1.0}, "known_weight = -1.0 is not allowed: it must be at least 0"),
         ({"teacher_weight": -1.0}, "teacher_weight = -1.0 is not allowed: it must be at least 0"),
         ({"teacher_weight": 0.0, "dreams": 0}, "with teacher_weight = 0 recordings are all there is to learn from"),
         ({"teacher_weight": 0.0, "recorded_weight": 1.0}, "give recorded_weight and dreams = 0"),

@@ -23,7 +23,7 @@ from worldscape.data.tabletop_tasks import TASKS
 from worldscape.dream import dream_walk
 from worldscape.engine import WorldEngine
 from worldscape.hand_tasks import HAND_TASKS
-from worldscape.train import decoder, heads, spatial, teacher, world
+from worldscape.train import decoder, heads, known, teacher, world
 from worldscape.train.cli import NEEDS, copy_parts
 from worldscape.train.config import override
 from worldscape.train.hand_heads import hand_labels
@@ -108,7 +108,7 @@ def test_what_moves_is_no_place_to_be_rendered(store):
     """Hands and their object: neither looked at in views nor made Gaussians of. Rooms stand still."""
     frames = np.array([[0, 1], [STEPS + 1, STEPS + 2]])
     with_hands = 1 - int(store.hands.moves(frames)[0].any())  # datasets take turns
-    still = spatial.find_still(store, frames)
+    still = known.find_still(store, frames)
     assert still[1 - with_hands].all() and 0.02 < float((~still[with_hands]).float().mean()) < 0.6
     row = frames[with_hands]
     owners = owned_by(*parts_of(store, row))

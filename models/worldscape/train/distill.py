@@ -26,6 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from worldscape.checkpoint import load_world
+from worldscape.codec import token_coverage
 from worldscape.config import MemoryConfig, WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, load_frames
 from worldscape.engines import SAMPLERS
@@ -33,6 +34,7 @@ from worldscape.flow import add_noise
 from worldscape.scoring import Clip, estimate_end
 from worldscape.train.config import DEBUG, TrainConfig, require
 from worldscape.train.heads import num_training, plan_rollouts
+from worldscape.train.known import find_known, find_still
 from worldscape.train.matching import (
     LEAST_LEVEL,
     draw_shared_levels,
@@ -60,7 +62,8 @@ class DistillTrainConfig(TrainConfig):
     rather than how it looks, and what is there is memory's to say.
     recorded_weight: how strongly those that open on recordings are drawn to the recorded frames as well, as a share of
     what a teacher weighs whose estimates were these frames: what is nearest on average, which a sample of what could be
-    is not.
+    is not. known_weight: the same of the pixels that the opening frames show, where one answer alone is right; there it
+    costs nothing of what a dream invents.
     sampler: "blockwise", or "rolling", in which frames in flight see each other and each has the calls that were drawn.
     level_shift: how far their noise levels are shifted towards noise; the teacher's, critic's and student's levels all
     follow the same path.
@@ -74,6 +77,7 @@ class DistillTrainConfig(TrainConfig):
     alone_share: float = 0.0
     alone_level: float = 0.6
     recorded_weight: float = 0.0
+    known_weight: float = 0.0
     teacher_weight: float = 1.0
     student_every: int = 5
     sampler: str = "blockwise"
@@ -98,14 +102,19 @@ class DistillTrainConfig(TrainConfig):
         require(LEAST_LEVEL < self.alone_level <= 1, "alone_level", self.alone_level, f"in ({LEAST_LEVEL}, 1]")
         if self.alone_share > 0 and self.dreams == 0:
             raise ValueError("alone_share is of the rollouts that open on dreams: give it some, --set dreams=192")
-        require(self.recorded_weight >= 0, "recorded_weight", self.recorded_weight, "at least 0")
-        require(self.teacher_weight >= 0, "teacher_weight", self.teacher_weight, "at least 0")
-        if self.teacher_weight == 0 and (self.recorded_weight == 0 or self.dreams > 0):
+        for name in ("recorded_weight", "known_weight", "teacher_weight"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "at least 0")
+        if self.teacher_weight == 0 and (not self.heeds_recordings or self.dreams > 0):
             raise ValueError(
                 "with teacher_weight = 0 recordings are all there is to learn from: give recorded_weight and dreams = 0"
             )
         if self.level_shift < 1:
             raise ValueError(f"level_shift is {self.level_shift}; it must be at least 1")
+
+    @property
+    def heeds_recordings(self) -> bool:
+        """Whether rollouts that open on recordings are drawn to the recorded frames."""
+        return max(self.recorded_weight, self.known_weight) > 0
 
     def check_episodes(self, store: FrameStore, memory: MemoryConfig) -> None:
         able_episodes(store, np.arange(num_training(store)), self.history + self.rollout, "rollout")
@@ -162,9 +171,9 @@ class DistillStage:
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """Openings (rgbd [B, H, 4, h, w], pose [B, H, 4, 4]), intrinsics [B, 4], controls [B, N, 6] of the frames to
-        dream, noise seeds [B], alone bool [B] (alone_share); with recorded_weight, on the student's turn, what was
-        recorded of the window (recorded [B, W, 4, h, w], is_recorded bool [B]); and what all ranks share: num_calls,
-        and whether it is the student's turn."""
+        dream, noise seeds [B], alone bool [B] (alone_share); where recordings are heeded, on the student's turn, what
+        was recorded of the window (_recorded); and what all ranks share: num_calls, and whether it is the student's
+        turn."""
         config, rng = self.config, np.random.default_rng([self.config.seed, step, rank, 11])
         length = config.history + config.rollout
         shared = np.random.default_rng([config.seed, step, 12])
@@ -177,9 +186,8 @@ class DistillStage:
             alone[rows] = torch.from_numpy(rng.random(len(rows)) < config.alone_share)
             is_recorded[rows] = False
         opening, dreamed = frames[:, : config.history], frames[:, config.history :]
-        is_turn, recorded = config.teacher_weight == 0 or (step + 1) % config.student_every == 0, {}
-        if is_turn and config.recorded_weight > 0:
-            recorded = {"recorded": self.store.rgbd(frames[:, -config.window :]), "is_recorded": is_recorded}
+        is_turn = config.teacher_weight == 0 or (step + 1) % config.student_every == 0
+        recorded = self._recorded(frames) | {"is_recorded": is_recorded} if is_turn and config.heeds_recordings else {}
         return {
             "rgbd": rgbd,
             "pose": torch.from_numpy(self.store.pose[opening]),
@@ -219,6 +227,20 @@ class DistillStage:
         rgbd[rows] = self.dreams["shown"][dream, places[:, :history]].to(rgbd.dtype)
         return rows
 
+    def _recorded(self, frames: np.ndarray) -> dict[str, Tensor]:
+        """What was recorded of the windows of frames [B, H + N]: recorded [B, W, 4, h, w]; with known_weight, also
+        their poses recorded_pose [B, W, 4, 4] and what stays where it is: still bool [B, H, h, w] of the openings,
+        recorded_still bool [B, W, h, w]."""
+        opening, window = frames[:, : self.config.history], frames[:, -self.config.window :]
+        recorded = {"recorded": self.store.rgbd(window)}
+        if self.config.known_weight == 0:
+            return recorded
+        return recorded | {
+            "recorded_pose": torch.from_numpy(self.store.pose[window]),
+            "still": find_still(self.store, opening),
+            "recorded_still": find_still(self.store, window),
+        }
+
     def _hands(self, frames: np.ndarray) -> dict[str, Tensor]:
         """The hands in openings and dreamed frames [B, H + N], and the poses that they are seen from; nothing where
         none has any."""
@@ -245,7 +267,7 @@ class DistillStage:
         gradient = torch.zeros_like(clip.frames.latent[:, -window:])
         if heeds_teacher:
             gradient = self.config.teacher_weight * self._gradient(clip, greatest, generator)
-        if self.config.recorded_weight > 0:
+        if self.config.heeds_recordings:
             gradient = gradient + self._pull(model, made, batch)
         matching = matching_loss(made, gradient)
         return {"loss": critic + matching, **parts, "matching": matching.detach(), "gap": gradient.abs().mean()}
@@ -269,8 +291,18 @@ class DistillStage:
         """Away from the recorded frames, in rollouts that open on recordings: [B, W, P, C]."""
         with torch.autocast(made.device.type, enabled=False):
             latent = model.codec.encode(batch["recorded"].flatten(0, 1)).unflatten(0, made.shape[:2])
-        away = matching_gradient(made, latent, made)
-        return self.config.recorded_weight * away * batch["is_recorded"][:, None, None, None]
+            weight = torch.full_like(latent[..., 0], self.config.recorded_weight)
+            if self.config.known_weight > 0:
+                weight += self.config.known_weight * self._known(model, batch)
+        weight = weight * batch["is_recorded"][:, None, None]
+        return weight[..., None] * matching_gradient(made, latent, made)
+
+    def _known(self, model: WorldModel, batch: dict[str, Tensor]) -> Tensor:
+        """The share of each token of the window that recorded openings show, of what stays where it is: [B, W, P]."""
+        shown = (batch["rgbd"], batch["pose"], batch["still"])
+        known = find_known(*shown, batch["recorded"], batch["recorded_pose"], batch["intrinsics"])
+        known = (known & batch["recorded_still"]).flatten(0, 1)[:, None].float()
+        return token_coverage(known, model.config.codec.grid).unflatten(0, batch["recorded"].shape[:2])
 
     def _noised(self, clip: Clip, greatest: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """The clip's window [B, W, P, C], the same with noise, and the level of each clip, at most `greatest`: [B]."""

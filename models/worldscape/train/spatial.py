@@ -22,17 +22,16 @@ from torch import Tensor, nn
 
 from worldscape.checkpoint import load_aggregator
 from worldscape.codec import normalise_tokens
-from worldscape.conditioning.layers import NOBODY
-from worldscape.conditioning.reproject import decode_depth, reproject
+from worldscape.conditioning.reproject import decode_depth
 from worldscape.config import WorldConfig
-from worldscape.data.clips import Datasets, FrameStore
+from worldscape.data.clips import Datasets
 from worldscape.evaluate.metrics import error_to_psnr
 from worldscape.splats.aggregator import Aggregated, Aggregator, Context, block_median
 from worldscape.splats.config import PRESETS
 from worldscape.splats.render import Rendering, render
 from worldscape.train.codec import decode_blind, picture_rows
 from worldscape.train.config import DEBUG, TrainConfig, require
-from worldscape.train.rollouts import owners_at
+from worldscape.train.known import find_known, find_still
 from worldscape.train.spatial_losses import DEPTH_KINDS, depth_loss, render_loss
 from worldscape.train.world import Refined, WorldStage, WorldTrainConfig
 from worldscape.train.world import build_stage as build_world_stage
@@ -219,30 +218,10 @@ class ViewScore(NamedTuple):
 
 
 def find_seen(batch: dict[str, Tensor], views: Tensor) -> Tensor:
-    """Which pixels of the frames `views` [V] the context frames show, by the recorded depth, where nothing moves:
-    bool [R, V, h, w].
-
-    All False where views do not overlap.
-    """
-    context, poses, still = batch["context"], batch["poses"], batch["still"]
-    sources = torch.nan_to_num(batch["pictures"][:, context], nan=-1.0)  # unmeasured depth is infinitely far
-    valid = still[:, context]
-    masks = [
-        reproject(sources, poses[:, context], valid, poses[:, view], batch["intrinsics"]).mask[:, 0]
-        for view in views.tolist()
-    ]
-    return (torch.stack(masks, 1) > 0.5) & still[:, views]
-
-
-def find_still(store: FrameStore, frames: np.ndarray) -> Tensor:
-    """Which pixels of recorded frames [R, F] show what stays where it is, all but hands and their object: bool
-    [R, F, h, w]."""
-    still = torch.ones(*frames.shape, *store.depth.shape[1:], dtype=torch.bool)
-    if store.hands is not None:
-        moves = store.hands.moves(frames)
-        if moves.any():
-            still[moves] = owners_at(store, frames[moves.numpy()]) == NOBODY
-    return still
+    """Which pixels of the frames `views` [V] the context frames show, where nothing moves: bool [R, V, h, w]."""
+    pictures, poses, still, context = batch["pictures"], batch["poses"], batch["still"], batch["context"]
+    shown = (pictures[:, context], poses[:, context], still[:, context])
+    return find_known(*shown, pictures[:, views], poses[:, views], batch["intrinsics"]) & still[:, views]
 
 
 def decode_frames(model: WorldModel, latent: Tensor) -> Tensor:
