@@ -149,12 +149,12 @@ class WorldCore:
         self._leave_trail(frame)
         result = checked_result(self.task.step(frame, self._elapsed, mask), self.num_slots)
         batch = self._batch(frame, result, self._truncate(engine, mask))
-        flags = torch.stack([batch.terminated | batch.truncated, ~result.reward.isfinite()])
+        flags = torch.stack([batch.terminated | batch.truncated, ~batch.reward.isfinite()])
         ended, is_wrong = flags.cpu().numpy() & active  # the first wait for a GPU, so the last thing done
         if ended.any():
             self.needs_reset = self.needs_reset | ended
         if is_wrong.any():
-            rows, rewards = np.flatnonzero(is_wrong).tolist(), result.reward.cpu().numpy()[is_wrong].tolist()
+            rows, rewards = np.flatnonzero(is_wrong).tolist(), batch.reward.cpu().numpy()[is_wrong].tolist()
             raise ValueError(f"the task rewarded slots {rows} with {rewards}; rewards are finite numbers.")
         return batch
 

@@ -443,6 +443,20 @@ class TestTasks:
         envs.reset(seed=0)
         assert np.isfinite(envs.step(envs.action_space.sample())[1]).all()
 
+    def test_rewards_must_be_finite_as_they_are_handed_out(self):
+        """float32, on the batch's device: a float64 may be larger."""
+
+        class Generous(Task):
+            def step(self, frame, elapsed, active):
+                return TaskResult(
+                    reward=torch.full((1,), 1e300, dtype=torch.float64), terminated=self.none(), success=self.none()
+                )
+
+        env = make_env(task=Generous())
+        env.reset(seed=0)
+        with pytest.raises(ValueError, match=r"rewarded slots \[0\] with \[inf\]"):
+            env.step(env.action_space.sample())
+
     @pytest.mark.parametrize("given", [None, "much", {}])
     def test_a_function_must_return_rewards(self, given):
         with pytest.raises(ValueError, match="the reward function returned .*; return one reward per slot"):
