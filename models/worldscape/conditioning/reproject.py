@@ -23,6 +23,7 @@ DEPTH_MARGIN = 0.05  # and metres more
 BLUR_RATIO = 1.5  # a picture taken up to so many times farther away still counts as sharp
 SAME = 0.08  # mean difference of colours, which go from -1 to 1, below which two pictures say the same
 STILL = 1e-5  # metres and parts of a rotation by which cameras differ that stand in one place
+SAME_SURFACE = 0.05  # relative difference of depth up to which two frames show the same surface
 MIN_DEPTH = 0.05  # metres; nearer points are behind or inside the camera
 
 
@@ -41,6 +42,11 @@ def encode_depth(depth: Tensor) -> Tensor:
 def decode_depth(inverse: Tensor, max_depth: float = 50.0) -> Tensor:
     """The inverse of encode_depth, metres, limited to [0, max_depth]."""
     return 2.0 / (inverse + 1.0).clamp(2.0 / (1.0 + max_depth), 2.0) - 1.0
+
+
+def same_surface(anchor: Anchor, depth: Tensor) -> Tensor:
+    """Where a rebuilt view shows the surface that its depth [B, h, w], metres, says is there: bool [B, h, w]."""
+    return (anchor.mask[:, 0] > 0.5) & ((decode_depth(anchor.rgbd[:, 3]) - depth).abs() < SAME_SURFACE * depth)
 
 
 def reproject(rgbd: Tensor, poses: Tensor, valid: Tensor, target: Tensor, intrinsics: Tensor) -> Anchor:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from worldscape.codec import frame_to_rgbd
 from worldscape.conditioning.camera import pose_distance
-from worldscape.conditioning.reproject import decode_depth, encode_depth, reproject
+from worldscape.conditioning.reproject import encode_depth, reproject, same_surface
 from worldscape.engine_frames import Start
 from worldscape.evaluate import metrics as scores
 from worldscape.evaluate.baselines import fill_holes, warp_start
@@ -33,7 +33,6 @@ from worldscape.splats.unproject import unproject
 from worldscape.world import WorldModel
 
 MAX_DEPTH = 50.0  # metres; what is farther is sky
-SAME_SURFACE = 0.05  # relative difference of depth up to which two frames show the same surface
 PAIRS = 8  # pairs of frames compared in each episode, at each gap
 CLIP = 7  # consecutive frames of which every other one is held out
 SHARP = 0.25  # pixels; finer than for a flight through the place, as views are drawn at the frames' own size
@@ -184,8 +183,7 @@ def warp(
     anchor = reproject(rgbd[:, None], poses[:, step, None], valid, poses[:, step + gap], intrinsics)
     there = torch.from_numpy(later).float()
     is_shown = (anchor.mask[:, 0] > 0.5) & (there < MAX_DEPTH)
-    is_same = (decode_depth(anchor.rgbd[:, 3]) - there).abs() < SAME_SURFACE * there
-    return Warped(anchor.rgbd[:, :3] / 2 + 0.5, is_shown, is_shown & is_same)
+    return Warped(anchor.rgbd[:, :3] / 2 + 0.5, is_shown, is_shown & same_surface(anchor, there))
 
 
 def draw_held_out(frames: np.ndarray, depth: np.ndarray, episodes: EpisodeBatch, make: Maker) -> Views:

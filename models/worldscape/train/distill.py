@@ -26,7 +26,6 @@ import torch
 from torch import Tensor, nn
 
 from worldscape.checkpoint import load_world
-from worldscape.codec import token_coverage
 from worldscape.config import MemoryConfig, WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, load_frames
 from worldscape.engines import SAMPLERS
@@ -34,7 +33,7 @@ from worldscape.flow import add_noise
 from worldscape.scoring import Clip, estimate_end
 from worldscape.train.config import DEBUG, TrainConfig, require
 from worldscape.train.heads import num_training, plan_rollouts
-from worldscape.train.known import find_known, find_still
+from worldscape.train.known import Recorded, find_still, known_share
 from worldscape.train.matching import (
     LEAST_LEVEL,
     draw_shared_levels,
@@ -298,11 +297,10 @@ class DistillStage:
         return weight[..., None] * matching_gradient(made, latent, made)
 
     def _known(self, model: WorldModel, batch: dict[str, Tensor]) -> Tensor:
-        """The share of each token of the window that recorded openings show, of what stays where it is: [B, W, P]."""
-        shown = (batch["rgbd"], batch["pose"], batch["still"])
-        known = find_known(*shown, batch["recorded"], batch["recorded_pose"], batch["intrinsics"])
-        known = (known & batch["recorded_still"]).flatten(0, 1)[:, None].float()
-        return token_coverage(known, model.config.codec.grid).unflatten(0, batch["recorded"].shape[:2])
+        """The share of each token of the window that recorded openings show: [B, W, P]."""
+        opening = Recorded(batch["rgbd"], batch["pose"], batch["still"])
+        window = Recorded(batch["recorded"], batch["recorded_pose"], batch["recorded_still"])
+        return known_share(opening, window, batch["intrinsics"], model.config.codec.grid)
 
     def _noised(self, clip: Clip, greatest: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
         """The clip's window [B, W, P, C], the same with noise, and the level of each clip, at most `greatest`: [B]."""

@@ -3,16 +3,17 @@ nothing has been seen."""
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from worldscape.codec import token_coverage
 from worldscape.conditioning.layers import NOBODY
-from worldscape.conditioning.reproject import decode_depth, reproject
+from worldscape.conditioning.reproject import decode_depth, reproject, same_surface
 from worldscape.data.clips import FrameStore
 from worldscape.train.rollouts import owners_at
-
-SAME_SURFACE = 0.05  # relative difference of depth up to which two frames show the same surface
 
 
 def find_still(store: FrameStore, frames: np.ndarray) -> Tensor:
@@ -26,15 +27,28 @@ def find_still(store: FrameStore, frames: np.ndarray) -> Tensor:
     return still
 
 
-def find_known(shown: Tensor, poses: Tensor, still: Tensor, rgbd: Tensor, target: Tensor, intrinsics: Tensor) -> Tensor:
-    """Which pixels of recorded frames rgbd [R, V, 4, h, w] at poses `target` [R, V, 4, 4] other recorded frames `shown`
-    [R, N, 4, h, w] at `poses` [R, N, 4, 4] show, of their pixels bool `still` [R, N, h, w], by the recorded depth:
-    bool [R, V, h, w], all False where views do not overlap. intrinsics [R, 4] normalised.
+class Recorded(NamedTuple):
+    """Recorded frames of R clips: rgbd [R, F, 4, h, w], poses [R, F, 4, 4], still bool [R, F, h, w] (find_still)."""
+
+    rgbd: Tensor
+    poses: Tensor
+    still: Tensor
+
+
+def find_known(shown: Recorded, wanted: Recorded, intrinsics: Tensor) -> Tensor:
+    """Which pixels of the `wanted` frames [R, V] the `shown` ones [R, N] show, by the recorded depth, of what stays
+    where it is: bool [R, V, h, w], all False where views do not overlap. intrinsics [R, 4] normalised.
     """
-    shown = torch.nan_to_num(shown, nan=-1.0)  # unmeasured depth is infinitely far
-    known = []
-    for there, pose in zip(rgbd.unbind(1), target.unbind(1), strict=True):
-        anchor = reproject(shown, poses, still, pose, intrinsics)
-        found, true = decode_depth(anchor.rgbd[:, 3]), decode_depth(torch.nan_to_num(there[:, 3], nan=-1.0))
-        known.append((anchor.mask[:, 0] > 0.5) & ((found - true).abs() < SAME_SURFACE * true))
-    return torch.stack(known, 1)
+    sources = torch.nan_to_num(shown.rgbd, nan=-1.0)  # unmeasured depth is infinitely far
+    depth = decode_depth(torch.nan_to_num(wanted.rgbd[:, :, 3], nan=-1.0))
+    known = [
+        same_surface(reproject(sources, shown.poses, shown.still, pose, intrinsics), there)
+        for pose, there in zip(wanted.poses.unbind(1), depth.unbind(1), strict=True)
+    ]
+    return torch.stack(known, 1) & wanted.still
+
+
+def known_share(shown: Recorded, wanted: Recorded, intrinsics: Tensor, grid: int) -> Tensor:
+    """The share of each token's pixels that is known (find_known): [R, V, P]."""
+    known = find_known(shown, wanted, intrinsics)
+    return token_coverage(known.flatten(0, 1)[:, None].float(), grid).unflatten(0, known.shape[:2])

@@ -31,7 +31,7 @@ from worldscape.splats.config import PRESETS
 from worldscape.splats.render import Rendering, render
 from worldscape.train.codec import decode_blind, picture_rows
 from worldscape.train.config import DEBUG, TrainConfig, require
-from worldscape.train.known import find_known, find_still
+from worldscape.train.known import Recorded, find_known, find_still
 from worldscape.train.spatial_losses import DEPTH_KINDS, depth_loss, render_loss
 from worldscape.train.world import Refined, WorldStage, WorldTrainConfig
 from worldscape.train.world import build_stage as build_world_stage
@@ -219,9 +219,11 @@ class ViewScore(NamedTuple):
 
 def find_seen(batch: dict[str, Tensor], views: Tensor) -> Tensor:
     """Which pixels of the frames `views` [V] the context frames show, where nothing moves: bool [R, V, h, w]."""
-    pictures, poses, still, context = batch["pictures"], batch["poses"], batch["still"], batch["context"]
-    shown = (pictures[:, context], poses[:, context], still[:, context])
-    return find_known(*shown, pictures[:, views], poses[:, views], batch["intrinsics"]) & still[:, views]
+    shown, wanted = (
+        Recorded(*(batch[name][:, frames] for name in ("pictures", "poses", "still")))
+        for frames in (batch["context"], views)
+    )
+    return find_known(shown, wanted, batch["intrinsics"])
 
 
 def decode_frames(model: WorldModel, latent: Tensor) -> Tensor:
