@@ -86,10 +86,15 @@ def test_ablation(capsys, tmp_path, monkeypatch):
 
 def test_geometry(capsys, tmp_path):
     """Real rooms, unprojected by the simulator's depth, look right from between the frames."""
-    report = run(capsys, "geometry", "--horizons", "1,4", "--gaps", "1,4", "--out", str(tmp_path))
+    options = ["--horizons", "1,4", "--gaps", "1,4"]
+    report = run(capsys, "geometry", *options, "--out", str(tmp_path))
     assert report.metrics["novel_gain_simulator"] > 1 and report.metrics["warp_psnr_simulator_g1"] > 30
     assert report.metrics["warp_psnr_dream_g1"] < report.metrics["warp_psnr_simulator_g1"]
     assert {path.name for path in tmp_path.iterdir()} == {"geometry.png", "novel_views.png"}
+    assert main(["eval", "geometry", *SMALL, *options, "--oracle"]) == 0
+    right = last_report(capsys.readouterr().out)
+    assert right.name == "geometry_oracle" and right.metrics.keys() == report.metrics.keys()
+    assert right.metrics["psnr_realised_h4"] != report.metrics["psnr_realised_h4"]
 
 
 def test_memory(capsys, tmp_path):
@@ -152,6 +157,7 @@ def test_hands(capsys, tmp_path):
         (["memory", "--paths", "moonwalk"], "moonwalk"),
         (["retrieval", "--every", "0", "--episodes", "1", "--steps", "2"], "every is 0"),
         (["geometry", "--gaps", "0"], "increasing"),
+        (["geometry", "--oracle", "--sampler", "rolling"], "--oracle finishes one"),
         pytest.param(["trust", "--device", "cuda"], "finds no CUDA device; give device='cpu'", marks=NO_CUDA),
         (["trust", "--device", "gpu"], "is not a torch device"),
     ],

@@ -66,6 +66,8 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     geometry.add_argument("--horizons", type=read_counts, default=(1, 4, 16, 64), help="comma-separated steps")
     geometry.add_argument("--gaps", type=read_counts, default=(1, 4, 16), help="steps between frames that are compared")
     geometry.add_argument("--context", type=int, default=1, help="real frames that each dream begins with")
+    told = "true latents for the generator's: what codec and memory alone would make of one that is always right"
+    geometry.add_argument("--oracle", action="store_true", help=told)
     hands = add_evaluation(evaluations, "hands", run_hands, episodes=64, policy="mixed", sources=("tabletop",))
     hands.add_argument("--horizons", type=read_counts, default=(4, 16, 32), help="comma-separated steps")
     hands.add_argument("--untold", action="store_true", help="look for object and target in the first picture")
@@ -249,7 +251,7 @@ def run_geometry(args: argparse.Namespace) -> None:
     judged = geometry.judge_geometry(engine, episodes, make, config)
     if args.out:
         name_files(geometry.save_pictures(args.out, judged.dream, episodes, make, config))
-    finish("geometry", args, begin, judged.metrics, judged.tables)
+    finish("geometry_oracle" if args.oracle else "geometry", args, begin, judged.metrics, judged.tables)
 
 
 def run_memory(args: argparse.Namespace) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from worldscape.clip_engine import ClipEngine
 from worldscape.engine_frames import EngineFrame, HandFrame, Start
 from worldscape.evaluate.episodes import EpisodeBatch
+from worldscape.evaluate.oracle import OracleEngine
 from worldscape.progress import Progress
 
 KEPT = {"frame": torch.uint8, "depth": torch.float16, "pose": torch.float32, "realised": torch.float32}
@@ -147,9 +148,12 @@ def _dream_rows(
 ) -> Dream:
     padded = np.resize(rows, engine.num_slots)  # a last, smaller group is repeated to fill the slots
     batch = episodes.rows(padded.tolist())
-    engine.open(start_of(batch), torch.from_numpy(batch.seeds))
+    start = start_of(batch)
+    engine.open(start, torch.from_numpy(batch.seeds))
     steps = torch.from_numpy(np.ascontiguousarray(commanded[padded]))
     told = None if moved is None else torch.from_numpy(np.ascontiguousarray(moved[padded][:, : steps.shape[1]]))
+    if isinstance(engine, OracleEngine):
+        engine.tell(batch, start.frames.shape[1])
     if isinstance(engine, ClipEngine):
         engine.foresee(steps, hands=told, is_realised=is_realised)
     latency = engine.action_latency

@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.evaluate.episodes import SOURCES, EpisodeBatch, Judge
@@ -32,21 +32,26 @@ def prepare(
     """The engine and the judged episodes that the options ask for; open_engine(slots, device) makes another engine.
 
     kept: where walks are left and found again, for several models that are judged by the same ones.
+    Raises ValueError for --oracle with frames that are not finished one by one.
     """
     from worldscape.engines import open_engine as make_engine
+    from worldscape.evaluate.oracle import OracleEngine
 
     model = checked_model(args)
     num_slots = min(args.batch, args.episodes)
     if open_engine is None:
-        engine = make_engine(
-            model,
-            num_slots,
-            sampler=args.sampler,
-            device=args.device,
-            steps_per_frame=args.steps_per_frame,
-            precision=args.precision,
-            hands="right" if args.source == "tabletop" else None,
-        )
+        options: dict[str, Any] = {
+            "device": args.device,
+            "steps_per_frame": args.steps_per_frame,
+            "precision": args.precision,
+            "hands": "right" if args.source == "tabletop" else None,
+        }
+        if not getattr(args, "oracle", False):
+            engine = make_engine(model, num_slots, sampler=args.sampler, **options)
+        elif args.sampler == "blockwise":
+            engine = OracleEngine(model, num_slots, **options)
+        else:
+            raise ValueError(f"--sampler {args.sampler} has frames in the making; --oracle finishes one a step.")
     else:
         engine = open_engine(num_slots, args.device, args.precision)
     kept, key = {} if kept is None else kept, (args.policy, args.episodes, num_steps, model.config.codec.size)
