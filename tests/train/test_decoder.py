@@ -77,8 +77,34 @@ def test_the_critic_judges_a_dream_only_where_the_truth_is_known(stage, is_known
     assert one["pixels"] != two["pixels"]
 
 
-@pytest.mark.parametrize("setting", ["dreams=0", "maker_every=0", "blind_share=1.5"])
+def test_dreamed_pixels_are_drawn_to_memory_where_it_shows_the_same_surface(stage):
+    """By `keep`; where memory shows another surface, or none, they are to stay, and where the truth is known, true."""
+    batch = stage.batch(0, 0, 1)
+    shown = torch.zeros_like(batch["dream_shown"])
+    anchor = torch.full_like(shown, 0.5)
+    anchor[:, 3] = 0.0
+    anchor[:, 3, :8] = 0.5
+    mask = torch.ones_like(shown[:, :1])
+    mask[..., :8] = 0
+    other = batch | {"dream_shown": shown, "dream_anchor": anchor, "dream_mask": mask}
+    wanted = replace(stage, config=override(stage.config, {"keep": 0.4}))._dreamt(other)
+    same = torch.ones_like(shown[:, :1], dtype=torch.bool)
+    same[..., :8], same[..., :8, :] = False, False
+    torch.testing.assert_close(wanted[:, :3], torch.where(same, 0.2, 0.0).expand(-1, 3, -1, -1))
+    left = replace(stage, config=override(stage.config, {"keep": 0.0}))
+    torch.testing.assert_close(left._dreamt(other), shown)
+
+
+def test_keep_teaches_the_decoder_other_pixels(stage):
+    batch = stage.batch(0, 0, 1)
+    batch["dream_real"] = torch.zeros_like(batch["dream_real"])
+    stages = [replace(stage, config=override(stage.config, {"keep": keep})) for keep in (0.0, 1.0)]
+    left, kept = (judge(each, batch, True)[0]["pixels"] for each in stages)
+    assert left != kept
+
+
+@pytest.mark.parametrize("setting", ["dreams=0", "maker_every=0", "blind_share=1.5", "keep=-0.1"])
 def test_bad_settings_are_named(setting):
     name, value = setting.split("=")
-    with pytest.raises(ValueError, match=f"{name} is {value}; it"):
+    with pytest.raises(ValueError, match=f"{name} (is|=) {value}"):
         override(DEFAULTS["debug"], {name: float(value) if "." in value else int(value)})

@@ -149,10 +149,48 @@ def test_the_spatial_loss_is_the_sum_that_is_promised(space):
     stage, model, batch = space
     found = stage.loss(model, batch, torch.Generator().manual_seed(0))
     flow = stage.clips.loss(model, batch, torch.Generator().manual_seed(0))["loss"]
-    expected = flow + 0.25 * (0.5 * found["depth"] + 2.0 * found["render"])
+    expected = flow + 0.25 * (0.5 * found["depth"] + 2.0 * (found["render"] + found["shown"]))
     torch.testing.assert_close(found["loss"], expected)
     assert float(stage.batch(3, 0, 1)["ramp"]) == float(stage.batch(99, 0, 1)["ramp"]) == 1.0
-    assert found["depth"] > 0 and found["render"] > 0
+    assert found["depth"] > 0 and found["render"] > 0 and found["shown"] > 0
+
+
+def test_frames_as_they_are_shown_teach_the_decoder_to_keep_what_memory_knows(space):
+    """Nothing else learns of them; recorded frames then look more like what memory shows there, and as they did before
+    where memory knows nothing."""
+    stage, model, batch = space
+    model = copy.deepcopy(model)
+    model.codec.load_state_dict(stage.before.codec.state_dict())
+    refined = stage.clips.refine(model, batch, torch.Generator().manual_seed(0))
+
+    def shown() -> torch.Tensor:
+        return stage.measure_shown(model, batch, refined, torch.Generator().manual_seed(0))
+
+    model.zero_grad()
+    first = shown()
+    first.backward()
+    taught = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
+    names = [name for name, _ in model.codec.decoder.named_parameters() if not name.startswith("hands.")]
+    assert taught == {f"codec.decoder.{name}" for name in names}
+    optimizer = torch.optim.Adam(model.codec.decoder.parameters(), lr=3e-3)
+    for _ in range(30):
+        optimizer.zero_grad()
+        shown().backward()
+        optimizer.step()
+    assert shown() < 0.6 * first
+    blind = {**batch, "still": torch.zeros_like(batch["still"])}
+    model.codec.load_state_dict(stage.before.codec.state_dict())
+    assert stage.measure_shown(model, blind, refined, torch.Generator().manual_seed(0)) == 0.0
+    hands = {**batch, "hands": torch.zeros(1)}
+    assert stage.measure_shown(model, hands, refined, torch.Generator().manual_seed(0)) == 0.0
+
+
+def test_without_keep_the_decoder_is_left_alone(runs, dataset):
+    config = override(spatial.DEFAULTS["debug"], {"device": "cpu", "keep": 0.0})
+    stage = spatial.build_stage(preset("debug"), config, dataset, runs / "world")
+    model = copy.deepcopy(load_world(runs / "world"))
+    assert set(dict(stage.trainable(model).named_children())) == {"transformer", "aggregator"}
+    assert stage.loss(model, stage.batch(0, 0, 1), torch.Generator().manual_seed(0))["shown"] == 0.0
 
 
 @pytest.mark.parametrize("part", ["measure_depth", "measure_views"])
@@ -171,23 +209,25 @@ def test_depth_and_views_teach_the_generator_and_the_aggregator(space, part):
 
 
 def test_the_truth_is_the_minimum_of_what_frames_lose_in_depth(space):
-    """The true latents lose nothing, though their depth is not that recorded; nearly clean frames and noise none at
-    all."""
+    """The true latents lose nothing, though their depth is not that recorded; nearly clean frames, noise, and what
+    memory does not show, none at all."""
     stage, model, batch = space
     refined = stage.clips.refine(model, batch, torch.Generator().manual_seed(0))
     with torch.no_grad():
         built = stage.build_space(model, batch, refined)
     assert not torch.allclose(built.wanted, batch["pictures"], atol=0.05)
 
-    def of_frames(rgbd: torch.Tensor, level: float) -> float:
+    def of_frames(rgbd: torch.Tensor, level: float, coverage: float = 1.0) -> float:
         """The part of L_depth that is of the frames."""
-        at_level = refined._replace(level=torch.full_like(refined.level, level))
+        shown = torch.full_like(refined.coverage, coverage)
+        at_level = refined._replace(level=torch.full_like(refined.level, level), coverage=shown)
         other = stage.measure_depth(batch, at_level, built._replace(rgbd=built.wanted))
         return float(stage.measure_depth(batch, at_level, built._replace(rgbd=rgbd)) - other)
 
     depth, wanted = (decode_depth(rgbd[:, :, 3]) for rgbd in (built.rgbd - 0.1, built.wanted))
     assert of_frames(built.rgbd - 0.1, 0.5) == pytest.approx(float(depth_loss(depth, wanted).mean()), rel=1e-3)
     assert of_frames(built.rgbd - 0.1, stage.config.context_level) == of_frames(built.rgbd - 0.1, 1.0) == 0.0
+    assert of_frames(built.rgbd - 0.1, 0.5, coverage=0.4) == 0.0
 
 
 def test_what_moves_is_not_drawn_nor_looked_at(space):
@@ -248,7 +288,7 @@ def test_the_aggregator_is_saved_beside_the_world_and_left_behind_by_other_stage
     assert load_world(runs / "spatial").aggregator is None
 
 
-@pytest.mark.parametrize("setting", ["alpha=-1", "num_held_out=0", "picture_dropout=2", "depth_kind=odd"])
+@pytest.mark.parametrize("setting", ["alpha=-1", "num_held_out=0", "picture_dropout=2", "depth_kind=odd", "keep=1.5"])
 def test_bad_spatial_settings_are_named(setting):
     name, value = setting.split("=")
     with pytest.raises(ValueError, match=f"{name} = .* is not allowed"):

@@ -8,7 +8,8 @@ Half of each batch are recorded frames. The other half are moments of dreams alo
 weights that the stage begins with (rollouts.py), so a second run of the stage learns from what the first one shows.
 What the real first frame shows of the view must be true there, pixel by pixel, and look real to the critic; so must
 hands. The rest has no truth to be compared with and stays as it was dreamed: left to a critic, or to its twin's patch
-statistics, the decoder invents stripes and blobs on plain walls, which memory then keeps (docs/LOG.md).
+statistics, the decoder invents stripes and blobs on plain walls, which memory then keeps (docs/LOG.md). Where memory
+shows the same surface, it is drawn towards memory: a dream that paints anew what it has shown flickers.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from worldscape.checkpoint import load_world
 from worldscape.conditioning.layers import NOBODY
-from worldscape.conditioning.reproject import Anchor, visible_from
+from worldscape.conditioning.reproject import Anchor, decode_depth, same_surface, visible_from
 from worldscape.config import MemoryConfig, WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, corrupt_sources, load_frames
 from worldscape.train.codec import (
@@ -36,7 +37,7 @@ from worldscape.train.codec import (
     recall_targets,
     sharpness_ratio,
 )
-from worldscape.train.config import DEBUG, TrainConfig
+from worldscape.train.config import DEBUG, TrainConfig, require
 from worldscape.train.critic import Critic, critic_losses, make_critic
 from worldscape.train.decoder_hands import HandsStage, build_hands_stage
 from worldscape.train.heads import plan_rollouts
@@ -53,7 +54,8 @@ class DecoderTrainConfig(TrainConfig):
 
     dreams: stretches of episodes that are dreamed again; dream_frames: frames of each. adversarial: weight of the
     critic's opinion beside the pixel losses. blind_share: share of the recorded rows without memory. critic_width:
-    channels of the critic's first layer. hands_only: learn hands and what they uncover and keep all else
+    channels of the critic's first layer. keep: how far, from 0 to 1, what was dreamed is drawn to what memory shows of
+    the same surface. hands_only: learn hands and what they uncover and keep all else
     (decoder_hands.py).
     """
 
@@ -63,6 +65,7 @@ class DecoderTrainConfig(TrainConfig):
     blind_share: float = 0.4
     critic_width: int = 64
     maker_every: int = 2
+    keep: float = 0.5
     hands_only: bool = False
 
     def __post_init__(self) -> None:
@@ -70,8 +73,8 @@ class DecoderTrainConfig(TrainConfig):
         for name in ("dreams", "dream_frames", "critic_width", "maker_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        if not 0 <= self.blind_share <= 1:
-            raise ValueError(f"blind_share is {self.blind_share}; it is a share of the rows in [0, 1]")
+        for name in ("blind_share", "keep"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
 
     def check_episodes(self, store: FrameStore, memory: MemoryConfig) -> None:
         plan_rollouts(store, self).able(store)
@@ -136,7 +139,7 @@ class DecoderStage:
         with torch.set_grad_enabled(bool(batch["is_turn"])):
             rebuilt = self._rebuild(model, batch, generator)
         split, real = len(batch["target"]), batch["dream_real"]
-        wanted = torch.cat([batch["target"], batch["dream_shown"].lerp(batch["twin"], real)])
+        wanted = torch.cat([batch["target"], self._dreamt(batch).lerp(batch["twin"], real)])
         pixels = picture_loss(rebuilt, wanted)
         judged = torch.cat([rebuilt[:split], wanted[split:].lerp(rebuilt[split:], real)])
         opinion = critic_losses(self.critic, wanted, judged, generator)
@@ -153,6 +156,12 @@ class DecoderStage:
             "sharpness_dreamed": sharpness_ratio(rebuilt[split:], batch["twin"]),
             "sharpness_before": sharpness_ratio(batch["dream_shown"], batch["twin"]),
         }
+
+    def _dreamt(self, batch: dict[str, Tensor]) -> Tensor:
+        """What dreamed pixels are to be: as they were shown, drawn to what memory shows of the same surface."""
+        shown, anchor = batch["dream_shown"], Anchor(batch["dream_anchor"], batch["dream_mask"])
+        is_same = same_surface(anchor, decode_depth(shown[:, 3]))[:, None]
+        return shown.lerp(anchor.rgbd, self.config.keep * is_same)
 
     def _rebuild(self, model: WorldModel, batch: dict[str, Tensor], generator: torch.Generator) -> Tensor:
         """The recorded frames from their own latents, then the dreamed ones, as the decoder makes them: RGB-D."""

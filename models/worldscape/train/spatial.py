@@ -20,18 +20,20 @@ import torch
 from einops import rearrange, repeat
 from torch import Tensor, nn
 
-from worldscape.checkpoint import load_aggregator
+from worldscape.checkpoint import load_aggregator, load_world
 from worldscape.codec import normalise_tokens
-from worldscape.conditioning.reproject import decode_depth
+from worldscape.conditioning.layers import Layers
+from worldscape.conditioning.reproject import Anchor, decode_depth, reproject, same_surface
 from worldscape.config import WorldConfig
-from worldscape.data.clips import Datasets
+from worldscape.data.clips import Datasets, corrupt_sources
 from worldscape.evaluate.metrics import error_to_psnr
 from worldscape.splats.aggregator import Aggregated, Aggregator, Context, block_median
 from worldscape.splats.config import PRESETS
 from worldscape.splats.render import Rendering, render
-from worldscape.train.codec import decode_blind, picture_rows
+from worldscape.train.codec import decode_blind, picture_loss, picture_rows
 from worldscape.train.config import DEBUG, TrainConfig, require
 from worldscape.train.known import Recorded, find_known, find_still
+from worldscape.train.runtime import choose_device
 from worldscape.train.spatial_losses import DEPTH_KINDS, depth_loss, render_loss
 from worldscape.train.world import Refined, WorldStage, WorldTrainConfig
 from worldscape.train.world import build_stage as build_world_stage
@@ -45,7 +47,8 @@ class SpatialTrainConfig(WorldTrainConfig):
     alpha, beta: weights of L_depth and L_render, reached linearly over the first `ramp` steps. spatial_rows: clips of
     each batch on which they are measured. num_held_out: frames of a clip that the aggregator does not see; num_shown:
     of those it sees, how many are drawn. picture_dropout: share of clips of which it sees features alone.
-    depth_kind: "metric", or "relative" for recordings whose depth is known up to scale and shift.
+    depth_kind: "metric", or "relative" for recordings whose depth is known up to scale and shift. keep: how far, from 0
+    to 1, frames are drawn from what the decoder made of them at first to what memory shows; 0 leaves the decoder alone.
     """
 
     alpha: float = 0.25
@@ -56,6 +59,7 @@ class SpatialTrainConfig(WorldTrainConfig):
     num_shown: int = 1
     picture_dropout: float = 0.3
     depth_kind: str = "metric"
+    keep: float = 0.5
 
     def __post_init__(self) -> None:
         TrainConfig.__post_init__(self)
@@ -63,7 +67,8 @@ class SpatialTrainConfig(WorldTrainConfig):
             require(getattr(self, name) >= least, name, getattr(self, name), f"{least} or more")
         for name in ("spatial_rows", "num_held_out"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        require(0 <= self.picture_dropout <= 1, "picture_dropout", self.picture_dropout, "in [0, 1]")
+        for name in ("picture_dropout", "keep"):
+            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
         require(self.depth_kind in DEPTH_KINDS, "depth_kind", self.depth_kind, f"one of {', '.join(DEPTH_KINDS)}")
 
 
@@ -90,18 +95,21 @@ class Space(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class SpatialStage:
-    """Trains the generator and an aggregator on the world stage's clips. `aggregator`: as it begins."""
+    """Trains the generator, walkers' decoder and an aggregator on the world stage's clips. `aggregator` and
+    `before`: the aggregator and the model as they begin."""
 
     clips: WorldStage
     config: SpatialTrainConfig
     aggregator: Aggregator
+    before: WorldModel
     name: str = "spatial"
 
     def trainable(self, model: WorldModel) -> nn.Module:
-        """The transformer and the model's aggregator, which is put in place where there is none."""
+        """The transformer, the decoder and the model's aggregator, which is put in place where there is none."""
         if model.aggregator is None:
             model.aggregator = copy.deepcopy(self.aggregator).to(next(model.parameters()).device)
-        return nn.ModuleDict({"transformer": model.transformer, "aggregator": model.aggregator})
+        parts = {"transformer": model.transformer, "aggregator": model.aggregator}
+        return nn.ModuleDict(parts | {"decoder": model.codec.decoder} if self.config.keep else parts)
 
     def batch(self, step: int, rank: int, world_size: int) -> dict[str, Tensor]:
         """The world stage's clips, and of the first R = spatial_rows the pictures, depth and cameras.
@@ -139,13 +147,16 @@ class SpatialStage:
         with torch.autocast(batch["latent"].device.type, enabled=False):  # geometry needs all of float32
             space = self.build_space(model, batch, refined)
             depth, picture = self.measure_depth(batch, refined, space), self.measure_views(batch, space)
-        total = parts["loss"] + batch["ramp"] * (self.config.alpha * depth + self.config.beta * picture.loss)
+            shown = self.measure_shown(model, batch, refined, generator)
+        views = picture.loss + shown
+        total = parts["loss"] + batch["ramp"] * (self.config.alpha * depth + self.config.beta * views)
         return {
             **parts,
             "loss": total,
             "flow": parts["loss"].detach(),
             "depth": depth.detach(),
             "render": picture.loss.detach(),
+            "shown": shown.detach(),
             "psnr_held_out": picture.psnr,
             "seen": picture.seen,
         }
@@ -154,9 +165,9 @@ class SpatialStage:
         """Denoised frames, Gaussians and views of the first clips of a batch."""
         assert model.aggregator is not None
         rows, own, context = len(batch["pictures"]), batch["own"], batch["context"]
-        rgbd = decode_frames(model, refined.prediction.latent[:rows, own])
+        rgbd = decode_frames(self.before, refined.prediction.latent[:rows, own])
         with torch.no_grad():
-            wanted = decode_frames(model, batch["latent"][:rows, own])
+            wanted = decode_frames(self.before, batch["latent"][:rows, own])
         seen = rgbd.detach().masked_fill(~batch["still"][:, :, None], torch.nan)  # left out by the aggregator
         found = model.aggregator(
             Context(
@@ -172,12 +183,17 @@ class SpatialStage:
         return Space(rgbd, wanted, found, render(found.gaussians, cameras, intrinsics, rgbd.shape[-1]))
 
     def measure_depth(self, batch: dict[str, Tensor], refined: Refined, space: Space) -> Tensor:
-        """L_depth of the denoised frames against the true latents', noisy ones counting less and nearly clean ones not
-        at all, and of the Gaussians of the context frames against what was recorded."""
+        """L_depth of the denoised frames against the true latents' where memory shows most of a token, noisy ones
+        counting less and nearly clean ones not at all, and of the Gaussians of the context frames against what was
+        recorded."""
         kind, target = self.config.depth_kind, batch["depth"]
         level = refined.level[: len(target), batch["own"]]
         weight = (1.0 - level) * (level > self.config.context_level)
         found, wanted = (decode_depth(rgbd[:, :, 3]) for rgbd in (space.rgbd, space.wanted))
+        shown = rearrange(refined.coverage[: len(target), batch["own"]], "r t (h w) -> r t h w", h=self.grid)
+        side = target.shape[-1] // self.grid
+        is_shown = repeat(shown > 0.5, "r t h w -> r t (h p) (w q)", p=side, q=side)
+        wanted = wanted.masked_fill(~is_shown, torch.nan)
         of_frames = (weight * depth_loss(found, wanted)).sum() / weight.sum().clamp_min(1.0)
         still = target.masked_fill(~batch["still"], torch.nan)[:, batch["context"]]
         coarse = block_median(still, target.shape[-1] // space.found.depth.shape[-1])
@@ -193,6 +209,34 @@ class SpatialStage:
         error = (error * seen).sum() / seen.sum().clamp_min(1)
         loss = render_loss(space.drawn.rgb, target, mask).mean()
         return ViewScore(loss, error_to_psnr(error), seen.float().mean())
+
+    def measure_shown(
+        self, model: WorldModel, batch: dict[str, Tensor], refined: Refined, generator: torch.Generator
+    ) -> Tensor:
+        """L_render of the held-out frames of clips without hands as a dream shows them: decoded with what the context
+        frames show of them, these being as a dream's may be (corrupt_sources), and drawn to it by `keep`."""
+        if self.config.keep == 0 or "hands" in batch:
+            return batch["ramp"].new_zeros(())
+        views, num = batch["views"][: self.config.num_held_out], self.clips.model_config.memory.num_anchors
+        order = torch.randperm(len(batch["context"]), generator=generator, device=generator.device)
+        seen = batch["context"][order[:num]]
+        with torch.no_grad():
+            sources = corrupt_sources(batch["pictures"][:, seen], generator)
+            layers = Layers(sources, batch["poses"][:, seen], batch["still"][:, seen])
+            anchors = [reproject(*layers, batch["poses"][:, view], batch["intrinsics"]) for view in views]
+            anchor = Anchor(*(torch.stack(parts, 1).flatten(0, 1) for parts in zip(*anchors, strict=True)))
+            there = decode_depth(batch["pictures"][:, views, 3]).flatten(0, 1)
+            is_known = same_surface(anchor, there) & batch["still"][:, views].flatten(0, 1)
+            latent = refined.prediction.latent[: len(sources), batch["own"][views]].float().flatten(0, 1)
+            given = (normalise_tokens(latent), model.codec.encode_anchor(anchor).skips, anchor)
+            before = self.before.codec.decoder(*given)
+            wanted = torch.where(is_known[:, None], before.lerp(anchor.rgbd, self.config.keep), before)
+        return picture_loss(model.codec.decoder(*given), wanted)
+
+    @property
+    def grid(self) -> int:
+        """Tokens along a side of a frame."""
+        return self.clips.model_config.codec.grid
 
     def samples(self, model: WorldModel, step: int) -> dict[str, np.ndarray]:
         """The first clips of a fixed batch: rows of frames, the same drawn from Gaussians, and where they count."""
@@ -253,4 +297,5 @@ def build_stage(
             torch.manual_seed(train_config.seed)
             config = PRESETS[model_config.preset]
             aggregator = Aggregator(config, model_config.codec, model_config.transformer.width)
-    return SpatialStage(clips=clips, config=train_config, aggregator=aggregator)
+    before = load_world(init, choose_device(train_config.device)).requires_grad_(False)
+    return SpatialStage(clips=clips, config=train_config, aggregator=aggregator, before=before)
