@@ -37,7 +37,7 @@ from worldscape.train.codec import (
     recall_targets,
     sharpness_ratio,
 )
-from worldscape.train.config import DEBUG, TrainConfig, require
+from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.critic import Critic, critic_losses, make_critic
 from worldscape.train.decoder_hands import HandsStage, build_hands_stage
 from worldscape.train.heads import plan_rollouts
@@ -74,7 +74,8 @@ class DecoderTrainConfig(TrainConfig):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
         for name in ("blind_share", "keep"):
-            require(0 <= getattr(self, name) <= 1, name, getattr(self, name), "in [0, 1]")
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it is a share in [0, 1]")
 
     def check_episodes(self, store: FrameStore, memory: MemoryConfig) -> None:
         plan_rollouts(store, self).able(store)

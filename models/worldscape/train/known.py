@@ -11,7 +11,7 @@ from torch import Tensor
 
 from worldscape.codec import token_coverage
 from worldscape.conditioning.layers import NOBODY
-from worldscape.conditioning.reproject import decode_depth, reproject, same_surface
+from worldscape.conditioning.reproject import Anchor, decode_depth, reproject, same_surface
 from worldscape.data.clips import FrameStore
 from worldscape.train.rollouts import owners_at
 
@@ -39,13 +39,20 @@ def find_known(shown: Recorded, wanted: Recorded, intrinsics: Tensor) -> Tensor:
     """Which pixels of the `wanted` frames [R, V] the `shown` ones [R, N] show, by the recorded depth, of what stays
     where it is: bool [R, V, h, w], all False where views do not overlap. intrinsics [R, 4] normalised.
     """
+    return known_in(rebuild(shown, wanted.poses, intrinsics), wanted)
+
+
+def rebuild(shown: Recorded, poses: Tensor, intrinsics: Tensor) -> Anchor:
+    """What the `shown` frames [R, N] show, of what stays where it is, from poses [R, V, 4, 4]: R V rows."""
     sources = torch.nan_to_num(shown.rgbd, nan=-1.0)  # unmeasured depth is infinitely far
+    views = [reproject(sources, shown.poses, shown.still, pose, intrinsics) for pose in poses.unbind(1)]
+    return Anchor(*(torch.stack(parts, 1).flatten(0, 1) for parts in zip(*views, strict=True)))
+
+
+def known_in(anchor: Anchor, wanted: Recorded) -> Tensor:
+    """Where rebuilt views (R V rows) of the `wanted` frames [R, V] show the recorded surface: bool [R, V, h, w]."""
     depth = decode_depth(torch.nan_to_num(wanted.rgbd[:, :, 3], nan=-1.0))
-    known = [
-        same_surface(reproject(sources, shown.poses, shown.still, pose, intrinsics), there)
-        for pose, there in zip(wanted.poses.unbind(1), depth.unbind(1), strict=True)
-    ]
-    return torch.stack(known, 1) & wanted.still
+    return same_surface(anchor, depth.flatten(0, 1)).view_as(wanted.still) & wanted.still
 
 
 def known_share(shown: Recorded, wanted: Recorded, intrinsics: Tensor, grid: int) -> Tensor:

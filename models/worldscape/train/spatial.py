@@ -22,8 +22,7 @@ from torch import Tensor, nn
 
 from worldscape.checkpoint import load_aggregator, load_world
 from worldscape.codec import normalise_tokens
-from worldscape.conditioning.layers import Layers
-from worldscape.conditioning.reproject import Anchor, decode_depth, reproject, same_surface
+from worldscape.conditioning.reproject import decode_depth
 from worldscape.config import WorldConfig
 from worldscape.data.clips import Datasets, corrupt_sources
 from worldscape.evaluate.metrics import error_to_psnr
@@ -32,7 +31,7 @@ from worldscape.splats.config import PRESETS
 from worldscape.splats.render import Rendering, render
 from worldscape.train.codec import decode_blind, picture_loss, picture_rows
 from worldscape.train.config import DEBUG, TrainConfig, require
-from worldscape.train.known import Recorded, find_known, find_still
+from worldscape.train.known import Recorded, find_known, find_still, known_in, rebuild
 from worldscape.train.runtime import choose_device
 from worldscape.train.spatial_losses import DEPTH_KINDS, depth_loss, render_loss
 from worldscape.train.world import Refined, WorldStage, WorldTrainConfig
@@ -219,18 +218,14 @@ class SpatialStage:
             return batch["ramp"].new_zeros(())
         views, num = batch["views"][: self.config.num_held_out], self.clips.model_config.memory.num_anchors
         order = torch.randperm(len(batch["context"]), generator=generator, device=generator.device)
-        seen = batch["context"][order[:num]]
+        seen, held_out = recorded_in(batch, batch["context"][order[:num]]), recorded_in(batch, views)
         with torch.no_grad():
-            sources = corrupt_sources(batch["pictures"][:, seen], generator)
-            layers = Layers(sources, batch["poses"][:, seen], batch["still"][:, seen])
-            anchors = [reproject(*layers, batch["poses"][:, view], batch["intrinsics"]) for view in views]
-            anchor = Anchor(*(torch.stack(parts, 1).flatten(0, 1) for parts in zip(*anchors, strict=True)))
-            there = decode_depth(batch["pictures"][:, views, 3]).flatten(0, 1)
-            is_known = same_surface(anchor, there) & batch["still"][:, views].flatten(0, 1)
-            latent = refined.prediction.latent[: len(sources), batch["own"][views]].float().flatten(0, 1)
-            given = (normalise_tokens(latent), model.codec.encode_anchor(anchor).skips, anchor)
-            before = self.before.codec.decoder(*given)
-            wanted = torch.where(is_known[:, None], before.lerp(anchor.rgbd, self.config.keep), before)
+            seen = seen._replace(rgbd=corrupt_sources(seen.rgbd, generator))
+            anchor = rebuild(seen, held_out.poses, batch["intrinsics"])
+            is_known = known_in(anchor, held_out).flatten(0, 1)[:, None]
+            latent = refined.prediction.latent[: len(seen.rgbd), batch["own"][views]].float()
+            given = (normalise_tokens(latent.flatten(0, 1)), model.codec.encode_anchor(anchor).skips, anchor)
+            wanted = self.before.codec.decoder(*given).lerp(anchor.rgbd, self.config.keep * is_known)
         return picture_loss(model.codec.decoder(*given), wanted)
 
     @property
@@ -263,11 +258,12 @@ class ViewScore(NamedTuple):
 
 def find_seen(batch: dict[str, Tensor], views: Tensor) -> Tensor:
     """Which pixels of the frames `views` [V] the context frames show, where nothing moves: bool [R, V, h, w]."""
-    shown, wanted = (
-        Recorded(*(batch[name][:, frames] for name in ("pictures", "poses", "still")))
-        for frames in (batch["context"], views)
-    )
-    return find_known(shown, wanted, batch["intrinsics"])
+    return find_known(recorded_in(batch, batch["context"]), recorded_in(batch, views), batch["intrinsics"])
+
+
+def recorded_in(batch: dict[str, Tensor], frames: Tensor) -> Recorded:
+    """The frames `frames` [F] of a batch's clips, as they were recorded."""
+    return Recorded(*(batch[name][:, frames] for name in ("pictures", "poses", "still")))
 
 
 def decode_frames(model: WorldModel, latent: Tensor) -> Tensor:
