@@ -9,6 +9,7 @@ import torch
 from worldscape.conditioning.camera import pose_from_state_numpy
 from worldscape.conditioning.controls import ControlScale, discrete_controls
 from worldscape.engine_frames import EngineFrame, Start
+from worldscape.evaluate.dream import SEEDS_APART
 
 SIZE, LIMIT = 32, 3
 SCALE = ControlScale()
@@ -84,7 +85,7 @@ class PerfectEngine:
         yaw, pitch = np.arctan2(pose[:, 0, 2], pose[:, 2, 2]), np.arcsin(-pose[:, 1, 2])
         zero = np.zeros_like(yaw)
         self.states = np.stack([pose[:, 0, 3], zero, pose[:, 2, 3], yaw, pitch, zero], axis=1)
-        self.textures = [draw_texture(seed) for seed in seeds.tolist()]
+        self.textures = [draw_texture(seed % SEEDS_APART) for seed in seeds.tolist()]  # whatever the draw
         return self._frame(np.zeros((self.num_slots, 6), np.float32))
 
     def step(self, controls: torch.Tensor, active: torch.Tensor | None = None, *, hands=None, is_realised=False):

@@ -8,7 +8,7 @@ import torch
 
 from tests.evaluate.panorama import PerfectEngine
 from worldscape.evaluate import geometry
-from worldscape.evaluate.dream import make_start
+from worldscape.evaluate.dream import SEEDS_APART, make_start
 from worldscape.evaluate.geometry import GeometryConfig, judge_geometry
 from worldscape.splats.unproject import unproject
 
@@ -65,6 +65,32 @@ def test_depth_that_disagrees_with_itself_is_caught_by_the_dream_s_own(episodes)
     assert found["warp_agree_own_g4"] == pytest.approx(found["warp_agree_simulator_g4"], abs=0.2)
 
 
+class FickleEngine(PerfectEngine):
+    """Whether it shows places a quarter farther away, and darker, is left to the noise."""
+
+    def open(self, start, seeds, rows=None):
+        self.is_far = seeds >= SEEDS_APART
+        return super().open(start, seeds, rows)
+
+    def _frame(self, realised):
+        made = super()._frame(realised)
+        made.depth = torch.where(self.is_far[:, None, None], made.depth * 1.25, made.depth)
+        made.frame = torch.where(self.is_far[:, None, None, None], made.frame // 2, made.frame)
+        return made
+
+
+def test_dreams_are_compared_with_the_same_drawn_again(episodes):
+    found, same = (
+        judge_geometry(engine(5), episodes, unproject, CONFIG).metrics for engine in (FickleEngine, PerfectEngine)
+    )
+    assert found["depth_abs_rel_h8"] == 0 and found["psnr_realised_h8"] > 40
+    for kind in ("", "_covered", "_uncovered", "_median"):
+        assert found[f"redrawn_depth_abs_rel{kind}_h8"] == pytest.approx(0.2, abs=1e-3)
+        assert same[f"redrawn_depth_abs_rel{kind}_h8"] == 0
+    assert found["redrawn_depth_delta_h8"] < 1 and same["redrawn_depth_delta_h8"] == 1
+    assert found["redrawn_psnr_h8"] < 25 < same["redrawn_psnr_h8"]
+
+
 @pytest.mark.parametrize("context", [1, 3])
 def test_a_dream_may_begin_with_more_real_frames(episodes, context, tmp_path):
     config = GeometryConfig(horizons=(1, 4), gaps=(1,), context=context)
@@ -85,8 +111,8 @@ def test_what_any_of_the_real_frames_shows_counts_as_covered(episodes):
         for start in (make_start(part, 1), make_start(episodes, 4))
     ]
     assert seen[1] > seen[0]
-    found = geometry.measure_depth(dream, part, 1, make_start(episodes, 4))
-    assert found["depth_abs_rel_covered_h1"] == pytest.approx(0.3, abs=1e-3)
+    found = geometry.measure_frames(dream, dream, part, 1, make_start(episodes, 4))
+    assert found["depth_abs_rel_covered"] == pytest.approx(0.3, abs=1e-3)
 
 
 def test_scores_without_a_number_do_not_count():

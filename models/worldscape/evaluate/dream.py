@@ -1,7 +1,7 @@
 """Runs an engine over judged episodes: same start frames, same controls, closed loop, in batches of its slots."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,6 +17,7 @@ from worldscape.progress import Progress
 
 KEPT = {"frame": torch.uint8, "depth": torch.float16, "pose": torch.float32, "realised": torch.float32}
 """What is kept of each step's EngineFrame."""
+SEEDS_APART = 2**40  # between the noise seeds of two draws of a dream; layout seeds are far below
 
 
 class Engine(Protocol):
@@ -96,13 +97,15 @@ def dream_episodes(
     hands: np.ndarray | None = None,
     is_realised: bool = False,
     tells_places: bool = True,
+    draw: int = 0,
 ) -> Dream:
     """Open each episode with its first `context` frames and step `num_steps` controls from there.
 
     Step s of the dream shows what step context - 1 + s of the episode does, also where the engine shows it later.
     `controls` [N, S, 6] replaces the episode's own, `hands` [N, S, 2, 13] its hands'. is_realised: dream along the
     motion that took place in the simulator, so that both stand in the same place. tells_places: as in `make_start`.
-    The noise seed of a dream is its layout seed, so a dream does not depend on the batch it runs in.
+    The noise seed of a dream is its layout seed, so a dream does not depend on the batch it runs in; each other `draw`,
+    0 or more, is another dream of the same.
     """
     own = episodes.realised if is_realised else episodes.controls
     commanded = own[:, context - 1 :] if controls is None else controls
@@ -113,6 +116,7 @@ def dream_episodes(
         np.arange(len(episodes))[first:][: engine.num_slots] for first in range(0, len(episodes), engine.num_slots)
     ]
     start_of = partial(make_start, context=context, tells_places=tells_places)
+    episodes = replace(episodes, seeds=episodes.seeds + draw * SEEDS_APART)
     with Progress("dream steps", total=len(groups) * num_steps) as progress:
         parts = [
             _dream_rows(engine, episodes, rows, commanded[:, :num_steps], moved, start_of, is_realised, progress)

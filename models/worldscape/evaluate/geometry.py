@@ -100,14 +100,19 @@ def choose_maker(model: WorldModel, aggregator: Aggregator | None) -> Maker:
 
 @torch.inference_mode()
 def judge_geometry(engine: Engine, episodes: EpisodeBatch, make: Maker, config: GeometryConfig) -> Geometry:
-    """Dream the episodes along the simulator's own motion and measure depth, consistency and new views."""
-    dream = dream_episodes(engine, episodes, num_steps=config.num_steps, context=config.context, is_realised=True)
+    """Dream the episodes along the simulator's own motion and measure depth, consistency and new views; and once more
+    with other noise, for what two dreams of a place have in common."""
+    dream, redrawn = (
+        dream_episodes(
+            engine, episodes, num_steps=config.num_steps, context=config.context, is_realised=True, draw=draw
+        )
+        for draw in (0, 1)
+    )
     start, episodes = make_start(episodes, config.context), dreamed_part(episodes, config)
     found: dict[str, float] = {}
     for horizon in config.horizons:
-        shown, truth = torch.from_numpy(dream.frames[:, horizon - 1]), torch.from_numpy(episodes.frames[:, horizon])
-        found[f"psnr_realised_h{horizon}"] = _mean(scores.psnr(scores.to_unit(shown), scores.to_unit(truth)))
-        found |= measure_depth(dream, episodes, horizon, start)
+        measured = measure_frames(dream, redrawn, episodes, horizon, start)
+        found |= {f"{name}_h{horizon}": value for name, value in measured.items()}
     for gap in config.gaps:
         found |= measure_consistency(dream, episodes, gap)
     for name, frames, depth in _sequences(dream, episodes):
@@ -121,19 +126,32 @@ def dreamed_part(episodes: EpisodeBatch, config: GeometryConfig) -> EpisodeBatch
     return episodes.cut(config.context - 1, config.num_steps)
 
 
-def measure_depth(dream: Dream, episodes: EpisodeBatch, horizon: int, start: Start) -> dict[str, float]:
-    """Error of the dream's depth after `horizon` steps, also apart where the start frames truly show what is there."""
-    depth = torch.from_numpy(dream.depth[:, horizon - 1]).float()
-    target = torch.from_numpy(episodes.depth[:, horizon])
+def measure_frames(
+    dream: Dream, redrawn: Dream, episodes: EpisodeBatch, horizon: int, start: Start
+) -> dict[str, float]:
+    """Frames and depth after `horizon` steps against the simulator's, and against those of the same dreams drawn again;
+    depth also apart where the start frames truly show what is there."""
     covered = warp_start(start, torch.from_numpy(episodes.pose[:, horizon])).covered
-    errors = {
-        "abs_rel": scores.depth_error(depth, target, max_depth=MAX_DEPTH),
-        "abs_rel_covered": scores.depth_error(depth, target, max_depth=MAX_DEPTH, mask=covered),
-        "abs_rel_uncovered": scores.depth_error(depth, target, max_depth=MAX_DEPTH, mask=~covered),
-        "delta": scores.depth_accuracy(depth, target, max_depth=MAX_DEPTH),
+    truths = {
+        "": (episodes.frames[:, horizon], episodes.depth[:, horizon]),
+        "redrawn_": (redrawn.frames[:, horizon - 1], redrawn.depth[:, horizon - 1]),
     }
-    found = {f"depth_{name}_h{horizon}": _mean(values) for name, values in errors.items()}
-    return found | {f"depth_abs_rel_median_h{horizon}": errors["abs_rel"].nanmedian().item()}
+    shown = scores.to_unit(torch.from_numpy(dream.frames[:, horizon - 1]))
+    depth = torch.from_numpy(dream.depth[:, horizon - 1]).float()
+    found: dict[str, float] = {}
+    for prefix, (frames, distances) in truths.items():
+        target = torch.from_numpy(distances).float()
+        errors = {
+            "abs_rel": scores.depth_error(depth, target, max_depth=MAX_DEPTH),
+            "abs_rel_covered": scores.depth_error(depth, target, max_depth=MAX_DEPTH, mask=covered),
+            "abs_rel_uncovered": scores.depth_error(depth, target, max_depth=MAX_DEPTH, mask=~covered),
+            "delta": scores.depth_accuracy(depth, target, max_depth=MAX_DEPTH),
+        }
+        found[f"{prefix}psnr"] = _mean(scores.psnr(shown, scores.to_unit(torch.from_numpy(frames))))
+        found |= {f"{prefix}depth_{name}": _mean(values) for name, values in errors.items()}
+        found[f"{prefix}depth_abs_rel_median"] = errors["abs_rel"].nanmedian().item()
+    found["psnr_realised"] = found.pop("psnr")
+    return found
 
 
 def measure_consistency(dream: Dream, episodes: EpisodeBatch, gap: int) -> dict[str, float]:
@@ -221,23 +239,26 @@ def score_views(name: str, views: Views) -> dict[str, float]:
 
 
 def tabulate(found: dict[str, float], config: GeometryConfig) -> Table:
-    """Depth by horizon, consistency by gap, new views."""
-    rows: list[list[str | float]] = [
-        [f"PSNR, step {h}", found[f"psnr_realised_h{h}"], math.inf] for h in config.horizons
-    ]
-    rows += [[f"depth abs-rel, step {h}", found[f"depth_abs_rel_h{h}"], 0] for h in config.horizons]
-    for kind in ("covered", "uncovered", "median"):
-        rows += [[f"depth abs-rel {kind}, step {h}", found[f"depth_abs_rel_{kind}_h{h}"], 0] for h in config.horizons]
-    rows += [[f"depth delta < 1.25, step {h}", found[f"depth_delta_h{h}"], 1] for h in config.horizons]
+    """Frames and depth by horizon, also of dreams drawn again, consistency by gap, new views."""
+    kinds = {"PSNR": "psnr", "depth abs-rel": "depth_abs_rel"}
+    kinds |= {f"depth abs-rel {kind}": f"depth_abs_rel_{kind}" for kind in ("covered", "uncovered", "median")}
+    kinds |= {"depth delta < 1.25": "depth_delta"}
+    perfect = {"psnr": math.inf, "depth_delta": 1.0}
+    rows: list[list[str | float]] = []
+    for title, kind in kinds.items():
+        own = "psnr_realised" if kind == "psnr" else kind
+        for at in (f"_h{horizon}" for horizon in config.horizons):
+            cells = found[own + at], perfect.get(kind, 0.0), found[f"redrawn_{kind}{at}"]
+            rows.append([f"{title}, step {at[2:]}", *cells])
     for gap in config.gaps:
         simulated = found[f"warp_psnr_simulator_g{gap}"]
-        rows.append([f"warp PSNR, gap {gap}", found[f"warp_psnr_dream_g{gap}"], simulated])
-        rows.append([f"warp PSNR by its own depth, gap {gap}", found[f"warp_psnr_own_g{gap}"], simulated])
+        rows.append([f"warp PSNR, gap {gap}", found[f"warp_psnr_dream_g{gap}"], simulated, ""])
+        rows.append([f"warp PSNR by its own depth, gap {gap}", found[f"warp_psnr_own_g{gap}"], simulated, ""])
         agree = (found[f"warp_agree_{name}_g{gap}"] for name in ("own", "simulator"))
-        rows.append([f"depth agrees, gap {gap}", *agree])
+        rows.append([f"depth agrees, gap {gap}", *agree, ""])
     for name in ("novel_psnr", "nearest_psnr"):
-        rows.append([name.replace("_", " "), found[f"{name}_dream"], found[f"{name}_simulator"]])
-    return Table(title="geometry", columns=["score", "dream", "simulator"], rows=rows)
+        rows.append([name.replace("_", " "), found[f"{name}_dream"], found[f"{name}_simulator"], ""])
+    return Table(title="geometry", columns=["score", "dream", "simulator", "drawn again"], rows=rows)
 
 
 def save_pictures(
