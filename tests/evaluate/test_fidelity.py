@@ -70,7 +70,10 @@ def test_covered_and_uncovered_are_scored_apart():
     covered[:, :, :16] = True
     found = fidelity.score_frames(frames, target, covered)
     assert found["psnr_covered"] == pytest.approx(-20 * math.log10(0.2), abs=1e-3)
-    assert found["psnr_uncovered"] == PSNR_CEILING
+    assert found["psnr_uncovered"] == PSNR_CEILING and found["uncovered_error_share"] == 0
+    frames[:, :, 16:24] += 51
+    assert fidelity.score_frames(frames, target, covered)["uncovered_error_share"] == pytest.approx(1 / 3)
+    assert math.isnan(fidelity.score_frames(target, target, covered)["uncovered_error_share"])
     assert found["psnr"] == pytest.approx(-10 * math.log10(0.04 / 2), abs=1e-3)
 
 

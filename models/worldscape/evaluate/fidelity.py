@@ -148,7 +148,8 @@ def score_frames(frames: Tensor, target: Tensor, covered: Tensor) -> dict[str, f
     """uint8 frames and target [N, h, w, 3], covered bool [N, h, w] -> PSNR (dB) and SSIM, all / covered / uncovered.
 
     `psnr` is the mean of the frames' PSNRs; `psnr_pooled` the PSNR of the mean squared error over all frames, which a
-    few very good frames (a step that moved nothing) cannot lift.
+    few very good frames (a step that moved nothing) cannot lift. `uncovered_error_share` is the share of that error
+    which lies in uncovered pixels, NaN for perfect frames.
     """
     image, truth = scores.to_unit(frames), scores.to_unit(target)
     error = scores.squared_error(image, truth)
@@ -157,6 +158,8 @@ def score_frames(frames: Tensor, target: Tensor, covered: Tensor) -> dict[str, f
         "psnr_pooled": scores.error_to_psnr(error.mean()),
         "ssim": scores.ssim(image, truth).mean(),
     }
+    each = (image - truth).square().sum(1)
+    found["uncovered_error_share"] = (each * ~covered).sum() / each.sum()
     for name, mask in (("covered", covered), ("uncovered", ~covered)):
         found[f"psnr_{name}"] = scores.psnr(image, truth, mask).nanmean()
         found[f"ssim_{name}"] = scores.ssim(image, truth, mask).nanmean()
@@ -224,7 +227,7 @@ def measure_action_gain(engine: Engine, episodes: EpisodeBatch, dream: Dream, co
 def tabulate(found: Mapping[str, float], horizons: tuple[int, ...]) -> list[Table]:
     """Metrics -> tables with a row per horizon, one for each score of METHODS and one for the geometry."""
     tables = []
-    for name in ("psnr", "psnr_covered", "psnr_uncovered", "ssim"):
+    for name in ("psnr", "psnr_covered", "psnr_uncovered", "uncovered_error_share", "ssim"):
         rows = [[horizon, *[found[f"{name}_{method}_h{horizon}"] for method in METHODS]] for horizon in horizons]
         tables.append(Table(title=name, columns=["horizon", *METHODS], rows=rows))
     names = ("covered_share", "sharpness_ratio", "depth_abs_rel", "position_error", "rotation_error")
