@@ -33,7 +33,7 @@ LAYERS = (
     {"handling", "graphs"},
     {"frame_maker"},
     {"engine"},
-    {"rolling", "clip_engine", "oracle"},
+    {"rolling", "clip_engine"},
     {"engines"},
     {"data"},
     {"train", "evaluate"},

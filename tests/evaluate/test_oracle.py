@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
-from worldscape.evaluate.dream import dream_episodes, make_start, true_frames
+from worldscape.codec import frame_to_rgbd
+from worldscape.conditioning.reproject import encode_depth
+from worldscape.evaluate.dream import dream_episodes, make_start
 from worldscape.evaluate.episodes import EpisodeBatch
-from worldscape.oracle import OracleEngine
+from worldscape.evaluate.oracle import OracleEngine
 from worldscape.world import debug_world
 
 
@@ -37,8 +39,9 @@ def test_latents_are_those_of_the_true_frames(large, context):
     engine = Watched(model, 2)
     dream = dream_episodes(engine, large, num_steps=steps, context=context, is_realised=True)
     found = torch.stack(engine.latents).unflatten(0, (3, steps)).transpose(1, 2).flatten(0, 1)[: len(large)]
-    truth = true_frames(large)[:, context:][:, :steps]
-    wanted = model.codec.encode(truth.flatten(0, 1)).unflatten(0, truth.shape[:2])
+    frames, depth = (torch.from_numpy(part[:, context:][:, :steps]) for part in (large.frames, large.depth))
+    truth = frame_to_rgbd(frames.flatten(0, 1), encode_depth(depth.float()).flatten(0, 1))
+    wanted = model.codec.encode(truth).unflatten(0, frames.shape[:2])
     torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
     alone = dream_episodes(OracleEngine(model, 5), large, num_steps=steps, context=context, is_realised=True)
     assert np.abs(dream.frames.astype(int) - alone.frames).max() <= 1 and dream.frames.std() > 0
@@ -48,4 +51,4 @@ def test_as_many_episodes_as_slots(large):
     engine = OracleEngine(debug_world(), 2)
     engine.open(make_start(large.rows([0, 1]), 1), torch.arange(2))
     with pytest.raises(ValueError, match="5 episodes are told to 2 slots"):
-        engine.tell(true_frames(large)[:, 1:])
+        engine.tell(large, 1)

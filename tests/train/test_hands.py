@@ -291,7 +291,7 @@ def test_rollouts_of_walkers_are_those_of_an_engine_without_hands(runs, store):
         made.append((moment.engine.hands, moment.index))
         return {"latent": moment.engine.state.latent, **told_of_hands(store, moment)}
 
-    rolled = _roll_all(model, store, frames, plan.sizes, note)
+    rolled = _roll_all(model, store, frames, plan.dreamed, note)
     has_hands = store.hands.moves(frames[:, 0].numpy())
     assert 0 < int(has_hands.sum()) < len(frames)
     for hands, index in made:

@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from worldscape.clip_engine import ClipEngine
-from worldscape.codec import frame_to_rgbd
-from worldscape.conditioning.reproject import encode_depth
 from worldscape.engine_frames import EngineFrame, HandFrame, Start
 from worldscape.evaluate.episodes import EpisodeBatch
-from worldscape.oracle import OracleEngine
+from worldscape.evaluate.oracle import OracleEngine
 from worldscape.progress import Progress
 
 KEPT = {"frame": torch.uint8, "depth": torch.float16, "pose": torch.float32, "realised": torch.float32}
@@ -89,13 +87,6 @@ def make_start(episodes: EpisodeBatch, context: int, *, tells_places: bool = Tru
     )
 
 
-def true_frames(episodes: EpisodeBatch) -> Tensor:
-    """The simulator's frames and depth as RGB-D [N, T + 1, 4, h, w] in [-1, 1]."""
-    frames, depth = torch.from_numpy(episodes.frames), torch.from_numpy(episodes.depth)
-    rgbd = frame_to_rgbd(frames.flatten(0, 1), encode_depth(depth.flatten(0, 1).float()))
-    return rgbd.unflatten(0, frames.shape[:2])
-
-
 def dream_episodes(
     engine: Engine,
     episodes: EpisodeBatch,
@@ -166,7 +157,7 @@ def _dream_rows(
     steps = torch.from_numpy(np.ascontiguousarray(commanded[padded]))
     told = None if moved is None else torch.from_numpy(np.ascontiguousarray(moved[padded][:, : steps.shape[1]]))
     if isinstance(engine, OracleEngine):
-        engine.tell(true_frames(batch)[:, start.frames.shape[1] :])
+        engine.tell(batch, start.frames.shape[1])
     if isinstance(engine, ClipEngine):
         engine.foresee(steps, hands=told, is_realised=is_realised)
     latency = engine.action_latency

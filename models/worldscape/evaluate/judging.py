@@ -35,7 +35,7 @@ def prepare(
     Raises ValueError for --oracle with frames that are not finished one by one.
     """
     from worldscape.engines import open_engine as make_engine
-    from worldscape.oracle import OracleEngine
+    from worldscape.evaluate.oracle import OracleEngine
 
     model = checked_model(args)
     num_slots = min(args.batch, args.episodes)

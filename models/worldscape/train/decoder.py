@@ -14,7 +14,7 @@ shows the same surface, it is drawn towards memory: a dream that paints anew wha
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,7 +25,6 @@ from worldscape.conditioning.layers import NOBODY
 from worldscape.conditioning.reproject import Anchor, decode_depth, same_surface, visible_from
 from worldscape.config import MemoryConfig, WorldConfig
 from worldscape.data.clips import Datasets, FrameStore, corrupt_sources, load_frames
-from worldscape.oracle import OracleEngine
 from worldscape.train.codec import (
     as_pictures,
     disturb_latent,
@@ -38,7 +37,7 @@ from worldscape.train.codec import (
     recall_targets,
     sharpness_ratio,
 )
-from worldscape.train.config import DEBUG, TrainConfig, require
+from worldscape.train.config import DEBUG, TrainConfig
 from worldscape.train.critic import Critic, critic_losses, make_critic
 from worldscape.train.decoder_hands import HandsStage, build_hands_stage
 from worldscape.train.heads import plan_rollouts
@@ -53,17 +52,15 @@ NUM_PICTURES = 12  # a row of the sample pictures
 class DecoderTrainConfig(TrainConfig):
     """TrainConfig of the decoder stage; a step trains the critic, and every maker_every-th one the decoder too.
 
-    dreams: stretches of episodes that are dreamed again; dream_frames: frames of each. told: stretches beside them that
-    a generator dreams that is always right (OracleEngine), so that each of their pixels has a truth. adversarial:
-    weight of the critic's opinion beside the pixel losses. blind_share: share of the recorded rows without memory.
-    critic_width: channels of the critic's first layer. keep: how far, from 0 to 1, what was dreamed is drawn to what
-    memory shows of the same surface. hands_only: learn hands and what they uncover and keep all else
-    (decoder_hands.py), without told stretches.
+    dreams: stretches of episodes that are dreamed again; dream_frames: frames of each. adversarial: weight of the
+    critic's opinion beside the pixel losses. blind_share: share of the recorded rows without memory. critic_width:
+    channels of the critic's first layer. keep: how far, from 0 to 1, what was dreamed is drawn to what memory shows of
+    the same surface. hands_only: learn hands and what they uncover and keep all else
+    (decoder_hands.py).
     """
 
     dreams: int = 256
     dream_frames: int = 64
-    told: int = 0
     adversarial: float = 0.08
     blind_share: float = 0.4
     critic_width: int = 64
@@ -76,7 +73,6 @@ class DecoderTrainConfig(TrainConfig):
         for name in ("dreams", "dream_frames", "critic_width", "maker_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        require(self.told >= 0 and not (self.told and self.hands_only), "told", self.told, "0 or more, 0 of hands_only")
         for name in ("blind_share", "keep"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it is a share in [0, 1]")
@@ -196,7 +192,7 @@ class DecoderStage:
 def what_decoder_sees(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
     """`latent` [E, P, C], `anchor` [E, 4, h, w], `mask` bool [E, 1, h, w] and what told_of_hands names, which the
     decoder is given; `shown` [E, 4, h, w], what it makes of them; `real` bool [E, 1, h, w], where the stretch's first
-    frame shows the view, or a hand is, which is known too, and everywhere in a dream that was told what it shows."""
+    frame shows the view, or a hand is, which is known too."""
     state, (rgbd, mask), device = moment.engine.state, moment.view.recall.anchor, moment.engine.device
     depth, target, intrinsics, poses = (
         torch.from_numpy(part).to(device, torch.float32)
@@ -209,9 +205,7 @@ def what_decoder_sees(store: FrameStore, moment: Moment) -> dict[str, Tensor]:
     )
     first, valid = store.rgbd(moment.first).to(device)[:, None], torch.ones_like(mask[:, :, 0, 0], dtype=torch.bool)
     real = visible_from(first, poses[:, None], valid, depth, target, intrinsics)
-    if isinstance(moment.engine, OracleEngine):
-        real = torch.ones_like(real)
-    elif store.hands is not None:
+    if store.hands is not None:
         real |= (owners_at(store, moment.index, device) > NOBODY)[:, None]
     given = {"latent": state.latent, "anchor": rgbd, "mask": mask > 0, **told_of_hands(store, moment)}
     sharpens = moment.view.hands is None and moment.engine.config.sharpen.is_on
@@ -226,7 +220,7 @@ def build_stage(
     """The stage for a dataset, over the codec and generator of `init`."""
     assert init is not None and isinstance(train_config, DecoderTrainConfig)
     store = load_frames(dataset, model_config.codec.size, hands=model_config.transformer.hands)
-    plan = replace(plan_rollouts(store, train_config), told=train_config.told)
+    plan = plan_rollouts(store, train_config)
     dreamer = load_world(init, choose_device(train_config.device))
     if train_config.hands_only:
         return build_hands_stage(dreamer, store, dataset, plan, train_config)

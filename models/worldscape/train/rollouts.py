@@ -20,7 +20,6 @@ from worldscape.conditioning.layers import owned_by
 from worldscape.data.clips import Datasets, FrameStore
 from worldscape.engine import WorldEngine
 from worldscape.engine_frames import EngineFrame, RecordedHands, Start
-from worldscape.oracle import OracleEngine
 from worldscape.progress import Progress
 from worldscape.slot_hands import SlotHands
 from worldscape.slots import View
@@ -34,30 +33,23 @@ KEPT = "with hands mended, walkers apart"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RolloutPlan:
-    """`dreamed` stretches of `length` frames each, then `recorded` ones, then `told` ones, which are dreamed by a
-    generator that is always right (OracleEngine); drawn from the first `episodes` episodes."""
+    """`dreamed` stretches of `length` frames each, then `recorded` ones, drawn from the first `episodes` episodes."""
 
     episodes: int
     dreamed: int
     recorded: int
     length: int
     seed: int
-    told: int = 0
-
-    @property
-    def sizes(self) -> dict[str, int]:
-        """How many stretches there are of each kind, in their order."""
-        return {"dreamed": self.dreamed, "recorded": self.recorded, "told": self.told}
 
     def draw(self, store: FrameStore) -> Tensor:
-        """Positions of the frames, long [dreamed + recorded + told, length]; each has a successor in its episode.
+        """Positions of the frames, long [dreamed + recorded, length]; each has a successor in its episode.
 
         Says how many episodes are too short and left out. Raises ValueError where all are.
         """
         rng, num_short = np.random.default_rng([self.seed, 7]), self.episodes - len(self.able(store))
         if num_short > 0:
             print(f"{num_short} episodes are left out: rollouts of {self.length} frames need longer ones", flush=True)
-        return draw_stretches(store, rng, np.arange(self.episodes), sum(self.sizes.values()), self.length)
+        return draw_stretches(store, rng, np.arange(self.episodes), self.dreamed + self.recorded, self.length)
 
     def able(self, store: FrameStore) -> np.ndarray:
         """The episodes that are long enough. Raises ValueError where none is."""
@@ -122,27 +114,24 @@ def take_rollouts(
         dataset,
         settings,
         [model.codec, model.transformer],
-        lambda: {"frames": frames, **_roll_all(model, store, frames, plan.sizes, note)},
+        lambda: {"frames": frames, **_roll_all(model, store, frames, plan.dreamed, note)},
     )
 
 
-def _roll_all(
-    model: WorldModel, store: FrameStore, frames: Tensor, sizes: dict[str, int], note: Note
-) -> dict[str, Tensor]:
+def _roll_all(model: WorldModel, store: FrameStore, frames: Tensor, dreamed: int, note: Note) -> dict[str, Tensor]:
     """Stretches with hands and those without go into engines of their own: a walker's is sharpened, and has another
     decoder."""
     rows, has_hands = torch.arange(len(frames)), torch.zeros(len(frames), dtype=torch.bool)
     if store.hands is not None:
         has_hands = store.hands.moves(frames.numpy()).any(1)
-    kinds = np.repeat(list(sizes), list(sizes.values()))
     parts, order = [], []
     with Progress("frames rolled out", total=frames.numel()) as progress:
-        for kind, with_hands in product(sizes, (True, False)):
-            chosen = rows[torch.from_numpy(kinds == kind) & (has_hands == with_hands)]
+        for is_dreamed, with_hands in product((True, False), repeat=2):
+            chosen = rows[((rows < dreamed) == is_dreamed) & (has_hands == with_hands)]
             hands = hands_in(store) if with_hands else None
             groups = chosen.split(rows_at_once(next(model.parameters()).device)) if len(chosen) else ()
             for group in groups:
-                parts += [_roll(model, store, frames[group].numpy(), hands, kind, note, progress)]
+                parts += [_roll(model, store, frames[group].numpy(), hands, is_dreamed, note, progress)]
             order.append(chosen)
     places = torch.cat(order).argsort()
     return {name: torch.cat([part[name] for part in parts])[places] for name in parts[0]}
@@ -154,14 +143,13 @@ def _roll(
     store: FrameStore,
     frames: np.ndarray,
     hands: str | None,
-    kind: str,
+    is_dreamed: bool,
     note: Note,
     progress: Progress,
 ) -> dict[str, Tensor]:
-    """One batch of stretches of a kind, frames [E, F], in an engine with `hands`; each begins with a recorded frame."""
+    """One batch of stretches, frames [E, F], in an engine with `hands`; the first of each is a recorded frame."""
     device = next(model.parameters()).device
-    make_engine = OracleEngine if kind == "told" else WorldEngine
-    engine = make_engine(model, len(frames), device=device, precision="auto", hands=hands)
+    engine = WorldEngine(model, len(frames), device=device, precision="auto", hands=hands)
     start = start_at(store, frames[:, 0])
     engine.open(start if hands else replace(start, hands=None), torch.from_numpy(frames[:, 0]))
     state = engine.state
@@ -169,9 +157,7 @@ def _roll(
     steps: dict[str, list[Tensor]] = {}
     for place in range(frames.shape[1]):
         index = frames[:, place]
-        if place > 0 and isinstance(engine, OracleEngine):
-            engine.tell(store.rgbd(index)[:, None])
-        if place > 0 and kind != "recorded":
+        if place > 0 and is_dreamed:
             realised = torch.from_numpy(store.realised[index]).to(device)
             moved = hands_at(engine, store, index)
             view = engine.advance(state, realised, torch.ones_like(state.is_open), hands=moved).view
