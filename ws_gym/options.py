@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -38,6 +39,7 @@ class WorldOptions:
     steps_per_frame: int | None = None
     sampler: str = "blockwise"
     precision: str = "auto"
+    temperature: float = 1.0
     actions: str = "discrete"
     hands: str | None = None
     hand_actions: str = "delta"
@@ -64,6 +66,7 @@ class WorldOptions:
         for name, choices in (("precision", PRECISIONS), ("sampler", SAMPLERS)):
             if (value := getattr(self, name)) not in choices:
                 raise ValueError(f"{name}={value!r} is unknown; choose one of {', '.join(choices)}.")
+        _check_temperature(self.temperature)
         _check_count("max_episode_steps", self.max_episode_steps)
         _check_share("max_drift", self.max_drift)
         _check_count("drift_patience", self.drift_patience, is_optional=False)
@@ -133,6 +136,12 @@ def _check_share(name: str, value: Any) -> None:
         raise ValueError(f"{name}={value!r} is no share of a picture; give a number from 0 to below 1, or None.")
 
 
+def _check_temperature(value: Any) -> None:
+    is_number = isinstance(value, (int, float, np.floating, np.integer)) and not isinstance(value, bool)
+    if not is_number or not 0 <= value < math.inf:
+        raise ValueError(f"temperature={value!r} is none; give a number of at least 0, such as 1.0.")
+
+
 def _check_size(size: Any) -> tuple[int, int]:
     pair = (size, size) if is_whole(size) else size
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
@@ -160,6 +169,7 @@ def open_worlds(options: WorldOptions, num_slots: int) -> WorldEngine:
             device=options.torch_device,
             steps_per_frame=options.steps_per_frame,
             precision=options.precision,
+            temperature=options.temperature,
             hands=options.hands,
         )
     except RuntimeError as error:

@@ -23,7 +23,6 @@ from worldscape.handling import recognise
 from worldscape.memory.pages import PageShape
 from worldscape.memory.values import Frame
 from worldscape.memory.world_memory import WorldMemory
-from worldscape.noise import slot_noise
 from worldscape.scoring import Clip, compose_clip, sample_clip
 from worldscape.slot_hands import SlotHands
 from worldscape.slots import NewFrame, SlotState, View
@@ -87,10 +86,18 @@ class ClipEngine(WorldEngine):
         precision: str = "fp32",
         hands: str | None = None,
         memory: MemoryConfig | None = None,
+        temperature: float = 1.0,
     ):
         calls = CALLS if steps_per_frame is None else steps_per_frame
         super().__init__(
-            model, num_slots, device=device, steps_per_frame=calls, precision=precision, hands=hands, memory=memory
+            model,
+            num_slots,
+            device=device,
+            steps_per_frame=calls,
+            precision=precision,
+            hands=hands,
+            memory=memory,
+            temperature=temperature,
         )
         self.generator = self.model.transformer
         self._frames: list[FrameInputs] = []
@@ -191,7 +198,7 @@ class ClipEngine(WorldEngine):
         motions = self._move(plan, num_new)
         clip = self._compose(motions)
         shape = self.state.latent.shape[1:]
-        noise = slot_noise(self.state.seeds, self.state.memory.count, num_new * shape.numel())
+        noise = self.noise(self.state.seeds, self.state.memory.count, num_new * shape.numel())
         found = sample_clip(self.generator, clip, noise.reshape(-1, num_new, *shape), self.levels)
         latents, features = normalise_tokens(found.latent).unbind(1), found.features.float().unbind(1)
         return [Refined(*parts) for parts in zip(motions, latents, features, strict=True)]

@@ -3,6 +3,7 @@
 How one frame comes about is its base's, FrameMaker; here slots are opened, stepped, copied and closed.
 """
 
+import math
 from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
@@ -42,12 +43,14 @@ class WorldEngine(FrameMaker):
         use_fast: run the inference-only rewrites (fast.py, fast_codec.py, reproject_fast.py); same results to rounding.
         precision: "fp32", "bf16", or "auto" for what this machine is fastest in (precision.py); of use_fast only.
         hands: "left", "right" or "both" for slots that have hands; None for slots that walk only, which costs less.
+        temperature: standard deviation of the noise that frames are made of. Weights learned with 1; above it dreams of
+            one start differ more from each other and show more things, and are less true to what memory shows.
         memory: policy and sizes of the slots' memory, for ablations; None takes the model's.
         memory_budget: bytes that the pages of all slots never exceed; a small one makes the pool smaller.
         use_graphs: on CUDA, steps are started as graphs (graphs.py) once two of their kind were made; of use_fast only.
 
-    Raises ValueError for fewer than 1 slot, for a budget in which sink and local window do not fit, for a teacher, and
-    for hands with weights that know none.
+    Raises ValueError for fewer than 1 slot, for a temperature that is no number of at least 0, for a budget in which
+    sink and local window do not fit, for a teacher, and for hands with weights that know none.
     """
 
     is_causal = True
@@ -63,12 +66,15 @@ class WorldEngine(FrameMaker):
         use_fast: bool = True,
         precision: str = "fp32",
         hands: str | None = None,
+        temperature: float = 1.0,
         memory: MemoryConfig | None = None,
         memory_budget: int | None = None,
         use_graphs: bool = True,
     ):
         if num_slots < 1:
             raise ValueError(f"num_slots is {num_slots}; an engine has at least 1 slot.")
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature is {temperature}; give a number of at least 0.")
         if model.config.transformer.is_causal is not self.is_causal:
             raise ValueError(
                 "these weights are a teacher's, which sees a whole clip at once: step a causal student, or foresee the "
@@ -89,6 +95,7 @@ class WorldEngine(FrameMaker):
             hands=hands,
             precision=precision,
             use_fast=use_fast,
+            temperature=temperature,
         )
         self.num_slots = num_slots
         self.state = self._empty(self._memory(num_slots, memory_budget))

@@ -46,7 +46,7 @@ class FrameMaker:
         model: the world model; moved to `device`, set to eval.
         config: the model's, or one with another memory.
         levels: noise levels from 1 down to that at which a frame is taken as finished.
-        hands, precision, use_fast: as WorldEngine's.
+        hands, precision, use_fast, temperature: as WorldEngine's.
     """
 
     def __init__(
@@ -59,8 +59,10 @@ class FrameMaker:
         hands: str | None,
         precision: str,
         use_fast: bool,
+        temperature: float,
     ):
         self.config, self.device, self.levels, self.hands = config, device, levels, hands
+        self.temperature = temperature
         self.model = model.to(device).eval()
         self.dtype = choose_dtype(precision, device) if use_fast else torch.float32
         self.generator, codec = self.model.transformer, self.model.codec
@@ -71,6 +73,10 @@ class FrameMaker:
             self.codec = fast_codec(self.model, self.dtype, hands=hands is not None)
         self.rebuild = reproject_fast if use_fast else reproject
         self._rays = kept_while_equal(_rays)
+
+    def noise(self, seeds: Tensor, steps: Tensor, num_elements: int) -> Tensor:
+        """`slot_noise` at the engine's temperature: [B, num_elements]."""
+        return self.temperature * slot_noise(seeds, steps, num_elements)
 
     def ahead(self, state: SlotState) -> SlotState:
         """The slots as the next control finds them."""
@@ -196,7 +202,7 @@ class FrameMaker:
         that call made of the pose video: to look at it again would take 2 % of a step and gain 0.1 dB (docs/LOG.md).
         """
         shape, levels = state.latent.shape[1:], self.levels
-        noise = slot_noise(state.seeds, state.memory.count, shape.numel()).reshape(-1, *shape)
+        noise = self.noise(state.seeds, state.memory.count, shape.numel()).reshape(-1, *shape)
         positions = state.memory.next_positions()
         latent = noise[:, None]
         for level, next_level in zip(levels[:-1], levels[1:], strict=True):

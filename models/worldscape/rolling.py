@@ -25,7 +25,6 @@ from worldscape.flow import euler_step, sampling_levels
 from worldscape.handling import recognise
 from worldscape.memory.values import Frame
 from worldscape.memory.world_memory import WorldMemory
-from worldscape.noise import slot_noise
 from worldscape.slot_hands import SlotHands
 from worldscape.slots import Dreamed, Handled, InFlight, NewFrame, SlotState, View
 from worldscape.transformer import EmbeddedView, Levels, PlacedHistory, Prediction
@@ -135,7 +134,7 @@ class RollingEngine(WorldEngine):
         """Noise [B, P, C] of the frame that is about to be taken up: a function of seed and number, as everywhere."""
         flight, shape = _flight(state), state.latent.shape[1:]
         waiting = flight.count.clamp_max(self.num_flying - 1)
-        return slot_noise(state.seeds, state.memory.count + waiting, shape.numel()).reshape(-1, *shape)
+        return self.noise(state.seeds, state.memory.count + waiting, shape.numel()).reshape(-1, *shape)
 
     def _take_up(self, state: SlotState, taken: Taken, active: Tensor) -> None:
         """Put a frame behind those in flight of the active slots; the oldest place, finished or never filled, falls

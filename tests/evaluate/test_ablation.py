@@ -19,8 +19,8 @@ class TimedPerfectEngine(PerfectEngine):
 
 def test_a_variant_reads_as_name_weights_and_options():
     assert read_variant("student=runs/a") == Variant(name="student", weights="runs/a")
-    expected = Variant(name="no pool", weights="runs/a", steps_per_frame=4, policy="sink+local")
-    assert read_variant("no pool=runs/a,steps_per_frame=4,policy=sink+local") == expected
+    expected = Variant(name="no pool", weights="runs/a", steps_per_frame=4, policy="sink+local", temperature=1.5)
+    assert read_variant("no pool=runs/a,steps_per_frame=4,policy=sink+local,temperature=1.5") == expected
 
 
 @pytest.mark.parametrize("text", ["student", "=runs/a", "a=", "a=b,speed=2"])

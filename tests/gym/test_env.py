@@ -125,6 +125,15 @@ class TestStep:
             calls.append(env.step(1)[4]["model_calls"])
         assert calls[1] - calls[0] == 2
 
+    def test_temperature_makes_worlds_of_one_start_differ(self):
+        """At 0 all seeds dream the same, in vector environments too."""
+        for temperature, is_same in ((0.0, True), (1.0, False)):
+            envs = gym.make_vec("WorldScape-Nav-v0", num_envs=2, weights="debug", temperature=temperature)
+            envs.reset(seed=3, options={"start": 0})
+            observations = envs.step(np.array([5, 5]))[0]
+            assert np.array_equal(observations[0], observations[1]) == is_same
+            envs.close()
+
     def test_a_rolling_sampler_says_when_actions_show(self):
         """Three calls a frame, one a step: the second turn is told of two steps after it was commanded."""
         env = make_env(sampler="rolling", steps_per_frame=3)
@@ -494,6 +503,9 @@ class TestBadInput:
             ({"size": (64, 8)}, "is too small"),
             ({"steps_per_frame": 0}, "steps_per_frame=0 is no count"),
             ({"steps_per_frame": 1.5}, "steps_per_frame=1.5 is no count"),
+            ({"temperature": -1}, "temperature=-1 is none; give a number of at least 0"),
+            ({"temperature": True}, "temperature=True is none"),
+            ({"temperature": float("nan")}, "temperature=nan is none"),
             ({"sampler": "sideways"}, "sampler='sideways' is unknown; choose one of blockwise, rolling"),
             ({"sampler": "rolling", "steps_per_frame": 9}, "keeps 9 frames in flight"),
             ({"device": "gpu"}, "device='gpu' is not a torch device"),

@@ -1,11 +1,13 @@
 """The engine's promises: slots are independent, dreams are reproducible, one frame a commit."""
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 
 import worldscape.frame_maker as frame_maker
+from worldscape.clip_engine import ClipEngine
 from worldscape.conditioning import reproject_fast
 from worldscape.conditioning.camera import invert_pose, level_pose, pose_from_state, square_intrinsics
 from worldscape.engine import WorldEngine
@@ -14,7 +16,7 @@ from worldscape.opening import complete_start, guess_depth
 from worldscape.rolling import RollingEngine
 from worldscape.slots import NewFrame
 from worldscape.transformer import frame_rays
-from worldscape.world import debug_world
+from worldscape.world import WorldModel, debug_world
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +213,42 @@ def test_a_longer_lens_shows_things_that_are_farther_away(model):
 def test_a_frame_takes_some_of_its_calls(model, engine_type, num_calls):
     with pytest.raises(ValueError, match=f"num_calls is {num_calls}; a frame takes from 1 to steps_per_frame 2"):
         engine_type(model, 1, steps_per_frame=2, num_calls=num_calls)
+
+
+def teacher_like(model: WorldModel) -> WorldModel:
+    """The same weights without a causal mask, as ClipEngine wants them."""
+    config = replace(model.config, transformer=replace(model.config.transformer, is_causal=False))
+    teacher = WorldModel(config)
+    teacher.load_state_dict(model.state_dict())
+    return teacher.eval()
+
+
+def dream_twice(engine: WorldEngine) -> torch.Tensor:
+    """Latents [2, P, C] that two slots with one start and seeds 5 and 6 come to in four steps."""
+    engine.open(pick(starts(1), [0, 0]), torch.tensor([5, 6]))
+    moves = controls(1, 4).expand(-1, 2, -1)
+    if isinstance(engine, ClipEngine):
+        engine.foresee(moves.transpose(0, 1))
+    return [engine.step(move).latent for move in moves][-1]
+
+
+@pytest.mark.parametrize("engine_type", [WorldEngine, RollingEngine, ClipEngine])
+def test_without_noise_all_seeds_dream_the_same_and_with_more_they_differ_more(model, engine_type):
+    model = teacher_like(model) if engine_type is ClipEngine else model
+    default = dream_twice(engine_type(model, 2, steps_per_frame=2))
+    still, plain, wild = (
+        dream_twice(engine_type(model, 2, steps_per_frame=2, temperature=temperature))
+        for temperature in (0.0, 1.0, 2.0)
+    )
+    torch.testing.assert_close(still[0], still[1], atol=1e-5, rtol=1e-5)
+    assert torch.equal(default, plain)
+    assert 0 < (plain[0] - plain[1]).norm() < (wild[0] - wild[1]).norm()
+
+
+@pytest.mark.parametrize("temperature", [-0.1, math.nan, math.inf])
+def test_a_temperature_is_a_number_of_at_least_0(model, temperature):
+    with pytest.raises(ValueError, match=f"temperature is {temperature}; give a number of at least 0"):
+        WorldEngine(model, 1, temperature=temperature)
 
 
 def test_active_is_bool(model):

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -43,6 +43,7 @@ MEASURES = (
 )
 """What the table shows of each variant; the report's line holds more."""
 WARM_UP = 5
+NUMBERS = {"steps_per_frame": int, "temperature": float}  # options of a row that are numbers
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +55,7 @@ class Variant:
     steps_per_frame: int | None = None
     sampler: str = "blockwise"
     policy: str | None = None
+    temperature: float = 1.0
 
     def open_engine(self, slots: int, device: str, precision: str = "auto") -> WorldEngine:
         """The variant's engine."""
@@ -67,18 +69,21 @@ class Variant:
             steps_per_frame=self.steps_per_frame,
             memory=memory,
             precision=precision,
+            temperature=self.temperature,
         )
 
 
 def read_variant(text: str) -> Variant:
-    """ "NAME=WEIGHTS[,steps_per_frame=N][,sampler=S][,policy=P]" -> Variant. Raises ValueError for anything else."""
+    """ "NAME=WEIGHTS[,steps_per_frame=N][,sampler=S][,policy=P][,temperature=T]" -> Variant. Raises ValueError for
+    anything else."""
     name, equals, rest = text.partition("=")
     weights, *options = rest.split(",")
-    pairs = {key: value for key, _, value in (option.partition("=") for option in options)}
-    if not (name and equals and weights) or not pairs.keys() <= {"steps_per_frame", "sampler", "policy"}:
-        raise ValueError(f"--row {text!r} does not read as NAME=WEIGHTS[,steps_per_frame=N][,sampler=S][,policy=P]")
-    steps = int(pairs.pop("steps_per_frame")) if "steps_per_frame" in pairs else None
-    return Variant(name=name.strip(), weights=weights, steps_per_frame=steps, **pairs)
+    pairs: dict[str, Any] = {key: value for key, _, value in (option.partition("=") for option in options)}
+    if not (name and equals and weights) or not pairs.keys() <= {"sampler", "policy", *NUMBERS}:
+        form = "NAME=WEIGHTS[,steps_per_frame=N][,sampler=S][,policy=P][,temperature=T]"
+        raise ValueError(f"--row {text!r} does not read as {form}")
+    pairs |= {key: NUMBERS[key](value) for key, value in pairs.items() if key in NUMBERS}
+    return Variant(name=name.strip(), weights=weights, **pairs)
 
 
 class TimedEngine(Engine, Protocol):

@@ -214,6 +214,7 @@ class Arenas:
         steps_per_frame: int | None = None,
         sampler: str = "blockwise",
         precision: str = "auto",
+        temperature: float = 1.0,
         make_simulator: Callable[[int], gym.Env] | None = None,
     ) -> None:
         if task not in COUNTERPARTS:
@@ -242,6 +243,7 @@ class Arenas:
                 steps_per_frame=steps_per_frame,
                 sampler=sampler,
                 precision=precision,
+                temperature=temperature,
                 starts=str(starts),
                 task=task,
             )

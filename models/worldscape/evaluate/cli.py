@@ -53,7 +53,10 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
     drift.add_argument("--window", type=int, default=100, help="steps that one row of statistics covers")
     ablation = add_evaluation(evaluations, "ablation", run_ablation, episodes=32, policy="explore", sources=WALKED)
     ablation.add_argument(
-        "--row", action="append", required=True, help="NAME=WEIGHTS[,steps_per_frame=N][,sampler=S][,policy=P]"
+        "--row",
+        action="append",
+        required=True,
+        help="NAME=WEIGHTS[,steps_per_frame=N][,sampler=S][,policy=P][,temperature=T]",
     )
     ablation.add_argument("--horizons", type=read_counts, default=(4, 16, 64), help="comma-separated steps")
     ablation.add_argument(
@@ -274,6 +277,7 @@ def run_memory(args: argparse.Namespace) -> None:
         steps_per_frame=args.steps_per_frame,
         sampler=args.sampler,
         precision=args.precision,
+        temperature=args.temperature,
     )
     if args.out:
         name_files(memory.save_pictures(args.out, walks, judged.dreams))

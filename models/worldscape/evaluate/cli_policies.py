@@ -10,7 +10,8 @@ from worldscape.evaluate.episodes import SOURCES
 from worldscape.evaluate.judging import checked_model, finish, load_reader, name_files
 from worldscape.evaluate.report import find_commit
 
-ARENA_OPTIONS = ("task", "limit", "first_seed", "batch", "device", "steps_per_frame", "sampler", "precision")
+ENGINE_OPTIONS = ("batch", "device", "steps_per_frame", "sampler", "precision", "temperature")
+ARENA_OPTIONS = ("task", "limit", "first_seed", *ENGINE_OPTIONS)
 
 
 def run_transfer(args: argparse.Namespace) -> None:
@@ -41,7 +42,7 @@ def _kept_plays(args: argparse.Namespace, arenas: Arenas):
     from worldscape.evaluate.kept_plays import KeptArenas
 
     shared = {"task": args.task, "limit": arenas.limit, "first_seed": args.first_seed, "size": arenas.size}
-    engine = {name: vars(args)[name] for name in ("batch", "device", "steps_per_frame", "sampler", "precision")}
+    engine = {name: vars(args)[name] for name in ENGINE_OPTIONS}
     dream = {**shared, **engine, "weights": weights_id(load_world(args.weights)), "episodes": args.episodes}
     return KeptArenas(arenas, args.out / "plays", {"simulator": shared, "dream": dream}, find_commit())
 

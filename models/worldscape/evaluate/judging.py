@@ -44,6 +44,7 @@ def prepare(
             "device": args.device,
             "steps_per_frame": args.steps_per_frame,
             "precision": args.precision,
+            "temperature": args.temperature,
             "hands": "right" if args.source == "tabletop" else None,
         }
         if not getattr(args, "oracle", False):

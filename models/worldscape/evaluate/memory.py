@@ -102,6 +102,7 @@ def judge_memory(
     steps_per_frame: int | None = None,
     sampler: str = "blockwise",
     precision: str = "auto",
+    temperature: float = 1.0,
 ) -> MemoryScores:
     """Dream every walk under every policy and score the revisits; metrics are named <score>_<path>_<policy>.
 
@@ -117,8 +118,16 @@ def judge_memory(
         for policy in policies:
             memory = with_policy(model.config.memory, policy, episodes.num_steps)
             slots = min(batch, len(episodes))
-            options = {"memory": memory, "steps_per_frame": steps_per_frame, "precision": precision}
-            engine = open_engine(model, slots, sampler=sampler, device=device, **options)
+            engine = open_engine(
+                model,
+                slots,
+                sampler=sampler,
+                device=device,
+                memory=memory,
+                steps_per_frame=steps_per_frame,
+                precision=precision,
+                temperature=temperature,
+            )
             begin = time.perf_counter()
             dream = dream_episodes(engine, episodes, num_steps=episodes.num_steps, is_realised=True)
             steps = -(-len(episodes) // engine.num_slots) * episodes.num_steps
