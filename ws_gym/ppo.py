@@ -128,19 +128,22 @@ def make_worlds(
     device: str = "cpu",
     starts: str | None = None,
     dense: bool = False,
+    temperature: float = 1.0,
 ) -> Worlds:
     """Worlds of a task: its dream or its simulator, whichever has the id `env`, with episodes of `limit` steps.
 
     weights: of the dream, whose picture size the simulator takes; starts: of the dream, None for its own default;
-    dense: reward the way to the goal too, in a task that can.
-    Raises ValueError for weights that do not know the task's controls.
+    dense: reward the way to the goal too, in a task that can; temperature: of the dream.
+    Raises ValueError for weights that do not know the task's controls, and for a simulator with a temperature.
     """
     pair = COUNTERPARTS[task]
     options: dict[str, Any] = {"num_envs": num_envs, "max_episode_steps": limit}
     if env == pair.dream:
-        options |= {"weights": weights, "device": device, "output": "torch", "task": task}
+        options |= {"weights": weights, "device": device, "output": "torch", "task": task, "temperature": temperature}
         options |= {} if starts is None else {"starts": starts}
         options |= {"task_options": {"dense": True}} if dense else {}
+    elif temperature != 1:
+        raise ValueError(f"temperature is {temperature}, and {env} is no dream; leave it at 1")
     else:
         size = load_world(weights).config.codec.size
         options |= {"vectorization_mode": "sync", "size": size, **pair.options}

@@ -37,7 +37,19 @@ from worldscape.progress import Progress
 from worldscape.train.optim import load_optimizer_tensors, optimizer_tensors
 from ws_gym.ppo import Recipe, Rollout, Worlds, fit_policy, learn, make_worlds
 
-IDENTITY = ("env", "task", "preset", "starts", "dense", "steps", "num_envs", "limit", "checkpoints", "seed")
+IDENTITY = (
+    "env",
+    "task",
+    "preset",
+    "starts",
+    "dense",
+    "steps",
+    "num_envs",
+    "limit",
+    "checkpoints",
+    "seed",
+    "temperature",
+)
 """Options that a run must keep to go on from its checkpoint."""
 TOLD = ("num_steps", "minibatches", "looks")
 """Settings of the recipe that the command line may change, since they go with the number of worlds and layouts."""
@@ -70,7 +82,7 @@ def teach(lesson: Lesson, about: str | None, arguments: list[str] | None = None)
     """The whole command: train or go on, film and save now and then, end with the table of scores."""
     args = read_options(lesson, about, arguments)
     recipe = choose_recipe(lesson, args)
-    options = {name: getattr(args, name) for name in ("num_envs", "limit", "device", "starts", "dense")}
+    options = {name: getattr(args, name) for name in ("num_envs", "limit", "device", "starts", "dense", "temperature")}
     worlds = make_worlds(args.task, args.env, args.preset, **options)
     config = fit_policy(worlds, **(DEBUG_WIDTHS if args.preset == "debug" else lesson.widths))
     run = Run(args, recipe, config)
@@ -99,6 +111,7 @@ def read_options(lesson: Lesson, about: str | None, arguments: list[str] | None)
     parser.add_argument("--env", choices=(pair.dream, pair.simulator), default=pair.dream, help="where to learn")
     parser.add_argument("--task", choices=lesson.tasks, default=lesson.tasks[0], help="what to learn")
     parser.add_argument("--starts", help="where dreams begin while learning; default: the environment's own")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the dream's noise while learning")
     parser.add_argument("--out", type=Path, default=Path("runs/ppo"))
     parser.add_argument("--steps", type=count, default=300_000, help="env steps, all worlds together")
     parser.add_argument("--num-envs", type=count, default=16)
@@ -265,8 +278,9 @@ class Run:
         if not self.path.exists():
             return
         tensors, header = load_tensors(self.path)
-        if header["identity"] != self.identity:
-            changed = sorted(name for name, value in self.identity.items() if header["identity"].get(name) != value)
+        before = {"temperature": 1.0} | header["identity"]  # older checkpoints know of none
+        if before != self.identity:
+            changed = sorted(name for name, value in self.identity.items() if before.get(name) != value)
             raise ValueError(f"{self.path} is of a run with another {', '.join(changed)}; give another --out")
         parts: dict[str, dict[str, Tensor]] = {"policy": {}, "adam": {}}
         for name, tensor in tensors.items():

@@ -1,9 +1,10 @@
 """What the PPO examples have in common around the algorithm: that a stopped run ends as one that was not."""
 
+import gymnasium as gym
 import pytest
 import torch
 
-from worldscape.policy import load_policy, load_tensors
+from worldscape.policy import load_policy, load_tensors, save_tensors
 from ws_gym import ppo, ppo_run
 from ws_gym.ppo_run import Lesson, checkpoint_marks, teach
 
@@ -73,6 +74,28 @@ def test_a_stopped_run_ends_with_the_same_weights(lesson, task, without_arenas, 
     assert policy.config.is_continuous == (lesson is HAND)
 
 
+def test_a_checkpoint_from_before_there_were_temperatures_is_of_1(without_arenas, tmp_path, capsys):
+    options = ["--preset", "debug", "--out", str(tmp_path)]
+    teach(WALK, "", options)
+    tensors, header = load_tensors(tmp_path / "checkpoint.safetensors")
+    assert header["identity"].pop("temperature") == 1
+    save_tensors(tmp_path / "checkpoint.safetensors", tensors, header)
+    teach(WALK, "", options)
+    with pytest.raises(ValueError, match="a run with another temperature"):
+        teach(WALK, "", [*options, "--temperature", "1.3"])
+
+
+def test_temperature_is_the_dream_s_while_learning_and_no_simulator_has_any(without_arenas, tmp_path, monkeypatch):
+    told = []
+    made = gym.make_vec
+    monkeypatch.setattr(gym, "make_vec", lambda *args, **options: told.append(options) or made(*args, **options))
+    options = ["--preset", "debug", "--temperature", "1.3", "--out", str(tmp_path)]
+    teach(WALK, "", options)
+    assert [each["temperature"] for each in told] == [1.3]
+    with pytest.raises(ValueError, match="temperature is 1.3, and WorldScape-Rooms-v0 is no dream; leave it at 1"):
+        teach(WALK, "", [*options, "--env", "WorldScape-Rooms-v0"])
+
+
 def test_another_runs_folder_is_refused(without_arenas, tmp_path):
     options = ["--preset", "debug", "--out", str(tmp_path)]
     teach(WALK, "", options)
@@ -80,6 +103,8 @@ def test_another_runs_folder_is_refused(without_arenas, tmp_path):
         teach(WALK, "", [*options, "--limit", "4", "--seed", "1"])
     with pytest.raises(ValueError, match="a run with another env, policy, task; give another --out"):
         teach(HAND, "", options)
+    with pytest.raises(ValueError, match="a run with another temperature; give another --out"):
+        teach(WALK, "", [*options, "--temperature", "1.3"])
     (tmp_path / "checkpoint.safetensors").write_bytes(b"torn")
     with pytest.raises(ValueError, match="is damaged"):
         teach(WALK, "", options)
