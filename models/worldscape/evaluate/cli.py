@@ -107,6 +107,10 @@ def run_ablation(args: argparse.Namespace) -> None:
     """Several weights side by side on the same layouts: fidelity, actions, memory, drift and speed in one table."""
     from worldscape.evaluate import ablation
 
+    for name, default in (("steps_per_frame", None), ("sampler", "blockwise"), ("temperature", 1.0)):
+        if (told := getattr(args, name)) != default:
+            option = f"--{name.replace('_', '-')} {told}"
+            raise ValueError(f"{option} is each row's own in an ablation: --row NAME=WEIGHTS,{name}={told}")
     variants = [ablation.read_variant(text) for text in args.row]
     kept: dict[tuple, EpisodeBatch] = {}
     firsts: dict[tuple[str, int], Any] = {}
