@@ -22,7 +22,7 @@ from worldscape.evaluate.judging import (
     prepare,
     walk,
 )
-from worldscape.evaluate.options import add_evaluation, read_counts, read_names
+from worldscape.evaluate.options import add_evaluation, engine_options, read_counts, read_names
 from worldscape.evaluate.report import Report, report_on
 
 if TYPE_CHECKING:
@@ -272,17 +272,7 @@ def run_memory(args: argparse.Namespace) -> None:
     model = checked_model(args)
     paths = {path: memory.PATHS[path] for path in args.paths}
     walks = {path: walk(args, model, memory.follow(actions), len(actions)) for path, actions in paths.items()}
-    judged = memory.judge_memory(
-        model,
-        walks,
-        args.policies,
-        batch=args.batch,
-        device=args.device,
-        steps_per_frame=args.steps_per_frame,
-        sampler=args.sampler,
-        precision=args.precision,
-        temperature=args.temperature,
-    )
+    judged = memory.judge_memory(model, walks, args.policies, batch=args.batch, **engine_options(args))
     if args.out:
         name_files(memory.save_pictures(args.out, walks, judged.dreams))
     finish("memory", args, begin, judged.metrics, judged.tables)

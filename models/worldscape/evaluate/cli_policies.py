@@ -8,10 +8,10 @@ import time
 from worldscape.evaluate.arenas import Arenas
 from worldscape.evaluate.episodes import SOURCES
 from worldscape.evaluate.judging import checked_model, finish, load_reader, name_files
+from worldscape.evaluate.options import ENGINE_OPTIONS, engine_options
 from worldscape.evaluate.report import find_commit
 
-ENGINE_OPTIONS = ("batch", "device", "steps_per_frame", "sampler", "precision", "temperature")
-ARENA_OPTIONS = ("task", "limit", "first_seed", *ENGINE_OPTIONS)
+ARENA_OPTIONS = ("task", "limit", "first_seed", "batch", *ENGINE_OPTIONS)
 
 
 def run_transfer(args: argparse.Namespace) -> None:
@@ -42,8 +42,13 @@ def _kept_plays(args: argparse.Namespace, arenas: Arenas):
     from worldscape.evaluate.kept_plays import KeptArenas
 
     shared = {"task": args.task, "limit": arenas.limit, "first_seed": args.first_seed, "size": arenas.size}
-    engine = {name: vars(args)[name] for name in ENGINE_OPTIONS}
-    dream = {**shared, **engine, "weights": weights_id(load_world(args.weights)), "episodes": args.episodes}
+    dream = {
+        **shared,
+        **engine_options(args),
+        "batch": args.batch,
+        "weights": weights_id(load_world(args.weights)),
+        "episodes": args.episodes,
+    }
     return KeptArenas(arenas, args.out / "plays", {"simulator": shared, "dream": dream}, find_commit())
 
 

@@ -6,10 +6,11 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.evaluate.episodes import SOURCES, EpisodeBatch, Judge
+from worldscape.evaluate.options import engine_options
 from worldscape.evaluate.recorded import recorded_episodes
 from worldscape.evaluate.report import Table, print_report, report_on
 
@@ -40,19 +41,14 @@ def prepare(
     model = checked_model(args)
     num_slots = min(args.batch, args.episodes)
     if open_engine is None:
-        options: dict[str, Any] = {
-            "device": args.device,
-            "steps_per_frame": args.steps_per_frame,
-            "precision": args.precision,
-            "temperature": args.temperature,
-            "hands": "right" if args.source == "tabletop" else None,
-        }
+        hands = "right" if args.source == "tabletop" else None
+        options = engine_options(args)
         if not getattr(args, "oracle", False):
-            engine = make_engine(model, num_slots, sampler=args.sampler, **options)
-        elif args.sampler == "blockwise":
-            engine = OracleEngine(model, num_slots, **options)
+            engine = make_engine(model, num_slots, hands=hands, **options)
+        elif (sampler := options.pop("sampler")) == "blockwise":
+            engine = OracleEngine(model, num_slots, hands=hands, **options)
         else:
-            raise ValueError(f"--sampler {args.sampler} has frames in the making; --oracle finishes one a step.")
+            raise ValueError(f"--sampler {sampler} has frames in the making; --oracle finishes one a step.")
     else:
         engine = open_engine(num_slots, args.device, args.precision)
     kept, key = {} if kept is None else kept, (args.policy, args.episodes, num_steps, model.config.codec.size)

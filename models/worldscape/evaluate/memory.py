@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
@@ -98,13 +98,10 @@ def judge_memory(
     policies: tuple[str, ...],
     *,
     batch: int,
-    device: str = "cpu",
-    steps_per_frame: int | None = None,
-    sampler: str = "blockwise",
-    precision: str = "auto",
-    temperature: float = 1.0,
+    **engine_options: Any,
 ) -> MemoryScores:
     """Dream every walk under every policy and score the revisits; metrics are named <score>_<path>_<policy>.
+    engine_options: those of `open_engine`.
 
     Raises ValueError for a walk on which no place recurs, and for an unknown policy.
     """
@@ -118,16 +115,7 @@ def judge_memory(
         for policy in policies:
             memory = with_policy(model.config.memory, policy, episodes.num_steps)
             slots = min(batch, len(episodes))
-            engine = open_engine(
-                model,
-                slots,
-                sampler=sampler,
-                device=device,
-                memory=memory,
-                steps_per_frame=steps_per_frame,
-                precision=precision,
-                temperature=temperature,
-            )
+            engine = open_engine(model, slots, memory=memory, **engine_options)
             begin = time.perf_counter()
             dream = dream_episodes(engine, episodes, num_steps=episodes.num_steps, is_realised=True)
             steps = -(-len(episodes) // engine.num_slots) * episodes.num_steps

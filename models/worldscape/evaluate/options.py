@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.engines import SAMPLERS
 from worldscape.evaluate.episodes import SOURCES
 from worldscape.precision import PRECISIONS
+
+ENGINE_OPTIONS = ("device", "steps_per_frame", "sampler", "precision", "temperature")
+"""Options of every evaluation that are those of the engine."""
 
 
 def add_evaluation(
@@ -38,6 +42,11 @@ def add_evaluation(
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="folder for pictures (and what is worth keeping for the next run)")
     return parser
+
+
+def engine_options(args: argparse.Namespace) -> dict[str, Any]:
+    """What the options ask of the engine, by name (ENGINE_OPTIONS)."""
+    return {name: getattr(args, name) for name in ENGINE_OPTIONS}
 
 
 def read_names(text: str) -> tuple[str, ...]:
