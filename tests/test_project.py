@@ -17,7 +17,7 @@ SOURCE_ROOTS = (WORLDSCAPE, ROOT / "ws_gym", ROOT / "examples", ROOT / "benchmar
 
 # Lowest first. A module of worldscape may import its own layer and those before it.
 LAYERS = (
-    {"atomic", "locked", "steady"},
+    {"atomic", "eight_bit", "locked", "steady"},
     {"conditioning", "films", "goals", "hand_tasks", "noise", "flow", "policy", "precision", "progress", "window"},
     {"config"},
     {"nn", "fast_linear"},
@@ -27,7 +27,7 @@ LAYERS = (
     {"scoring"},
     {"world"},
     {"checkpoint", "fast", "fast_codec"},
-    {"rewrites", "average"},
+    {"rewrites", "average", "pack"},
     {"engine_frames"},
     {"slots", "slot_hands", "checks", "opening", "snapshot"},
     {"handling", "graphs"},

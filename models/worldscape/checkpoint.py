@@ -1,7 +1,8 @@
 """Finished weights on disk and in memory: one safetensors file per part of the model, one config.json with checksums.
 
-Files are float16, models are float32. No pickle anywhere. Loaded models are shared within the process for as long as
-somebody holds them, so treat them as read-only and copy before training or rewriting one.
+Files are float16, or of 8 bits a weight (eight_bit.py); models are float32. No pickle anywhere. Loaded models are
+shared within the process for as long as somebody holds them, so treat them as read-only and copy before training or
+rewriting one.
 """
 
 from __future__ import annotations
@@ -22,14 +23,29 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as dump_tensors
 from torch import Tensor
 
+from worldscape import eight_bit
+
 if TYPE_CHECKING:
     from worldscape.splats.aggregator import Aggregator
     from worldscape.world import WorldModel
 
 FORMAT = "worldscape-weights"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 PARTS = ("codec", "transformer", "heads")
 AGGREGATOR = "aggregator"  # saved beside the parts where there is one; no dream needs it
+FILES = {
+    "encoder": "codec.encoder",
+    "decoder": "codec.decoder",
+    "hand_decoder": "codec.hand_decoder",
+    "transformer": "transformer",
+    "heads": "heads",
+    AGGREGATOR: AGGREGATOR,
+}
+"""What each file holds: NAME.safetensors the tensors of this module."""
+FILES_BEFORE = {part: part for part in (*PARTS, AGGREGATOR)}
+"""The same of format version 1, which had the codec in one file."""
+BITS = (16, 8)
+"""How many a weight may take."""
 CONFIG_FILE = "config.json"
 DEBUG = "debug"
 SHIPPED = Path(__file__).parent / "weights"
@@ -38,23 +54,28 @@ _loaded: WeakValueDictionary[tuple[str, int, str], WorldModel] = WeakValueDictio
 _lock = threading.Lock()
 
 
-def save_world(model: WorldModel, directory: str | Path, provenance: Mapping[str, Any]) -> Path:
-    """Write `model` (and its aggregator) to `directory` as float16, replacing earlier weights. Returns the directory.
+def save_world(model: WorldModel, directory: str | Path, provenance: Mapping[str, Any], bits: int = 16) -> Path:
+    """Write `model` (and its aggregator) to `directory`, replacing earlier weights. Returns the directory.
 
+    bits: 16 writes float16; 8 rounds all matrices and kernels of the model to 8 bits (eight_bit.py), for half the size.
     The new directory is made beside the old one and swapped in by renaming, so a reader never sees a mixture.
-    Raises ValueError when the directory holds other files, or when a weight does not fit into float16.
+    Raises ValueError when the directory holds other files, when a weight does not fit into float16, or for other bits.
     """
+    if bits not in BITS:
+        raise ValueError(f"weights are written in {' or '.join(map(str, BITS))} bits, not {bits!r}")
     directory = Path(directory)
     _refuse_foreign(directory)
-    parts = _halve(model, PARTS if model.aggregator is None else (*PARTS, AGGREGATOR))
+    halves = _halve(model)
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     files = {}
-    for part, tensors in parts.items():
-        data = dump_tensors(tensors)
-        _write(partial / f"{part}.safetensors", data)
-        files[part] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    for file, module in FILES.items():
+        tensors = _take(halves, module)
+        if tensors:
+            data = dump_tensors(eight_bit.pack(tensors) if bits == 8 else tensors)
+            _write(partial / f"{file}.safetensors", data)
+            files[file] = {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     header = {"format": FORMAT, "format_version": FORMAT_VERSION, "model": model.config.to_dict()}
     if model.aggregator is not None:
         header[AGGREGATOR] = model.aggregator.config.to_dict()
@@ -127,32 +148,35 @@ def read_provenance(name_or_path: str | Path) -> dict[str, Any]:
 
 
 def weights_id(model: WorldModel) -> str:
-    """Checksum of config and weights, 16 hex digits; the same before saving and after loading."""
+    """Checksum of config and weights, 16 hex digits; the same before saving as float16 and after loading."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    for part, tensors in _halve(model, PARTS).items():
-        for name, tensor in sorted(tensors.items()):
+    halves = _halve(model)
+    for part in PARTS:
+        for name, tensor in sorted(_take(halves, part).items()):
             digest.update(f"{part}.{name}".encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _halve(model: WorldModel, names: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
-    """The tensors of these parts, on the CPU, floating ones as float16. Raises ValueError when one does not fit."""
-    parts: dict[str, dict[str, Tensor]] = {part: {} for part in names}
-    for full_name, tensor in model.state_dict().items():
-        part, _, name = full_name.partition(".")
-        assert part in (*PARTS, AGGREGATOR), f"{full_name} belongs to no part of a world model"
-        if part not in parts:
-            continue
+def _halve(model: WorldModel) -> dict[str, Tensor]:
+    """The model's tensors, on the CPU, floating ones as float16. Raises ValueError when one does not fit."""
+    halves = {}
+    for name, tensor in model.state_dict().items():
+        assert name.startswith(tuple(f"{module}." for module in FILES.values())), f"{name} belongs to no file"
         half = tensor.detach().to("cpu", torch.float16 if tensor.is_floating_point() else tensor.dtype, copy=True)
         if not torch.isfinite(half).all():
-            raise ValueError(f"weight {full_name} does not fit into float16 (or is not finite): train with a lower lr")
-        parts[part][name] = half.contiguous()
-    return parts
+            raise ValueError(f"weight {name} does not fit into float16 (or is not finite): train with a lower lr")
+        halves[name] = half.contiguous()
+    return halves
+
+
+def _take(tensors: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:
+    """Those of one module, by their names within it."""
+    return {name[len(module) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(f"{module}.")}
 
 
 def _refuse_foreign(directory: Path) -> None:
-    own = {CONFIG_FILE, *(f"{part}.safetensors" for part in (*PARTS, AGGREGATOR))}
+    own = {CONFIG_FILE, *(f"{file}.safetensors" for file in (*FILES, *FILES_BEFORE))}
     foreign = sorted(p.name for p in directory.iterdir() if p.name not in own) if directory.is_dir() else []
     if foreign or directory.is_file():
         what = f"holds other files ({', '.join(foreign[:3])})" if foreign else "is a file"
@@ -191,13 +215,14 @@ def _read(path: Path) -> WorldModel:
         config = WorldConfig.from_dict(header["model"])
     except (ValueError, TypeError, KeyError) as error:
         _fail(path / CONFIG_FILE, f"has a model config that this version does not read ({error})", error)
-    tensors = {}
-    for part in PARTS:
-        for name, tensor in _read_part(path / f"{part}.safetensors", header["files"].get(part)).items():
-            tensors[f"{part}.{name}"] = tensor.float() if tensor.is_floating_point() else tensor
     with torch.random.fork_rng(devices=[]):
         model = WorldModel(config)
-    _check_fit(path, model.state_dict(), tensors)
+    wanted, tensors = model.state_dict(), {}
+    for file, module in (FILES if header["format_version"] == FORMAT_VERSION else FILES_BEFORE).items():
+        if _take(wanted, module):
+            for name, tensor in _read_part(path / f"{file}.safetensors", header["files"].get(file)).items():
+                tensors[f"{module}.{name}"] = tensor.float() if tensor.is_floating_point() else tensor
+    _check_fit(path, wanted, tensors)
     model.load_state_dict(tensors)
     return model
 
@@ -210,8 +235,8 @@ def _read_config(path: Path) -> dict[str, Any]:
         _fail(file, f"is not readable JSON ({error})", error)
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         _fail(file, f"is not a {FORMAT} file")
-    if header.get("format_version") != FORMAT_VERSION:
-        _fail(file, f"has format version {header.get('format_version')!r}, this version reads {FORMAT_VERSION}")
+    if header.get("format_version") not in (1, FORMAT_VERSION):
+        _fail(file, f"has format version {header.get('format_version')!r}, this version reads 1 and {FORMAT_VERSION}")
     for key in ("model", "files", "provenance"):
         if not isinstance(header.get(key), dict):
             _fail(file, f"lacks the section {key!r}")
@@ -224,12 +249,15 @@ def _read_part(file: Path, expected: Any) -> dict[str, Tensor]:
         _fail(file.with_name(CONFIG_FILE), f"lists no size and checksum for {file.name}")
     try:
         data = file.read_bytes()
-        if len(data) != expected["bytes"]:
-            _fail(file, f"has {len(data)} bytes instead of {expected['bytes']}: it is truncated or another file")
-        if hashlib.sha256(data).hexdigest() != expected["sha256"]:
-            _fail(file, f"does not match its checksum in {CONFIG_FILE}: it is corrupt or another file")
-        return load_tensors(data)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
+        _fail(file, f"is not readable ({error})", error)
+    if len(data) != expected["bytes"]:
+        _fail(file, f"has {len(data)} bytes instead of {expected['bytes']}: it is truncated or another file")
+    if hashlib.sha256(data).hexdigest() != expected["sha256"]:
+        _fail(file, f"does not match its checksum in {CONFIG_FILE}: it is corrupt or another file")
+    try:
+        return eight_bit.unpack(load_tensors(data))
+    except (SafetensorError, ValueError) as error:
         _fail(file, f"is not readable ({error})", error)
 
 

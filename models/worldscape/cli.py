@@ -14,6 +14,7 @@ COMMANDS = {
     "starts": ("worldscape.data.starts", "collect start frames from a dataset into one file"),
     "train": ("worldscape.train.cli", "train the codec, the world, its sense of space or its heads"),
     "average": ("worldscape.average", "the generator between two: how much of what self-forcing changed"),
+    "pack": ("worldscape.pack", "the same weights in files of half the size"),
     "eval": ("worldscape.evaluate.cli", "measure a world against its simulator"),
     "dream": ("worldscape.dream", "dream a recorded walk into a video"),
     "play": ("worldscape.play", "walk through a world, in a window or into a video"),

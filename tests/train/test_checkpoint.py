@@ -13,7 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from worldscape import checkpoint
-from worldscape.checkpoint import CONFIG_FILE, PARTS, load_world, read_provenance, save_world, weights_id
+from worldscape.checkpoint import CONFIG_FILE, load_world, read_provenance, save_world, weights_id
+
+PARTS = ("encoder", "decoder", "transformer", "heads")  # files of a model without a hand decoder
 
 
 @pytest.fixture
@@ -141,11 +143,11 @@ def test_truncated_corrupt_and_missing_files(saved, part):
 
 def test_a_foreign_file_with_a_fitting_checksum(saved):
     foreign = b"PK not tensors at all"
-    (saved / "codec.safetensors").write_bytes(foreign)
+    (saved / "decoder.safetensors").write_bytes(foreign)
     header = json.loads((saved / CONFIG_FILE).read_text())
-    header["files"]["codec"] = {"bytes": len(foreign), "sha256": hashlib.sha256(foreign).hexdigest()}
+    header["files"]["decoder"] = {"bytes": len(foreign), "sha256": hashlib.sha256(foreign).hexdigest()}
     edit_header(saved, files=header["files"])
-    with pytest.raises(ValueError, match=r"codec.safetensors: this is not readable \(.*; download or save"):
+    with pytest.raises(ValueError, match=r"decoder.safetensors: this is not readable \(.*; download or save"):
         load_world(saved)
 
 
@@ -155,7 +157,7 @@ def test_a_config_that_is_not_ours(saved):
         ("{", "is not readable JSON"),
         ("[]", "is not a worldscape-weights file"),
         ('{"format": "other"}', "is not a worldscape-weights file"),
-        ('{"format": "worldscape-weights", "format_version": 99}', "has format version 99, this version reads 1"),
+        ('{"format": "worldscape-weights", "format_version": 99}', "has format version 99, this version reads 1 and 2"),
         ('{"format": "worldscape-weights", "format_version": 1}', "lacks the section 'model'"),
     ]:
         (saved / CONFIG_FILE).write_text(text)
@@ -167,7 +169,7 @@ def test_a_config_that_is_not_ours(saved):
         load_world(saved)
     (saved / CONFIG_FILE).write_text(original)
     edit_header(saved, files={})
-    with pytest.raises(ValueError, match=r"config.json: this lists no size and checksum for codec.safetensors"):
+    with pytest.raises(ValueError, match=r"config.json: this lists no size and checksum for encoder.safetensors"):
         load_world(saved)
 
 

@@ -7,7 +7,7 @@ config file says what differs from the preset:
 
     {"order": ["codec", "world", ...], "model": {"steps_per_frame": 2}, "stages": {"world": {"steps": 20000}},
      "teachers": {"distill": "teacher"}, "shares": {"distill": 0.3},
-     "builds_on": {"world": "init"}, "models": {"decoder-hands": {"codec": {"hand_decoder": true}}}}
+     "builds_on": {"world": "init"}, "models": {"decoder-hands": {"codec": {"hand_decoder": true}}}, "bits": 8}
 
 A stage may come again under a name of its own: "decoder-hands" is stage `decoder` in a run of that name.
 """
@@ -27,7 +27,7 @@ from typing import Any
 
 from worldscape.atomic import whole_file
 from worldscape.average import average_worlds
-from worldscape.checkpoint import load_world, read_provenance, save_world, weights_id
+from worldscape.checkpoint import BITS, load_world, read_provenance, save_world, weights_id
 from worldscape.config import WorldConfig, preset
 from worldscape.data.clips import load_frames
 from worldscape.train.cli import NEEDS, TAUGHT, StageRun, began_with, train_stage
@@ -35,7 +35,8 @@ from worldscape.train.config import TrainConfig, override
 from worldscape.train.log import STATUS_FILE
 
 ORDER = ("codec", "world", "ode", "distill", "decoder", "heads")
-SECTIONS = ("order", "model", "models", "stages", "teachers", "shares", "builds_on")
+TABLES = ("model", "models", "stages", "teachers", "shares", "builds_on")
+SECTIONS = ("order", *TABLES, "bits")
 INIT = "init"
 """Name in a config file of the weights that the first stage starts from."""
 SHARED = {**dict.fromkeys(("world", "spatial", "ode", "distill"), "generator"), "decoder": "decoder"}
@@ -58,7 +59,8 @@ class Plan:
     WorldConfig by section, stages: TrainConfig by stage; both hold only what differs from the preset. models: what else
     changes of the model from a stage on. teachers: earlier stage whose weights teach a student, by the student's stage.
     shares: how far later stages follow one, from what it began with (0) to what it ended with (1). builds_on: an
-    earlier stage, or "init", whose weights a stage starts from instead of the stage before it."""
+    earlier stage, or "init", whose weights a stage starts from instead of the stage before it. bits: of a weight in the
+    files of the finished model (save_world)."""
 
     order: tuple[str, ...] = ORDER
     model: Mapping[str, Any] = field(default_factory=dict)
@@ -67,6 +69,7 @@ class Plan:
     teachers: Mapping[str, str] = field(default_factory=dict)
     shares: Mapping[str, float] = field(default_factory=dict)
     builds_on: Mapping[str, str] = field(default_factory=dict)
+    bits: int = BITS[0]
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -101,7 +104,9 @@ class Plan:
     def _check_types(self) -> None:
         if not isinstance(self.order, tuple) or not all(isinstance(name, str) for name in self.order):
             raise ValueError(f"order is {self.order!r}; give a list of stages such as {json.dumps(ORDER[:2])}")
-        for section in SECTIONS[1:]:
+        if self.bits not in BITS:
+            raise ValueError(f"bits is {self.bits!r}; a weight takes {' or '.join(map(str, BITS))}")
+        for section in TABLES:
             table = getattr(self, section)
             if not isinstance(table, Mapping):
                 raise ValueError(f"{section} is {table!r}; give a table, as in docs/training.md")
@@ -180,7 +185,7 @@ def run_pipeline(
                 return code
         take_share(wanted, plan)
     last = result_of(plan.order[-1], out, plan)
-    save_world(load_world(last), out / "weights", read_provenance(last))
+    save_world(load_world(last), out / "weights", read_provenance(last), plan.bits)
     return 0
 
 
