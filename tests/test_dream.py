@@ -168,6 +168,11 @@ def test_a_student_is_stepped_along_the_walk(store):
     assert not np.array_equal(made[1], made[2])
 
 
+def test_the_noise_of_a_dream_may_be_larger(store):
+    plain, wild = (dream_walk(debug_world(), store, np.arange(3), 1, 3, temperature) for temperature in (1.0, 3.0))
+    assert np.array_equal(plain[0], wild[0]) and not np.array_equal(plain[1], wild[1])
+
+
 @pytest.mark.parametrize("suffix", ["gif", "mp4"])
 def test_a_dream_is_filmed_beside_its_recording(tmp_path, monkeypatch, store, suffix):
     monkeypatch.setattr(dream, "load_frames", lambda *_, **__: store)
@@ -188,6 +193,7 @@ def test_a_dream_is_filmed_beside_its_recording(tmp_path, monkeypatch, store, su
         (["--episode", "1"], "--episode 1 must be one of 1"),
         (["--frames", "1"], "--frames 1 must be at least 2"),
         (["--calls", "0"], "--calls 0 must be at least 1"),
+        (["--temperature", "-1"], "temperature is -1.0; give a number of at least 0"),
         (["--fps", "0"], "--fps 0 must be at least 1"),
         (["--scale", "0"], "--scale 0 must be at least 1"),
     ],

@@ -35,6 +35,7 @@ def add_parser(subparsers: argparse._SubParsersAction) -> None:
         "--calls", type=int, help="model calls that refine a frame (default: as trained), or a teacher's clip (16)"
     )
     parser.add_argument("--seed", type=int, default=0, help="noise seed")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of that noise; above 1 places hold more things")
     parser.add_argument("--fps", type=int, default=8, help="frames a second of the video")
     parser.add_argument("--scale", type=int, default=3, help="how many times frames are enlarged")
     parser.add_argument("--out", type=Path, default=Path("dream.mp4"), help="the video, .mp4 or .gif")
@@ -56,18 +57,21 @@ def run(args: argparse.Namespace) -> None:
         raise ValueError(f"--episode {args.episode} must be one of {store.num_episodes}")
     first, after = (int(edges[args.episode]) for edges in (store.starts[:-1], store.starts[1:]))
     walk = np.arange(first, min(after, first + args.frames))
-    made = dream_walk(model, store, walk, args.calls, args.seed)
+    made = dream_walk(model, store, walk, args.calls, args.seed, args.temperature)
     save_film(args.out, {"recorded": store.frames[walk], "dreamed": made}, fps=args.fps, scale=args.scale)
     print(f"wrote {args.out}")
 
 
 @torch.inference_mode()
-def dream_walk(model: WorldModel, store: FrameStore, walk: np.ndarray, calls: int | None, seed: int) -> np.ndarray:
+def dream_walk(
+    model: WorldModel, store: FrameStore, walk: np.ndarray, calls: int | None, seed: int, temperature: float = 1.0
+) -> np.ndarray:
     """Dream along the motion between the recorded frames `walk` [F], from the first of them -> uint8 [F, h, w, 3].
 
-    calls: that refine a frame, or a teacher's clip; None for what the engine takes by itself.
+    calls: that refine a frame, or a teacher's clip; None for what the engine takes by itself. temperature: as
+    WorldEngine's.
     """
-    engine = open_engine(model, 1, steps_per_frame=calls, hands=hands_in(store))
+    engine = open_engine(model, 1, steps_per_frame=calls, hands=hands_in(store), temperature=temperature)
     frames = [engine.open(start_at(store, walk[:1]), torch.tensor([seed])).frame]
     if isinstance(engine, ClipEngine):
         controls = torch.from_numpy(store.realised[walk[1:]])[None]

@@ -160,6 +160,7 @@ def add_world_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--weights", help="name or folder of the weights (default: the shipped ones)")
     parser.add_argument("--starts", help='"train", "heldout", "drawn", or a dataset, starts file, picture or video')
     parser.add_argument("--fov", type=float, help="horizontal field of view of a picture or video in --starts, degrees")
+    parser.add_argument("--temperature", type=float, help="of the noise (default 1); above it worlds hold more things")
     parser.add_argument("--device", default="cpu", help="torch device (default cpu)")
     parser.add_argument("--seed", type=int, default=0, help="chooses the world (default 0)")
 
@@ -167,7 +168,8 @@ def add_world_options(parser: argparse.ArgumentParser) -> None:
 def make_world(args: argparse.Namespace, *, hands: bool = False) -> gym.Env:
     """The world of these options, to walk in or with a hand, which goes on for ever; the seed is for its reset."""
     env_id, actions = (HAND_WORLD, "hands") if hands else (WORLD, "multi_discrete")
-    options = {name: getattr(args, name) for name in ("weights", "starts", "device") if getattr(args, name) is not None}
+    names = ("weights", "starts", "temperature", "device")
+    options = {name: getattr(args, name) for name in names if getattr(args, name) is not None}
     return make_env(env_id, {"actions": actions, "task": never_ends, "max_episode_steps": -1, **options})
 
 

@@ -69,6 +69,16 @@ def test_a_world_goes_on_until_another_is_asked_for(monkeypatch):
     assert (walk.num_worlds, walk.num_steps, walk.frame[-1, 0, 0]) == (2, 0, 2)
 
 
+def test_worlds_are_made_of_the_noise_that_was_asked_for():
+    frames = []
+    for temperature in ([], ["--temperature", "1"], ["--temperature", "3"]):
+        env = play.make_world(world_options("--weights", "debug", "--starts", "drawn", *temperature))
+        env.reset(seed=0)
+        frames.append(env.step(play.keys_to_action("W"))[0])
+        env.close()
+    assert np.array_equal(frames[0], frames[1]) and not np.array_equal(frames[0], frames[2])
+
+
 def test_the_learned_world_has_neither_limit_nor_end():
     env = play.make_world(world_options("--weights", "debug", "--starts", "drawn"))
     assert env.spec is not None and env.spec.max_episode_steps is None
