@@ -111,7 +111,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     | `steps_per_frame` | model's | model calls that refine a frame |
     | `sampler` | `"blockwise"` | `"blockwise"` or `"rolling"`, see Samplers |
     | `precision` | `"auto"` | `"fp32"`, `"bf16"` (twice as fast on processors that know it), or what is faster |
-    | `temperature` | 1.0 | of the noise that frames are made of; above 1 dreams of one start differ more |
+    | `temperature` | 1.0 | of the noise; above 1 what memory does not show varies more, and holds more things |
     | `actions` | `"discrete"` | `"discrete"`, `"multi_discrete"` or `"continuous"` |
     | `task` | `"goal_object"` | see Rewards |
     | `task_options` | `None` | keyword arguments of the task, e.g. `{"radius": 0.5}` |

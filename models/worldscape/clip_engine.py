@@ -23,6 +23,7 @@ from worldscape.handling import recognise
 from worldscape.memory.pages import PageShape
 from worldscape.memory.values import Frame
 from worldscape.memory.world_memory import WorldMemory
+from worldscape.noise import slot_noise
 from worldscape.scoring import Clip, compose_clip, sample_clip
 from worldscape.slot_hands import SlotHands
 from worldscape.slots import NewFrame, SlotState, View
@@ -198,8 +199,9 @@ class ClipEngine(WorldEngine):
         motions = self._move(plan, num_new)
         clip = self._compose(motions)
         shape = self.state.latent.shape[1:]
-        noise = self.noise(self.state.seeds, self.state.memory.count, num_new * shape.numel())
-        found = sample_clip(self.generator, clip, noise.reshape(-1, num_new, *shape), self.levels)
+        noise = slot_noise(self.state.seeds, self.state.memory.count, num_new * shape.numel())
+        noise = self.heat(noise.reshape(-1, num_new, *shape), clip.frames.coverage[:, -num_new:])
+        found = sample_clip(self.generator, clip, noise, self.levels)
         latents, features = normalise_tokens(found.latent).unbind(1), found.features.float().unbind(1)
         return [Refined(*parts) for parts in zip(motions, latents, features, strict=True)]
 

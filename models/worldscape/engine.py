@@ -44,7 +44,7 @@ class WorldEngine(FrameMaker):
         precision: "fp32", "bf16", or "auto" for what this machine is fastest in (precision.py); of use_fast only.
         hands: "left", "right" or "both" for slots that have hands; None for slots that walk only, which costs less.
         temperature: standard deviation of the noise that frames are made of. Weights learned with 1; above it dreams of
-            one start differ more from each other and show more things, and are less true to what memory shows.
+            one start differ more from each other and hold more things. Where memory shows the place it is at most 1.
         memory: policy and sizes of the slots' memory, for ablations; None takes the model's.
         memory_budget: bytes that the pages of all slots never exceed; a small one makes the pool smaller.
         use_graphs: on CUDA, steps are started as graphs (graphs.py) once two of their kind were made; of use_fast only.

@@ -74,9 +74,12 @@ class FrameMaker:
         self.rebuild = reproject_fast if use_fast else reproject
         self._rays = kept_while_equal(_rays)
 
-    def noise(self, seeds: Tensor, steps: Tensor, num_elements: int) -> Tensor:
-        """`slot_noise` at the engine's temperature: [B, num_elements]."""
-        return self.temperature * slot_noise(seeds, steps, num_elements)
+    def heat(self, noise: Tensor, coverage: Tensor) -> Tensor:
+        """Noise [..., P, C] at the engine's temperature: one above 1 as far as memory shows nothing of a token, by its
+        coverage [..., P]. More noise where a place is known would repaint it (docs/LOG.md, 2026-11-29)."""
+        if self.temperature <= 1:
+            return self.temperature * noise
+        return noise * (1 + (self.temperature - 1) * (1 - coverage))[..., None]
 
     def ahead(self, state: SlotState) -> SlotState:
         """The slots as the next control finds them."""
@@ -202,9 +205,9 @@ class FrameMaker:
         that call made of the pose video: to look at it again would take 2 % of a step and gain 0.1 dB (docs/LOG.md).
         """
         shape, levels = state.latent.shape[1:], self.levels
-        noise = self.noise(state.seeds, state.memory.count, shape.numel()).reshape(-1, *shape)
+        noise = slot_noise(state.seeds, state.memory.count, shape.numel()).reshape(-1, *shape)
         positions = state.memory.next_positions()
-        latent = noise[:, None]
+        latent = self.heat(noise, view.token_coverage)[:, None]
         for level, next_level in zip(levels[:-1], levels[1:], strict=True):
             with torch.set_grad_enabled(torch.is_grad_enabled() and next_level == levels[-1]):
                 found = self.generator.refine(latent, level, view.told, positions, history)

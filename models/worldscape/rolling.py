@@ -25,6 +25,7 @@ from worldscape.flow import euler_step, sampling_levels
 from worldscape.handling import recognise
 from worldscape.memory.values import Frame
 from worldscape.memory.world_memory import WorldMemory
+from worldscape.noise import slot_noise
 from worldscape.slot_hands import SlotHands
 from worldscape.slots import Dreamed, Handled, InFlight, NewFrame, SlotState, View
 from worldscape.transformer import EmbeddedView, Levels, PlacedHistory, Prediction
@@ -108,6 +109,7 @@ class RollingEngine(WorldEngine):
         noise = self._noise(state)
         self._take_up(state, Taken(noise, camera, realised if commanded is None else commanded, turned, hands), active)
         views = self._look_ahead(state)
+        self._heat_newest(state, views[-1], active)
         prediction, finished = self.refine(state, views, active)
         oldest = views[0]
         with torch.no_grad():
@@ -134,7 +136,7 @@ class RollingEngine(WorldEngine):
         """Noise [B, P, C] of the frame that is about to be taken up: a function of seed and number, as everywhere."""
         flight, shape = _flight(state), state.latent.shape[1:]
         waiting = flight.count.clamp_max(self.num_flying - 1)
-        return self.noise(state.seeds, state.memory.count + waiting, shape.numel()).reshape(-1, *shape)
+        return slot_noise(state.seeds, state.memory.count + waiting, shape.numel()).reshape(-1, *shape)
 
     def _take_up(self, state: SlotState, taken: Taken, active: Tensor) -> None:
         """Put a frame behind those in flight of the active slots; the oldest place, finished or never filled, falls
@@ -145,6 +147,15 @@ class RollingEngine(WorldEngine):
         pushed = {name: torch.cat([getattr(flight, name)[:, 1:], value[:, None]], 1) for name, value in new.items()}
         pushed["count"] = (flight.count + 1).clamp_max(self.num_flying)
         state.flight = flight._replace(**{name: _where(active, pushed[name], getattr(flight, name)) for name in pushed})
+
+    def _heat_newest(self, state: SlotState, view: View, active: Tensor) -> None:
+        """Bring the noise of the frame taken up last, seen as in `view`, to the engine's temperature."""
+        if self.temperature == 1:
+            return
+        flight = _flight(state)
+        noise = self.heat(flight.latent[:, -1], view.token_coverage)
+        latent = torch.cat([flight.latent[:, :-1], noise[:, None]], 1)
+        state.flight = flight._replace(latent=_where(active, latent, flight.latent))
 
     def _look_ahead(self, state: SlotState) -> list[View]:
         """The views of all places in flight as far as memory shows them now, oldest first."""

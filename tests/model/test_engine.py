@@ -14,7 +14,8 @@ from worldscape.engine import WorldEngine
 from worldscape.engine_frames import Start
 from worldscape.opening import complete_start, guess_depth
 from worldscape.rolling import RollingEngine
-from worldscape.slots import NewFrame
+from worldscape.scoring import Clip
+from worldscape.slots import NewFrame, View
 from worldscape.transformer import frame_rays
 from worldscape.world import WorldModel, debug_world
 
@@ -243,6 +244,41 @@ def test_without_noise_all_seeds_dream_the_same_and_with_more_they_differ_more(m
     torch.testing.assert_close(still[0], still[1], atol=1e-5, rtol=1e-5)
     assert torch.equal(default, plain)
     assert 0 < (plain[0] - plain[1]).norm() < (wild[0] - wild[1]).norm()
+
+
+def test_noise_is_heated_as_far_as_memory_shows_nothing(model):
+    noise, coverage = torch.ones(2, 3, 4), torch.tensor([[0.0, 0.5, 1.0], [1.0, 1.0, 0.0]])
+    expected = {
+        0.0: torch.zeros(2, 3),
+        0.5: torch.full((2, 3), 0.5),
+        1.0: torch.ones(2, 3),
+        1.5: torch.tensor([[1.5, 1.25, 1.0], [1.0, 1.0, 1.5]]),
+    }
+    for temperature, by_token in expected.items():
+        engine = WorldEngine(model, 2, temperature=temperature)
+        assert engine.heat(noise, coverage).equal(by_token[..., None].expand(2, 3, 4))
+
+
+@pytest.mark.parametrize("engine_type", [WorldEngine, RollingEngine, ClipEngine])
+def test_where_memory_shows_everything_heat_changes_nothing(model, monkeypatch, engine_type):
+    model = teacher_like(model) if engine_type is ClipEngine else model
+    look, compose = frame_maker.FrameMaker.look, ClipEngine._compose
+
+    def look_at_all_known(*args) -> View:
+        view = look(*args)
+        return view._replace(token_coverage=torch.ones_like(view.token_coverage))
+
+    def compose_all_known(*args) -> Clip:
+        clip = compose(*args)
+        return clip._replace(frames=clip.frames._replace(coverage=torch.ones_like(clip.frames.coverage)))
+
+    monkeypatch.setattr(frame_maker.FrameMaker, "look", look_at_all_known)
+    monkeypatch.setattr(ClipEngine, "_compose", compose_all_known)
+    plain, hot, cold = (
+        dream_twice(engine_type(model, 2, steps_per_frame=2, temperature=temperature))
+        for temperature in (1.0, 3.0, 0.5)
+    )
+    assert torch.equal(plain, hot) and not torch.equal(plain, cold)
 
 
 @pytest.mark.parametrize("temperature", [-0.1, math.nan, math.inf])

@@ -38,7 +38,7 @@ def add_evaluation(
     parser.add_argument("--steps-per-frame", type=int, help="denoising model calls a frame; default: the weights' own")
     parser.add_argument("--sampler", choices=SAMPLERS, default="blockwise", help="how frames are sampled")
     parser.add_argument("--precision", choices=PRECISIONS, default="auto", help="what the networks compute in")
-    parser.add_argument("--temperature", type=float, default=1.0, help="of the noise that frames are made of")
+    parser.add_argument("--temperature", type=float, default=1.0, help="of the noise where memory shows nothing")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--out", type=Path, help="folder for pictures (and what is worth keeping for the next run)")
     return parser
