@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -63,7 +64,8 @@ class ToyWorld(nn.Module):
         self.config = ToyConfig()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.codec, self.transformer, self.heads = nn.Linear(4, 4), ToyTransformer(), nn.Linear(WIDTH, 1)
+            self.codec = nn.Sequential(OrderedDict(encoder=nn.Linear(4, 4)))
+            self.transformer, self.heads = ToyTransformer(), nn.Linear(WIDTH, 1)
 
 
 class ToyStage:
