@@ -21,6 +21,7 @@ from worldscape.config import preset
 from worldscape.data.clips import load_frames
 from worldscape.data.tabletop_tasks import TASKS
 from worldscape.dream import dream_walk
+from worldscape.eight_bit import pack, unpack
 from worldscape.engine import WorldEngine
 from worldscape.hand_tasks import HAND_TASKS
 from worldscape.train import decoder, heads, known, teacher, world
@@ -87,10 +88,13 @@ def test_the_full_plan_for_a_gpu_runs_through_from_nothing(datasets, tmp_path):
     assert main(["train", "all", "--preset", "debug", *data, "--config", str(file), "--out", str(out)]) == 0
     known = read_provenance(out / "weights")
     assert {stage_of(name) for name in plan["order"]} == set(NEEDS) <= known.keys()
-    weights, walkers = load_world(out / "weights"), load_world(out / "decoder")
-    assert weights.codec.hand_decoder is not None and walkers.codec.hand_decoder is None
+    last, walkers = load_world(out / "heads"), load_world(out / "decoder")
+    assert last.codec.hand_decoder is not None and walkers.codec.hand_decoder is None
     for key, tensor in walkers.codec.decoder.state_dict().items():
-        assert torch.equal(tensor, weights.codec.decoder.state_dict()[key])
+        assert torch.equal(tensor, last.codec.decoder.state_dict()[key])
+    in_8_bits = unpack(pack(last.state_dict()))
+    for key, tensor in load_world(out / "weights").state_dict().items():
+        assert torch.equal(tensor, in_8_bits[key])
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -106,6 +106,9 @@ def test_toml_reads_as_json_does(tmp_path):
         ('{"shares": {"distill": 1.5}}', "a number from 0 to 1"),
         ('{"shares": {"teacher": 0.5}}', "name stages in order"),
         ('{"order": ["codec", "world"], "shares": {"ode": 0.5}}', "name stages in order"),
+        ('{"bits": 4}', "bits is 4; a weight takes 16 or 8"),
+        ('{"bits": "8"}', "bits is '8'; a weight takes 16 or 8"),
+        ('{"bits": [8]}', r"bits is \[8\]; a weight takes 16 or 8"),
         ('{"shares": {"world": "half"}}', "shares has 'world': 'half'; .* a number from 0 to 1"),
         (
             '{"order": ["codec"], "stages": {"world": {}}}',
