@@ -93,7 +93,8 @@ def test_geometry(capsys, tmp_path):
     assert {path.name for path in tmp_path.iterdir()} == {"geometry.png", "novel_views.png"}
     assert main(["eval", "geometry", *SMALL, *options, "--oracle"]) == 0
     right = last_report(capsys.readouterr().out)
-    assert right.name == "geometry_oracle" and right.metrics.keys() == report.metrics.keys()
+    assert right.name == "geometry_oracle" and len(right.metrics) < len(report.metrics)
+    assert right.metrics.keys() == {name for name in report.metrics if not name.startswith("redrawn_")}
     assert right.metrics["psnr_realised_h4"] != report.metrics["psnr_realised_h4"]
 
 

@@ -255,7 +255,8 @@ def run_geometry(args: argparse.Namespace) -> None:
     config = geometry.GeometryConfig(horizons=args.horizons, gaps=args.gaps, context=args.context)
     engine, episodes = prepare(args, config.num_walked)
     make = geometry.choose_maker(engine.model, load_aggregator(args.weights, args.device))
-    judged = geometry.judge_geometry(engine, episodes, make, config)
+    # An oracle's latents are no noise's, so dreams of it drawn again would say nothing.
+    judged = geometry.judge_geometry(engine, episodes, make, config, redraws=not args.oracle)
     if args.out:
         name_files(geometry.save_pictures(args.out, judged.dream, episodes, make, config))
     finish("geometry_oracle" if args.oracle else "geometry", args, begin, judged.metrics, judged.tables)

@@ -7,6 +7,7 @@ judge: what shows the same surface in two simulated frames must look the same in
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -99,15 +100,15 @@ def choose_maker(model: WorldModel, aggregator: Aggregator | None) -> Maker:
 
 
 @torch.inference_mode()
-def judge_geometry(engine: Engine, episodes: EpisodeBatch, make: Maker, config: GeometryConfig) -> Geometry:
-    """Dream the episodes along the simulator's own motion and measure depth, consistency and new views; and once more
-    with other noise, for what two dreams of a place have in common."""
-    dream, redrawn = (
-        dream_episodes(
-            engine, episodes, num_steps=config.num_steps, context=config.context, is_realised=True, draw=draw
-        )
-        for draw in (0, 1)
+def judge_geometry(
+    engine: Engine, episodes: EpisodeBatch, make: Maker, config: GeometryConfig, *, redraws: bool = True
+) -> Geometry:
+    """Dream the episodes along the simulator's own motion and measure depth, consistency and new views; and, where it
+    `redraws`, once more with other noise, for what two dreams of a place have in common."""
+    walk = partial(
+        dream_episodes, engine, episodes, num_steps=config.num_steps, context=config.context, is_realised=True
     )
+    dream, redrawn = walk(), walk(draw=1) if redraws else None
     start, episodes = make_start(episodes, config.context), dreamed_part(episodes, config)
     found: dict[str, float] = {}
     for horizon in config.horizons:
@@ -127,15 +128,14 @@ def dreamed_part(episodes: EpisodeBatch, config: GeometryConfig) -> EpisodeBatch
 
 
 def measure_frames(
-    dream: Dream, redrawn: Dream, episodes: EpisodeBatch, horizon: int, start: Start
+    dream: Dream, redrawn: Dream | None, episodes: EpisodeBatch, horizon: int, start: Start
 ) -> dict[str, float]:
-    """Frames and depth after `horizon` steps against the simulator's, and against those of the same dreams drawn again;
-    depth also apart where the start frames truly show what is there."""
+    """Frames and depth after `horizon` steps against the simulator's, and against those of the same dreams redrawn,
+    if they were; depth also apart where the start frames truly show what is there."""
     covered = warp_start(start, torch.from_numpy(episodes.pose[:, horizon])).covered
-    truths = {
-        "": (episodes.frames[:, horizon], episodes.depth[:, horizon]),
-        "redrawn_": (redrawn.frames[:, horizon - 1], redrawn.depth[:, horizon - 1]),
-    }
+    truths = {"": (episodes.frames[:, horizon], episodes.depth[:, horizon])}
+    if redrawn is not None:
+        truths["redrawn_"] = redrawn.frames[:, horizon - 1], redrawn.depth[:, horizon - 1]
     shown = scores.to_unit(torch.from_numpy(dream.frames[:, horizon - 1]))
     depth = torch.from_numpy(dream.depth[:, horizon - 1]).float()
     found: dict[str, float] = {}
@@ -248,7 +248,7 @@ def tabulate(found: dict[str, float], config: GeometryConfig) -> Table:
     for title, kind in kinds.items():
         own = "psnr_realised" if kind == "psnr" else kind
         for at in (f"_h{horizon}" for horizon in config.horizons):
-            cells = found[own + at], perfect.get(kind, 0.0), found[f"redrawn_{kind}{at}"]
+            cells = found[own + at], perfect.get(kind, 0.0), found.get(f"redrawn_{kind}{at}", "")
             rows.append([f"{title}, step {at[2:]}", *cells])
     for gap in config.gaps:
         simulated = found[f"warp_psnr_simulator_g{gap}"]
