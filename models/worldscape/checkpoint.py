@@ -42,8 +42,8 @@ FILES = {
     AGGREGATOR: AGGREGATOR,
 }
 """What each file holds: NAME.safetensors the tensors of this module."""
-FILES_BEFORE = {part: part for part in (*PARTS, AGGREGATOR)}
-"""The same of format version 1, which had the codec in one file."""
+LAYOUTS = {1: {part: part for part in (*PARTS, AGGREGATOR)}, FORMAT_VERSION: FILES}
+"""The same by format version; the first had the codec in one file."""
 BITS = (16, 8)
 """How many a weight may take."""
 CONFIG_FILE = "config.json"
@@ -65,7 +65,7 @@ def save_world(model: WorldModel, directory: str | Path, provenance: Mapping[str
         raise ValueError(f"weights are written in {' or '.join(map(str, BITS))} bits, not {bits!r}")
     directory = Path(directory)
     _refuse_foreign(directory)
-    halves = _halve(model)
+    halves = _halve(model, tuple(FILES.values()))
     partial = directory.with_name(f".{directory.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
@@ -150,19 +150,20 @@ def read_provenance(name_or_path: str | Path) -> dict[str, Any]:
 def weights_id(model: WorldModel) -> str:
     """Checksum of config and weights, 16 hex digits; the same before saving as float16 and after loading."""
     digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-    halves = _halve(model)
     for part in PARTS:
-        for name, tensor in sorted(_take(halves, part).items()):
-            digest.update(f"{part}.{name}".encode())
+        for name, tensor in sorted(_halve(model, (part,)).items()):
+            digest.update(name.encode())
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
-def _halve(model: WorldModel) -> dict[str, Tensor]:
-    """The model's tensors, on the CPU, floating ones as float16. Raises ValueError when one does not fit."""
+def _halve(model: WorldModel, modules: tuple[str, ...]) -> dict[str, Tensor]:
+    """The tensors of these modules, on the CPU, floating ones as float16. Raises ValueError when one does not fit."""
     halves = {}
     for name, tensor in model.state_dict().items():
         assert name.startswith(tuple(f"{module}." for module in FILES.values())), f"{name} belongs to no file"
+        if not name.startswith(tuple(f"{module}." for module in modules)):
+            continue
         half = tensor.detach().to("cpu", torch.float16 if tensor.is_floating_point() else tensor.dtype, copy=True)
         if not torch.isfinite(half).all():
             raise ValueError(f"weight {name} does not fit into float16 (or is not finite): train with a lower lr")
@@ -176,7 +177,7 @@ def _take(tensors: Mapping[str, Tensor], module: str) -> dict[str, Tensor]:
 
 
 def _refuse_foreign(directory: Path) -> None:
-    own = {CONFIG_FILE, *(f"{file}.safetensors" for file in (*FILES, *FILES_BEFORE))}
+    own = {CONFIG_FILE, *(f"{file}.safetensors" for files in LAYOUTS.values() for file in files)}
     foreign = sorted(p.name for p in directory.iterdir() if p.name not in own) if directory.is_dir() else []
     if foreign or directory.is_file():
         what = f"holds other files ({', '.join(foreign[:3])})" if foreign else "is a file"
@@ -218,7 +219,7 @@ def _read(path: Path) -> WorldModel:
     with torch.random.fork_rng(devices=[]):
         model = WorldModel(config)
     wanted, tensors = model.state_dict(), {}
-    for file, module in (FILES if header["format_version"] == FORMAT_VERSION else FILES_BEFORE).items():
+    for file, module in LAYOUTS[header["format_version"]].items():
         if _take(wanted, module):
             for name, tensor in _read_part(path / f"{file}.safetensors", header["files"].get(file)).items():
                 tensors[f"{module}.{name}"] = tensor.float() if tensor.is_floating_point() else tensor
@@ -235,8 +236,9 @@ def _read_config(path: Path) -> dict[str, Any]:
         _fail(file, f"is not readable JSON ({error})", error)
     if not isinstance(header, dict) or header.get("format") != FORMAT:
         _fail(file, f"is not a {FORMAT} file")
-    if header.get("format_version") not in (1, FORMAT_VERSION):
-        _fail(file, f"has format version {header.get('format_version')!r}, this version reads 1 and {FORMAT_VERSION}")
+    if header.get("format_version") not in list(LAYOUTS):
+        known = " and ".join(map(str, LAYOUTS))
+        _fail(file, f"has format version {header.get('format_version')!r}, this version reads {known}")
     for key in ("model", "files", "provenance"):
         if not isinstance(header.get(key), dict):
             _fail(file, f"lacks the section {key!r}")
