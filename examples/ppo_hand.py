@@ -8,7 +8,7 @@ worldscape eval transfer --task reach --dream-run runs/reach_dream \\
 Needs pip install "worldscape[sim,train]"; weights of your own (--preset) must know hands, and have --starts of theirs.
 As examples/ppo_nav.py in all but three things: an action is thirteen numbers in [-1, 1], drawn from Gaussians whose
 means depend on the picture and whose widths do not (worldscape.policy.Gaussian); the reward is dense, so the agent
-learns from what is missing to the best reward (ws_gym.ppo.Worlds); and while it learns it is told where target and
+learns from what is missing to the best reward (reward_mode="missing"); and while it learns it is told where target and
 object are, so that it learns to see them. When it acts it has the picture alone (worldscape.policy.PixelPolicy).
 """
 

@@ -59,6 +59,10 @@ class WorldScapeHandEnv(WorldScapeEnv):
     | `push` | the object is on the disc, pushed |
     | `pick_place` (default) | the object was lifted and put down on the disc |
 
+    Success ends the episode, so over many steps dense rewards favour hovering beside it. To learn, take
+    `task_options={"reward_mode": "missing"}` (dense - 1 each step: what is missing to the best, until it is reached),
+    `{"reward_mode": "sparse"}` (1 on success, else 0), or `{"goal_terminates": False}` (success goes on being paid).
+
     ## Starting State
     A recorded frame of that task on the tabletop before anything was touched, with the hand where it was;
     `options={"start": i}` is the i-th of `env.unwrapped.num_starts` that were recorded of the task. A hand that
@@ -66,7 +70,8 @@ class WorldScapeHandEnv(WorldScapeEnv):
     in front of you.
 
     ## Episode End
-    Terminated when a learned head sees success; truncated after `max_episode_steps` (150 through `gym.make`).
+    Terminated when a learned head sees success (unless `task_options={"goal_terminates": False}`); truncated after
+    `max_episode_steps` (150 through `gym.make`).
 
     ## Arguments
     Those of `WorldScapeEnv`, and:

@@ -81,15 +81,11 @@ class Present:
 class Worlds:
     """The worlds to learn in, as tensors on one device: dreams in one model, or simulators one after another.
 
-    `held_reward` is subtracted from every reward. A dense reward of at most 1 a step becomes what is missing to the
-    best, so that reaching the goal at once is worth more than staying near it; for a reward that comes once it is 0.
     `facts` are what a policy shall learn to see, if anything.
     """
 
-    def __init__(
-        self, envs: Any, device: str | torch.device, held_reward: float = 0.0, facts: Facts | None = None
-    ) -> None:
-        self.envs, self.device, self.held_reward, self.facts = envs, torch.device(device), held_reward, facts
+    def __init__(self, envs: Any, device: str | torch.device, facts: Facts | None = None) -> None:
+        self.envs, self.device, self.facts = envs, torch.device(device), facts
         self._takes_tensors = getattr(envs.unwrapped, "output", "numpy") == "torch"
 
     def open(self, seed: int, num_frames: int) -> Present:
@@ -107,7 +103,7 @@ class Worlds:
         shown = (frames, rewards, terminated, terminated | truncated, infos["success"])
         frames, rewards, terminated, ended, success = (torch.as_tensor(value, device=self.device) for value in shown)
         facts = self._facts(infos, len(frames))
-        return Shown(frames, facts, rewards.float() - self.held_reward, terminated, ended, success)
+        return Shown(frames, facts, rewards.float(), terminated, ended, success)
 
     def _facts(self, infos: Mapping[str, Any], rows: int) -> Tensor:
         facts = torch.zeros(rows, 0) if self.facts is None else self.facts.tell(infos)
@@ -133,22 +129,23 @@ def make_worlds(
     """Worlds of a task: its dream or its simulator, whichever has the id `env`, with episodes of `limit` steps.
 
     weights: of the dream, whose picture size the simulator takes; starts: of the dream, None for its own default;
-    dense: reward the way to the goal too, in a task that can; temperature: of the dream.
+    dense: reward the way to the goal too, in a task that can; temperature: of the dream. Where success ends a reward of
+    every step, worlds pay what is missing to the best, so that reaching the goal is worth more than staying near it.
     Raises ValueError for weights that do not know the task's controls, and for a simulator with a temperature.
     """
     pair = COUNTERPARTS[task]
     options: dict[str, Any] = {"num_envs": num_envs, "max_episode_steps": limit}
+    paid = {"reward_mode": "missing"} if pair.held_reward else {"dense": True} if dense else {}
     if env == pair.dream:
         options |= {"weights": weights, "device": device, "output": "torch", "task": task, "temperature": temperature}
         options |= {} if starts is None else {"starts": starts}
-        options |= {"task_options": {"dense": True}} if dense else {}
+        options |= {"task_options": paid} if paid else {}
     elif temperature != 1:
         raise ValueError(f"temperature is {temperature}, and {env} is no dream; leave it at 1")
     else:
         size = load_world(weights).config.codec.size
-        options |= {"vectorization_mode": "sync", "size": size, **pair.options}
-        options |= {"dense": True} if dense else {}
-    return Worlds(gym.make_vec(env, **options), device, pair.held_reward, pair.facts)
+        options |= {"vectorization_mode": "sync", "size": size, **pair.options, **paid}
+    return Worlds(gym.make_vec(env, **options), device, pair.facts)
 
 
 def fit_policy(worlds: Worlds, **widths: Any) -> PolicyConfig:

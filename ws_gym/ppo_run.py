@@ -154,7 +154,7 @@ def train(args: argparse.Namespace, recipe: Recipe, run: Run, worlds: Worlds, ar
     marks = checkpoint_marks(num_updates, args.checkpoints)
     done = run.num_done * per_update
     # An episode of a vector environment begins with a step that only resets it.
-    episodes = Episodes(args.num_envs, run.recent, worlds.held_reward * args.limit, args.limit + 1)
+    episodes = Episodes(args.num_envs, run.recent, COUNTERPARTS[args.task].held_reward * args.limit, args.limit + 1)
     board = SummaryWriter(args.out / "tb", purge_step=done or None)
     updates = range(run.num_done, num_updates)
     with Progress("env steps", total=num_updates * per_update, done=done) as progress:

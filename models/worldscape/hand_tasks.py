@@ -5,7 +5,7 @@ knows: places that a head reads off the picture and probabilities in place of fa
 what nothing touches counts as still. Tests hold both against each other.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,24 @@ PLACE_RADIUS = 0.04  # metres on the table between the object's and the target's
 SOFTNESS = 0.005  # metres over which the probability of being within a radius falls
 FINGERTIP = 8  # keypoint that reaches
 PALM = slice(5, 14, 4)  # keypoints whose mean is the palm's place: three knuckles
+
+REWARD_MODES = ("dense", "missing", "sparse")
+"""What a step can be paid: the task's dense reward; what that lacks to the best, so that whoever ends the episode with
+a success earns more than whoever hovers beside it; or success alone."""
+
+
+def check_reward_mode(mode: Any) -> str:
+    """Raises ValueError for what is none of REWARD_MODES."""
+    if mode not in REWARD_MODES:
+        raise ValueError(f"reward_mode is {mode!r}; choose one of {', '.join(REWARD_MODES)}.")
+    return mode
+
+
+def pay(mode: str, dense: Any, success: Any) -> Any:
+    """What steps are paid in one of REWARD_MODES, from dense rewards in [0, 1] and successes, of one world or many."""
+    if mode == "sparse":
+        return 1.0 * success
+    return dense - 1.0 if mode == "missing" else dense
 
 
 class Touch(NamedTuple):

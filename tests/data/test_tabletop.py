@@ -14,6 +14,7 @@ from worldscape.conditioning.hands import action_between, rotation_from_vector, 
 from worldscape.data.starts import hands_as_seen
 from worldscape.data.tabletop import TabletopEnv
 from worldscape.data.tabletop_layout import SHAPES, draw_plan
+from worldscape.data.tabletop_policies import POLICIES
 from worldscape.data.tabletop_tasks import Facts, judge_pick_place, judge_push, judge_reach
 from worldscape.data.tabletop_textures import PATTERNS, paint
 
@@ -176,6 +177,27 @@ def test_the_kinematic_hand_is_the_simulated_one_in_free_space():
     env.close()
     assert np.mean(moving) < 0.003
     assert np.mean(resting[1::2]) < 0.0005
+
+
+def test_what_a_reach_is_paid():
+    """The same script in each mode, to the first success and one step farther."""
+    paid = {}
+    for mode in ("dense", "missing", "sparse"):
+        env = TabletopEnv(task="reach", reward_mode=mode, goal_terminates=False)
+        observation, info = env.reset(seed=3)
+        act, rewards = POLICIES["expert"](env, np.random.default_rng(0)), []
+        while not info["success"]:
+            observation, reward, terminated, _, info = env.step(act(observation, info))
+            rewards.append(reward)
+            assert not terminated
+        env.step(act(observation, info))
+        env.close()
+        paid[mode] = np.array(rewards)
+    assert len(paid["dense"]) > 3 and (paid["dense"][:-1] < 0.8).all() and paid["dense"][-1] > 0.9
+    np.testing.assert_allclose(paid["missing"], paid["dense"] - 1)
+    np.testing.assert_array_equal(paid["sparse"], [0.0] * (len(paid["dense"]) - 1) + [1.0])
+    with pytest.raises(ValueError, match="reward_mode is 'all'; choose one of dense, missing, sparse"):
+        TabletopEnv(reward_mode="all")
 
 
 def test_the_table_stops_the_hand_and_the_command_waits():

@@ -209,11 +209,24 @@ def test_starts_of_a_recording_keep_their_hands(tmp_path):
         ("WorldScape-Nav-v0", {"hands": "right"}, "make WorldScape-Hand-v0, .*WorldScape-Universal-v0"),
         ("WorldScape-Nav-v0", {"actions": "universal"}, "is not an action mode"),
         (HAND, {"starts": "hands-moon"}, "hands-moon"),
+        (HAND, {"task_options": {"reward_mode": "much"}}, "reward_mode is 'much'; choose one of dense, missing"),
     ],
 )
 def test_bad_options(env_id, options, message):
     with pytest.raises(ValueError, match=message):
         gym.make(env_id, **{**DREAM, "task_options": {}, **options})
+
+
+def test_how_a_hand_is_paid_is_an_option_of_its_task():
+    paid = {}
+    for mode in ("dense", "missing", "sparse"):
+        env = make(task="reach", task_options={"reward_mode": mode})
+        env.reset(seed=1)
+        paid[mode] = [env.step(np.full(13, 0.3, np.float32))[1] for _ in range(3)]
+        env.close()
+    assert 0 < min(paid["dense"]) and max(paid["dense"]) < 0.8
+    np.testing.assert_allclose(paid["missing"], np.array(paid["dense"]) - 1, atol=1e-6)
+    assert paid["sparse"] == [0.0] * 3
 
 
 def test_a_task_of_hands_needs_hands():

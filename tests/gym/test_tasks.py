@@ -1,7 +1,8 @@
 """Tasks judged on frames made by hand."""
 
 import math
-from typing import TypeVar
+from types import SimpleNamespace
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ import torch
 
 from worldscape.engine_frames import EngineFrame
 from worldscape.heads import SeenGoal
-from ws_gym.tasks import Coverage, GoalImage, GoalObject, GoalPose, Task, TaskResult, make_task
+from ws_gym.tasks import Coverage, GoalImage, GoalObject, GoalPose, Push, Task, TaskResult, make_task
+from ws_gym.tasks.base import checked_result
 
 AnyTask = TypeVar("AnyTask", bound=Task)
 CPU = torch.device("cpu")
@@ -199,6 +201,32 @@ class TestCoverage:
         step(task, at((0, 1, 0), (0, 1, 0)))
         task.reset(make_frame(2), torch.tensor([True, False]), [np.random.default_rng(0)], {})
         assert step(task, at((0, 1, 0), (0, 1, 0))).reward.tolist() == [1, 0]
+
+
+class TestHandTasks:
+    hands = SimpleNamespace(
+        reward=torch.tensor([[0.1, 0.2, 0.3], [0.4, 1.0, 0.6]]),
+        success=torch.tensor([[0.9, 0.3, 0.9], [0.1, 0.8, 0.1]]),
+    )
+
+    @pytest.mark.parametrize(("mode", "paid"), [("dense", [0.2, 1.0]), ("missing", [-0.8, 0.0]), ("sparse", [0, 1])])
+    def test_each_mode_pays_its_own_and_success_ends_the_episode(self, mode, paid):
+        frame = make_frame(2)
+        frame.hands = cast(Any, self.hands)
+        result = step(start(Push(reward_mode=mode), 2), frame)
+        assert result.reward.tolist() == pytest.approx(paid)
+        assert result.success.tolist() == result.terminated.tolist() == [False, True]
+        assert checked_result(result, 2).reward.dtype == torch.float32
+
+    def test_success_can_go_on_being_paid(self):
+        frame = make_frame(2)
+        frame.hands = cast(Any, self.hands)
+        result = step(start(Push(goal_terminates=False), 2), frame)
+        assert result.success.tolist() == [False, True] and not result.terminated.any()
+
+    def test_an_unknown_mode_is_refused(self):
+        with pytest.raises(ValueError, match="reward_mode is 'big'; choose one of dense, missing, sparse"):
+            make_task("push", {"reward_mode": "big"})
 
 
 class TestMakeTask:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from torch import Tensor
 
+from worldscape.hand_tasks import check_reward_mode, pay
 from ws_gym.tasks.base import Task, TaskResult
 
 if TYPE_CHECKING:
@@ -13,10 +14,11 @@ if TYPE_CHECKING:
 
 
 class HandTask(Task):
-    """Dense reward in [0, 1] each step by the rules of `WorldScape-Tabletop-v0`, from where a head finds object and
-    target in the picture (`worldscape.hand_tasks`).
+    """Rewards by the rules of `WorldScape-Tabletop-v0`, from where a head finds object and target in the picture
+    (`worldscape.hand_tasks`).
 
-    Success, which ends the episode, is when its probability by the same rules is above `threshold`.
+    threshold: success is when its probability by the same rules is above it; goal_terminates: success ends the episode;
+    reward_mode: `"dense"`, in [0, 1] each step; `"missing"`, dense - 1; `"sparse"`, 1 on success, else 0.
 
     Info terms: `success_probability`.
     """
@@ -24,10 +26,12 @@ class HandTask(Task):
     recorded_as: ClassVar[int]
     """The task's place in `worldscape.hand_tasks.HAND_TASKS`: only its recordings show what it is about."""
 
-    def __init__(self, *, threshold: float = 0.5) -> None:
+    def __init__(self, *, threshold: float = 0.5, reward_mode: str = "dense", goal_terminates: bool = True) -> None:
         if not 0.0 < threshold < 1.0:
             raise ValueError(f"the threshold of success is {threshold}; give a probability between 0 and 1.")
         self.threshold = threshold
+        self.reward_mode = check_reward_mode(reward_mode)
+        self.goal_terminates = goal_terminates
 
     def step(self, frame: EngineFrame, elapsed: Tensor, active: Tensor) -> TaskResult:
         if frame.hands is None:
@@ -35,8 +39,8 @@ class HandTask(Task):
         success = frame.hands.success[:, self.recorded_as]
         reached = success > self.threshold
         return TaskResult(
-            reward=frame.hands.reward[:, self.recorded_as],
-            terminated=reached,
+            reward=pay(self.reward_mode, frame.hands.reward[:, self.recorded_as], reached),
+            terminated=reached if self.goal_terminates else self.none(),
             success=reached,
             terms={"success_probability": success},
         )

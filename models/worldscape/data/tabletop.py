@@ -13,7 +13,7 @@ from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HandScale, check_ha
 from worldscape.data.simulator import SimulatorEnv
 from worldscape.data.tabletop_layout import draw_plan
 from worldscape.data.tabletop_tasks import TASKS, Facts, Verdict
-from worldscape.hand_tasks import FINGERTIP, PALM
+from worldscape.hand_tasks import FINGERTIP, PALM, check_reward_mode, pay
 
 FIELD_OF_VIEW = 52.0  # degrees, vertical and horizontal (the picture is square)
 RENDER_SIZE = 256
@@ -49,7 +49,9 @@ class TabletopEnv(SimulatorEnv):
     `Box(0, 255, (size, size, 3), uint8)`: the picture from the eyes, 52 degrees wide and high.
 
     ## Rewards
-    Dense, in [0, 1] each step, the largest on success; the functions in `tabletop_tasks.py` name each term.
+    Dense, in [0, 1] each step, the largest on success; the functions in `tabletop_tasks.py` name each term. Success
+    ends the episode, so over many steps these rewards favour hovering beside it: learn with `reward_mode="missing"`
+    (dense - 1), or with `goal_terminates=False`.
 
     | `task` | success | stages |
     |---|---|---|
@@ -67,6 +69,7 @@ class TabletopEnv(SimulatorEnv):
     - `task`: `"reach"`, `"push"` or `"pick_place"` (default), or `"any"`: one of them, by the seed.
     - `size`: picture height and width in pixels, 16 to 256.
     - `goal_terminates`: end the episode on success; recordings set False and read `info["success"]`.
+    - `reward_mode`: `"dense"` (default), `"missing"` or `"sparse"` (1 on success, else 0).
     - `max_episode_steps`: steps before truncation by the environment itself; 0 (default) leaves it to `gym.make`, which
       truncates after 150.
     - `scale`: a `HandScale` with other step sizes and limits; None for the table above.
@@ -101,6 +104,7 @@ class TabletopEnv(SimulatorEnv):
         scale: HandScale | None = None,
         masks: bool = False,
         render_mode: str | None = None,
+        reward_mode: str = "dense",
     ):
         if task not in (*TASKS, "any"):
             raise ValueError(f"task is {task!r}; choose one of {', '.join(TASKS)} or any.")
@@ -110,6 +114,7 @@ class TabletopEnv(SimulatorEnv):
         self.task = task
         self.scale = scale or HandScale()
         self.masks = masks
+        self.reward_mode = check_reward_mode(reward_mode)
         self.action_space = spaces.Box(-1.0, 1.0, (HAND_ACTION_WIDTH,), np.float32)
 
     def _make_world(self):
@@ -142,7 +147,8 @@ class TabletopEnv(SimulatorEnv):
         self._steps += 1
         observation, info, verdict = self._observe()
         terminated, truncated = self._is_over(verdict.success)
-        return observation, verdict.reward, terminated, truncated, info
+        reward = pay(self.reward_mode, verdict.reward, verdict.success)
+        return observation, reward, terminated, truncated, info
 
     def _observe(self) -> tuple[np.ndarray, dict[str, Any], Verdict]:
         world = self.world
