@@ -8,10 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.data.written import write_dataset
 from worldscape import cli
+from worldscape.conditioning.camera import apply_control, pose_from_state
 from worldscape.data.check import check_dataset
+from worldscape.data.check_motion import motion_between
 from worldscape.data.episode import EpisodeReader
 from worldscape.data.explore import explore
 from worldscape.data.rollout import roll_episode
@@ -64,7 +67,8 @@ def test_a_right_recording_passes_and_its_numbers_are_told(record, capsys):
         STEPS,
     )
     assert 0 < numbers["depth_5"] < numbers["depth_50"] < numbers["depth_95"] < 9
-    assert numbers["gain"] > 8 and numbers["gain_by_depth"] > 8 and numbers["off_control"] == 0
+    assert numbers["gain"] > 8 and numbers["gain_by_depth"] > 8
+    assert numbers["off_control"] == numbers["off_pose"] == numbers["off_camera"] == 0
     assert report["fields"]["success"] and not report["fields"]["hand_state"]
 
 
@@ -101,6 +105,41 @@ def test_actions_of_another_size_are_noticed(record):
     verdict = check_dataset(EpisodeReader(told))
     assert not verdict.problems and verdict.metrics["off_control"] == 1
     assert "most steps moved, without a collision, otherwise than 'control' says" in verdict.warnings[0]
+
+
+def only(*parts: int) -> Any:
+    """Turn these parts of a motion or a camera the other way round."""
+    return np.where(np.isin(np.arange(6), parts), -1, 1).astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda info: info.update(realised=info["realised"] * only(3)), r"otherwise than 'realised' says \(.*yaw"),
+        (lambda info: info.update(realised=info["realised"] * only(2)), r"otherwise than 'realised' says \(forward\)"),
+        (lambda info: info.update(realised=np.rad2deg(info["realised"])), r"otherwise than 'realised' says"),
+        (lambda info: info.update(camera=info["camera"] * only(3)), "'camera' is not the place and the angles of"),
+        (lambda info: info.update(camera=info["camera"] * 100), "'camera' is not the place and the angles of"),
+    ],
+    ids=["yaw to the left", "back is forward", "degrees", "camera's yaw to the left", "camera in cm"],
+)
+def test_motion_that_is_not_that_of_the_poses_fails(record, change, message):
+    """Controls say the same as `realised`, so that only the poses know better."""
+
+    def told(info):
+        change(info)
+        info.update(control=info["realised"])
+
+    verdict = check_dataset(EpisodeReader(record(told)))
+    assert len(verdict.problems) == 1 and re.search(message, verdict.problems[0])
+
+
+def test_what_poses_did_is_the_control_that_leads_there():
+    rng = np.random.default_rng(0)
+    state = torch.from_numpy(rng.uniform(-1, 1, (50, 6)))
+    control = torch.from_numpy(rng.uniform(-0.5, 0.5, (50, 6)))
+    before, after = pose_from_state(state), pose_from_state(apply_control(state, control, 1.5))
+    torch.testing.assert_close(motion_between(before, after), control)
 
 
 @pytest.mark.parametrize(

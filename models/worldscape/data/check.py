@@ -1,7 +1,8 @@
 """`worldscape check DATA`: whether a dataset is fit to be trained on, before hours go into it.
 
 Shapes are checked wherever datasets are read. Axes, units and intrinsics can be wrong in the right shape; that shows
-when a frame is warped by depth and pose into the view of a later one, which must bring it nearer to that one.
+when a frame is warped by depth and pose into the view of a later one, which must bring it nearer to that one. What the
+motion is said to have been is held against the poses (`check_motion.py`).
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from torch import Tensor
 
 from worldscape.conditioning.camera import invert_pose
 from worldscape.conditioning.reproject import reproject
-from worldscape.data.clips import NEEDED, share_off_control, to_rgbd
+from worldscape.data.check_motion import check_motion
+from worldscape.data.clips import NEEDED, to_rgbd
 from worldscape.data.episode import Episode, EpisodeReader
 
 MAX_PAIRS = 128
@@ -105,21 +107,14 @@ def check_dataset(reader: EpisodeReader, seed: int = 0) -> Verdict:
     )
     if missing:
         verdict.problems.append(f"no {', '.join(missing)}: no stage can be trained (see examples/tiny_room.py)")
-    if fields["realised"] and fields["controls"]:
-        _check_motion(episodes, verdict, reader.takes_actions_for_keys)
+    if {"pose", "camera", "realised", "controls"} <= set(present):
+        metrics, problems, warnings = check_motion(episodes, reader.takes_actions_for_keys)
+        verdict.metrics.update(metrics)
+        verdict.problems.extend(problems)
+        verdict.warnings.extend(warnings)
     if {"depth", "pose", "intrinsics"} <= set(present):
         _check_geometry(episodes, verdict, np.random.default_rng(seed))
     return verdict
-
-
-def _check_motion(episodes: list[Episode], verdict: Verdict, is_guess: bool) -> None:
-    verdict.metrics["off_control"] = share = share_off_control(episodes)
-    if share > 0.5 and is_guess:
-        verdict.problems.append("this has no info 'control', and 'realised' is not what the nine keys do")
-    elif share > 0.5:
-        verdict.warnings.append(
-            "most steps moved, without a collision, otherwise than 'control' says: has it the scale of 'realised'?"
-        )
 
 
 def _check_geometry(episodes: list[Episode], verdict: Verdict, rng: np.random.Generator) -> None:
