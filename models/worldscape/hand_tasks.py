@@ -18,6 +18,7 @@ HAND_TASKS = ("reach", "push", "pick_place")
 
 REACH_RADIUS = 0.025  # metres between fingertip and target
 PLACE_RADIUS = 0.04  # metres on the table between the object's and the target's centre
+PUSH_GAP = 0.07  # metres from the object's centre to where a palm pushes it from
 SOFTNESS = 0.005  # metres over which the probability of being within a radius falls
 FINGERTIP = 8  # keypoint that reaches
 PALM = slice(5, 14, 4)  # keypoints whose mean is the palm's place: three knuckles
@@ -83,11 +84,14 @@ def judge(facts: Facts) -> Worth:
     touch, known = facts.touch, _known(facts.target.device, facts.target.dtype)
     is_lifted, is_grasped = (touch.lifted > 0.5).float(), (touch.grasped > 0.5).float()
     is_down = 1.0 - is_lifted
-    ways = torch.stack([facts.palm, facts.fingertip, facts.object])
-    ways = (ways - torch.stack([facts.object, facts.target, facts.target])) * known.counts
-    distances = ways.norm(dim=-1)  # from palm to object, from fingertip to target, and on the table from object to it
-    near, tip_near, disc_near = (1.0 - torch.tanh(5.0 * distances)).unbind(0)
-    reached, on_disc = sigmoid((known.radii - distances[1:]) / SOFTNESS).unbind(0)
+    way = (facts.target - facts.object) * known.counts[2]
+    behind = facts.object - PUSH_GAP * way / way.norm(dim=-1, keepdim=True).clamp_min(1e-6)
+    ways = torch.stack([facts.palm, facts.fingertip, facts.object, facts.palm])
+    ways = (ways - torch.stack([facts.object, facts.target, facts.target, behind])) * known.counts
+    # From palm to object, from fingertip to target, on the table from object to it, from palm to behind the object.
+    distances = ways.norm(dim=-1)
+    near, tip_near, disc_near, behind_near = (1.0 - torch.tanh(5.0 * distances)).unbind(0)
+    reached, on_disc = sigmoid((known.radii - distances[1:3]) / SOFTNESS).unbind(0)
     is_there = on_disc * is_down
     pushed = is_there * (1.0 - is_grasped)
     is_placed = facts.was_lifted * is_down * (distances[2] < PLACE_RADIUS).float()
@@ -98,7 +102,7 @@ def judge(facts: Facts) -> Worth:
     is_done = success > 0.5
     rewards = (
         0.8 * tip_near + 0.2 * is_done[:, 0],
-        torch.where(is_done[:, 1], 1.0, (near + disc_near) / 3),
+        torch.where(is_done[:, 1], 1.0, (behind_near + disc_near) / 3),
         torch.where(is_done[:, 2], 1.0, (near + grasped + either + either * disc_near + is_placed) / 6),
     )
     return Worth(torch.stack(rewards, -1), success)
@@ -110,7 +114,7 @@ def held_up(touch: Touch) -> Tensor:
 
 
 class _Known(NamedTuple):
-    """counts [3, 1, 3]: which axes of three ways count (y points down, and the table is flat); radii [2, 1], metres,
+    """counts [4, 1, 3]: which axes of four ways count (y points down, and the table is flat); radii [2, 1], metres,
     around fingertip and object."""
 
     counts: Tensor
@@ -119,5 +123,5 @@ class _Known(NamedTuple):
 
 @made_once
 def _known(device: torch.device, dtype: torch.dtype) -> _Known:
-    counts = torch.tensor([[[1, 1, 1]], [[1, 1, 1]], [[1, 0, 1]]], device=device, dtype=dtype)
+    counts = torch.tensor([[[1, 1, 1]], [[1, 1, 1]], [[1, 0, 1]], [[1, 1, 1]]], device=device, dtype=dtype)
     return _Known(counts, torch.tensor([[REACH_RADIUS], [PLACE_RADIUS]], device=device, dtype=dtype))

@@ -259,7 +259,16 @@ def test_pushing_counts_on_the_table_only():
     assert judge_push(facts(object=there)).success and judge_push(facts(object=there)).reward == 1.0
     assert not judge_push(facts(object=there, lifted=True)).success
     assert not judge_push(facts(object=there, grasped=True)).success
-    assert judge_push(facts(palm=np.zeros(3))).reward == pytest.approx((1 + 1 - np.tanh(0.5)) / 3)
+
+
+def test_pushing_begins_behind_the_object():
+    """Seen from the disc, whatever is above the table; before it, or on the object, is paid less."""
+    places = [np.array(place) for place in ([-0.07, 0.0, 0.0], [0.0, 0.0, 0.0], [0.07, 0.0, 0.0])]
+    paid = [judge_push(facts(palm=place, target=np.array([0.1, 0.05, 0.0]))).reward for place in places]
+    assert paid[0] == pytest.approx((1 + 1 - np.tanh(0.5)) / 3)
+    assert paid[0] > paid[1] > paid[2]
+    on_disc = facts(palm=places[0], object=facts().target, lifted=True)
+    assert np.isfinite(judge_push(on_disc).reward)
 
 
 def test_each_stage_of_pick_and_place_pays_more_than_the_one_before():

@@ -56,7 +56,7 @@ class TabletopEnv(SimulatorEnv):
     | `task` | success | stages |
     |---|---|---|
     | `reach` | index fingertip within 2.5 cm of the green ball | distance |
-    | `push` | object within 4 cm of the disc, on the table, not held | hand to object, object to disc |
+    | `push` | object within 4 cm of the disc, on the table, not held | hand behind the object, object to disc |
     | `pick_place` | object was lifted, lies within 4 cm of the disc, let go, still | grasp, lift, carry, place |
 
     ## Starting State

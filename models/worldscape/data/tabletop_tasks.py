@@ -1,7 +1,7 @@
 """The tabletop's tasks: staged dense rewards in [0, 1] and success, from facts that the simulator knows.
 
-Stages follow ManiSkill (reach, then grasp, then carry; each term is 1 - tanh(5 distance); success gives the largest
-reward), the radius of success Meta-World and Fetch (a few centimetres).
+Stages follow ManiSkill (reach, then grasp, then carry; to push, first be behind; each term is 1 - tanh(5 distance);
+success gives the largest reward), the radius of success Meta-World and Fetch (a few centimetres).
 """
 
 from collections.abc import Callable
@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from worldscape.hand_tasks import PLACE_RADIUS, REACH_RADIUS
+from worldscape.hand_tasks import PLACE_RADIUS, PUSH_GAP, REACH_RADIUS
 
 STILL = 0.05  # metres a second
 
@@ -48,14 +48,15 @@ def judge_reach(facts: Facts) -> Verdict:
 def judge_push(facts: Facts) -> Verdict:
     """push: the object's centre within 4 cm of the disc's, on the table and not held.
 
-    reward = (near + moved) / 3, or 1 on success. near: palm to object. moved: object to disc.
+    reward = (behind + moved) / 3, or 1 on success. behind: palm to the place 7 cm behind the object's centre, seen from
+    the disc. moved: object to disc.
     """
     distance = _on_table(facts.object, facts.target)
     success = distance < PLACE_RADIUS and not facts.lifted and not facts.grasped
-    near = _nearness(float(np.linalg.norm(facts.palm - facts.object)))
-    moved = _nearness(distance)
-    terms = {"near": near, "moved": moved}
-    return Verdict(1.0 if success else (near + moved) / 3, success, distance, terms)
+    way = (facts.target - facts.object) * [1, 0, 1]
+    place = facts.object - PUSH_GAP * way / max(float(np.linalg.norm(way)), 1e-6)
+    behind, moved = _nearness(float(np.linalg.norm(facts.palm - place))), _nearness(distance)
+    return Verdict(1.0 if success else (behind + moved) / 3, success, distance, {"behind": behind, "moved": moved})
 
 
 def judge_pick_place(facts: Facts) -> Verdict:
