@@ -21,7 +21,15 @@ from worldscape.conditioning.hand_poses import (
     state_from_keypoints,
     states_from_egodex,
 )
-from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HANDS, action_between, state_from_vector
+from worldscape.conditioning.hands import (
+    ACTION_WIDTHS,
+    CURLS,
+    HAND_ACTION_WIDTH,
+    HANDS,
+    action_between,
+    state_from_vector,
+    to_delta,
+)
 from worldscape.config import WorldConfig
 from ws_gym.actions import AXES, ActionMode, ContinuousCamera, make_action_mode
 from ws_gym.options import WorldOptions
@@ -32,13 +40,13 @@ FARTHEST = 1.0
 KEYS = {"w": (2, 1), "s": (2, -1), "d": (0, 1), "a": (0, -1), "f": (1, 1), "r": (1, -1)}
 """Letter -> number of the wrist's move and its sign: ahead, back, right, left, down, up."""
 GRASP, RELEASE = "g", "h"
-CURLS = slice(6, 12)
 
 
 class HandActions(ActionMode):
     """`Box` of the camera's four numbers (with `universal` only), then each hand's, the left one first.
 
-    `kind` says what a hand's numbers are: "delta", 13 changes in [-1, 1] (`HandScale`); "keypoints", 63 metres, where
+    `kind` says what a hand's numbers are: "delta", 13 changes in [-1, 1] (`HandScale`); "grasp", 4 of them: three that
+    move the wrist and one that closes the hand; "keypoints", 63 metres, where
     its keypoints shall be; "egodex", 48 numbers for both hands together, of which those of hands that are not there
     are ignored. The last two name places in the workspace, and a step goes towards them as far as it can.
     """
@@ -56,13 +64,14 @@ class HandActions(ActionMode):
     def to_hands(self, actions: Any, active: np.ndarray, command: Tensor) -> Tensor:
         """As ActionMode.to_hands; slots that are not active, and hands that are not there, keep still."""
         numbers = np.where(active[:, None], self._validated(self._of_slots(actions, active), active), 0.0)
-        own = torch.from_numpy(numbers[:, len(AXES) if self.camera else 0 :].astype(np.float32)).to(command.device)
+        own = numbers[:, len(AXES) if self.camera else 0 :].astype(np.float32)
         moved = torch.zeros(*command.shape[:2], HAND_ACTION_WIDTH, device=command.device)
-        if self.kind == "delta":
-            moved[:, list(self.rows)] = rearrange(own, "b (hands a) -> b hands a", a=HAND_ACTION_WIDTH)
+        if self.kind in ACTION_WIDTHS:
+            changes = to_delta(rearrange(own, "b (hands a) -> b hands a", a=ACTION_WIDTHS[self.kind]))
+            moved[:, list(self.rows)] = torch.from_numpy(changes).to(command.device)
         else:
             chosen = torch.as_tensor(active, device=command.device)
-            moved[chosen] = self._towards(own[chosen], command[chosen])
+            moved[chosen] = self._towards(torch.from_numpy(own).to(command.device)[chosen], command[chosen])
         return moved
 
     def _towards(self, places: Tensor, command: Tensor) -> Tensor:
@@ -78,18 +87,19 @@ class HandActions(ActionMode):
         return moved
 
     def keys_to_action(self) -> dict[tuple[int, ...], np.ndarray]:
-        """W A S D move the last hand over the table, R and F up and down, G closes it, H opens it ("delta" only)."""
-        if self.kind != "delta":
+        """W A S D move the last hand over the table, R and F up and down, G closes it, H opens it (of changes only)."""
+        if self.kind not in ACTION_WIDTHS:
             return {}
-        actions = {}
+        width, actions = ACTION_WIDTHS[self.kind], {}
+        closing = CURLS if self.kind == "delta" else slice(3, None)
         for letter in (*KEYS, GRASP, RELEASE):
-            numbers = np.zeros(HAND_ACTION_WIDTH, np.float32)
+            numbers = np.zeros(width, np.float32)
             if letter in KEYS:
                 place, sign = KEYS[letter]
                 numbers[place] = sign
             else:
-                numbers[CURLS] = 1.0 if letter == GRASP else -1.0
-            rest = np.zeros(len(self.space.low) - HAND_ACTION_WIDTH, np.float32)
+                numbers[closing] = 1.0 if letter == GRASP else -1.0
+            rest = np.zeros(len(self.space.low) - width, np.float32)
             actions[(ord(letter),)] = np.concatenate([rest, numbers])
         return actions
 
@@ -107,8 +117,8 @@ class HandActions(ActionMode):
 
 def hand_limits(kind: str, num_hands: int) -> np.ndarray:
     """Largest size of each number of a hand action."""
-    if kind == "delta":
-        return np.ones(HAND_ACTION_WIDTH * num_hands)
+    if kind in ACTION_WIDTHS:
+        return np.ones(ACTION_WIDTHS[kind] * num_hands)
     if kind == "keypoints":
         return np.full(KEYPOINT_ACTION_WIDTH * num_hands, FARTHEST)
     return np.full(EGODEX_ACTION_WIDTH, FARTHEST)

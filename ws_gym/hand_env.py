@@ -42,6 +42,9 @@ class WorldScapeHandEnv(WorldScapeEnv):
     The wrist stays in a box of 0.52 x 0.345 x 0.52 m above the table and within 1.9 rad of palm down, fingers forward.
     In it the hand can leave the picture; what it does there is not seen.
 
+    `hand_actions="grasp"`: `Box(-1, 1, (4 * hands,))`, numbers 0, 1, 2 as above, and one for 6 to 11 together, which
+    closes the hand; it keeps its turn. There is less to try out, so more is learned in few steps.
+
     `hand_actions="keypoints"`: `Box(-1, 1, (63 * hands,))`, x, y, z in metres of where the keypoints shall be, in
     MediaPipe's order. `hand_actions="egodex"`: `Box(-1, 1, (48,))`, EgoDex's numbers for the left and the right hand
     (`worldscape.conditioning.hand_poses`). A step goes towards them as far as one delta action can.
@@ -80,7 +83,7 @@ class WorldScapeHandEnv(WorldScapeEnv):
     |---|---|---|
     | `weights` | `"nano"` | as in `WorldScapeEnv`; they must know hands |
     | `hands` | `"right"` | `"right"`, `"left"` or `"both"` |
-    | `hand_actions` | `"delta"` | `"delta"`, `"keypoints"` or `"egodex"` |
+    | `hand_actions` | `"delta"` | `"delta"`, `"grasp"`, `"keypoints"` or `"egodex"` |
     | `task` | `"pick_place"` | `"reach"`, `"push"`, `"pick_place"`, or one of `WorldScapeEnv`'s |
     | `starts` | `"hands-train"` | `"hands-train"`, `"hands-heldout"`, or as in `WorldScapeEnv` |
 

@@ -25,7 +25,7 @@ MIN_SIZE = 16
 
 HANDS_CHOICES = ("right", "left", "both")
 HAND_MODES = ("hands", "universal")
-HAND_KINDS = ("delta", "keypoints", "egodex")
+HAND_KINDS = ("delta", "grasp", "keypoints", "egodex")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

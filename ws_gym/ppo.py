@@ -21,7 +21,7 @@ import ws_gym  # noqa: F401  (registers the ids)
 from worldscape.checkpoint import load_world
 from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.evaluate.arenas import describe_actions
-from worldscape.evaluate.counterparts import COUNTERPARTS, Facts
+from worldscape.evaluate.counterparts import COUNTERPARTS, Facts, choose_hand_actions
 from worldscape.policy import PixelPolicy, PolicyConfig, open_stack, push_frames
 from worldscape.train.optim import set_lr
 from ws_gym.seeing import Looks, facts_loss, learn_to_see, look_around, shifted
@@ -37,7 +37,7 @@ class Recipe:
     `reward_scale` multiplies rewards where the critic learns from them: returns far from 1 make its errors drown all
     else that the shared layers could learn (Andrychowicz et al. 2021). `facts` weighs how far off a policy sees them.
     `looks` openings of episodes teach it to see, `look_epochs` times over before the first step and beside all others
-    (seeing.py); 0 for none.
+    (seeing.py); 0 for none. `std`: what continuous actions are drawn with at first; None: as a new policy does.
     """
 
     num_steps: int = 128
@@ -54,6 +54,7 @@ class Recipe:
     look_epochs: int = 12
     reward_scale: float = 1.0
     max_grad_norm: float = 0.5
+    std: float | None = None
 
 
 class Shown(NamedTuple):
@@ -125,16 +126,19 @@ def make_worlds(
     starts: str | None = None,
     dense: bool = False,
     temperature: float = 1.0,
+    hand_actions: str | None = None,
 ) -> Worlds:
     """Worlds of a task: its dream or its simulator, whichever has the id `env`, with episodes of `limit` steps.
 
     weights: of the dream, whose picture size the simulator takes; starts: of the dream, None for its own default;
     dense: reward the way to the goal too, in a task that can; temperature: of the dream. Where success ends a reward of
     every step, worlds pay what is missing to the best, so that reaching the goal is worth more than staying near it.
-    Raises ValueError for weights that do not know the task's controls, and for a simulator with a temperature.
+    hand_actions: of hands, None for their own default. Raises ValueError for weights that do not know the task's
+    controls, for a simulator with a temperature, and for actions of hands that there are not.
     """
     pair = COUNTERPARTS[task]
     options: dict[str, Any] = {"num_envs": num_envs, "max_episode_steps": limit}
+    options |= choose_hand_actions(pair, hand_actions)
     paid = {"reward_mode": "missing"} if pair.held_reward else {"dense": True} if dense else {}
     if env == pair.dream:
         options |= {"weights": weights, "device": device, "output": "torch", "task": task, "temperature": temperature}

@@ -49,12 +49,17 @@ IDENTITY = (
     "checkpoints",
     "seed",
     "temperature",
+    "hand_actions",
 )
 """Options that a run must keep to go on from its checkpoint."""
+WORLD_OPTIONS = ("num_envs", "limit", "device", "starts", "dense", "temperature", "hand_actions")
+"""Options of the worlds to learn in."""
 TOLD = ("num_steps", "minibatches", "looks")
 """Settings of the recipe that the command line may change, since they go with the number of worlds and layouts."""
 FILMED = 4
 """Held-out episodes in the last film, which shows the policy in simulator and dream side by side."""
+GRASP_RECIPE = {"std": 0.5}
+"""Settings for hands that only move and close: they cannot turn away, so they may try more."""
 DEBUG_RECIPE = {"num_steps": 8, "epochs": 2, "minibatches": 2, "looks": 4}
 DEBUG_WIDTHS = {"frames": 2, "channels": (4, 4), "hidden": 16}
 DEBUG_OPTIONS = {"steps": 64, "num_envs": 2, "limit": 5, "score_limit": 8, "episodes": 2, "checkpoints": 2}
@@ -82,13 +87,12 @@ def teach(lesson: Lesson, about: str | None, arguments: list[str] | None = None)
     """The whole command: train or go on, film and save now and then, end with the table of scores."""
     args = read_options(lesson, about, arguments)
     recipe = choose_recipe(lesson, args)
-    options = {name: getattr(args, name) for name in ("num_envs", "limit", "device", "starts", "dense", "temperature")}
-    worlds = make_worlds(args.task, args.env, args.preset, **options)
+    worlds = make_worlds(args.task, args.env, args.preset, **{name: getattr(args, name) for name in WORLD_OPTIONS})
     config = fit_policy(worlds, **(DEBUG_WIDTHS if args.preset == "debug" else lesson.widths))
     run = Run(args, recipe, config)
     run.resume()
     scored = {"num_episodes": args.episodes, "limit": args.score_limit, "device": args.device}
-    with Arenas(args.preset, task=args.task, **scored) as arenas:
+    with Arenas(args.preset, task=args.task, hand_actions=args.hand_actions, **scored) as arenas:
         train(args, recipe, run, worlds, arenas)
         worlds.close()
         learned = trained_in(args)
@@ -100,7 +104,8 @@ def teach(lesson: Lesson, about: str | None, arguments: list[str] | None = None)
 def choose_recipe(lesson: Lesson, args: argparse.Namespace) -> Recipe:
     """The lesson's recipe, with what the command line says of it."""
     told = {name: getattr(args, name) for name in TOLD if getattr(args, name) is not None}
-    return Recipe(**{**lesson.recipe, **(DEBUG_RECIPE if args.preset == "debug" else {}), **told})
+    kind = GRASP_RECIPE if args.hand_actions == "grasp" else {}
+    return Recipe(**{**lesson.recipe, **kind, **(DEBUG_RECIPE if args.preset == "debug" else {}), **told})
 
 
 def read_options(lesson: Lesson, about: str | None, arguments: list[str] | None) -> argparse.Namespace:
@@ -124,9 +129,12 @@ def read_options(lesson: Lesson, about: str | None, arguments: list[str] | None)
     parser.add_argument("--score-limit", type=count, help="steps of a scored episode; default: the environment's own")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--seed", type=int, default=0)
-    parser.set_defaults(dense=False)
+    parser.set_defaults(dense=False, hand_actions=None)
     if pair.has_dense:
         parser.add_argument("--dense", action="store_true", help="reward the way to the goal while learning too")
+    if pair.hand_actions:
+        usual: dict[str, Any] = {"choices": pair.hand_actions, "default": pair.usual_hand_actions}
+        parser.add_argument("--hand-actions", **usual, help="thirteen changes of a hand, or four: move and close")
     parser.set_defaults(**lesson.options)
     if parser.parse_args(arguments).preset == "debug":
         parser.set_defaults(**DEBUG_OPTIONS)
@@ -260,6 +268,8 @@ class Run:
         self.path = args.out / "checkpoint.safetensors"
         torch.manual_seed(args.seed)
         self.policy = PixelPolicy(config).to(args.device)
+        if recipe.std is not None:
+            self.policy.widen(recipe.std)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=recipe.lr, eps=1e-5)
         self.num_done = 0
         self.recent: list[list[float]] = []
@@ -278,7 +288,9 @@ class Run:
         if not self.path.exists():
             return
         tensors, header = load_tensors(self.path)
-        before = {"temperature": 1.0} | header["identity"]  # older checkpoints know of none
+        usual = COUNTERPARTS[self.identity["task"]].usual_hand_actions
+        before = {"temperature": 1.0, "hand_actions": usual} | header["identity"]  # older checkpoints know of neither,
+        before["recipe"] = {"std": None} | before["recipe"]  # nor of that
         if before != self.identity:
             changed = sorted(name for name, value in self.identity.items() if before.get(name) != value)
             raise ValueError(f"{self.path} is of a run with another {', '.join(changed)}; give another --out")

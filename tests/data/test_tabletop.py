@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 import torch
 
+from tests.data.written import write_dataset
 from worldscape.conditioning.hand_model import HandState, hand_keypoints
 from worldscape.conditioning.hands import action_between, rotation_from_vector, state_from_vector
+from worldscape.data.episode import EpisodeReader
+from worldscape.data.hand_tracks import read_tracks
+from worldscape.data.rollout import roll_episode
 from worldscape.data.starts import hands_as_seen
 from worldscape.data.tabletop import TabletopEnv
 from worldscape.data.tabletop_layout import SHAPES, draw_plan
@@ -348,3 +352,27 @@ def test_larger_pictures_show_the_same_world():
     np.testing.assert_allclose(other[1]["hand_pixels"], 4 * one[1]["hand_pixels"], atol=1e-3)
     small.close()
     large.close()
+
+
+def test_a_grasp_is_a_move_and_all_fingers_closing(tmp_path):
+    """The same motion in the simulator, and recordings of it say the same of the hand's actions."""
+    moved = [0.5, -0.4, 0.3]
+    shown, told = [], []
+    for kind, action in (("grasp", [*moved, 0.6]), ("delta", [*moved, 0, 0, 0, *[0.6] * 6, 0])):
+        env = TabletopEnv(task="push", hand_actions=kind)
+        steady = np.array(action, np.float32)
+        policy = lambda _, rng, steady=steady: lambda observation, info: steady  # noqa: E731
+        episode = roll_episode(env, policy, seed=4, num_steps=3, index=0)
+        recorded = EpisodeReader(write_dataset(tmp_path / kind, env, episode)).episode(0)
+        shown.append(recorded.hand_command)
+        tracks = read_tracks([recorded])
+        assert tracks is not None and tracks.is_told[1:, 1].all()
+        told.append(tracks.action)
+        with pytest.raises(ValueError, match=rf"has shape \(5,\); 1 hand\(s\) take {len(action)} numbers"):
+            env.step(np.zeros(5))
+        env.close()
+    np.testing.assert_array_equal(*shown)
+    np.testing.assert_array_equal(*told)
+    assert (told[0][1:, 1, 6:12] == np.float32(0.6)).all()
+    with pytest.raises(ValueError, match="hand_actions is 'keypoints'; choose one of delta, grasp"):
+        TabletopEnv(hand_actions="keypoints")

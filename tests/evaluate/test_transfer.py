@@ -117,6 +117,8 @@ def test_a_policy_for_something_else_is_refused(arenas, tables):
         describe_actions(spaces.MultiDiscrete([3, 3]))
     with pytest.raises(ValueError, match="task 'juggle' has no simulator"):
         Arenas("debug", num_episodes=1, task="juggle")
+    with pytest.raises(ValueError, match="hand_actions is 'grasp'; WorldScape-Nav-v0 .* take none: it has no hands"):
+        Arenas("debug", num_episodes=1, hand_actions="grasp")
 
 
 def test_bootstrap_interval():

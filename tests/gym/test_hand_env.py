@@ -35,6 +35,7 @@ VARIANTS = [
     {"hands": "both", "size": (48, 80), "steps_per_frame": 2},
     {"sampler": "rolling", "steps_per_frame": 2},
     {"hand_actions": "keypoints"},
+    {"hand_actions": "grasp"},
     {"hands": "both", "hand_actions": "egodex"},
 ]
 
@@ -63,6 +64,8 @@ def test_gymnasium_accepts_every_option(options):
     [
         (HAND, {}, 13),
         (HAND, {"hands": "both"}, 26),
+        (HAND, {"hand_actions": "grasp"}, 4),
+        (BOTH, {"hands": "both", "hand_actions": "grasp"}, 12),
         (HAND, {"hand_actions": "keypoints"}, 63),
         (HAND, {"hand_actions": "egodex"}, 48),
         (BOTH, {}, 17),
@@ -74,7 +77,21 @@ def test_widths_of_actions(env_id, options, width):
 
 
 def test_the_space_is_that_of_the_simulator():
-    assert make().action_space == gym.make("WorldScape-Tabletop-v0").action_space
+    for kind in ("delta", "grasp"):
+        simulator = gym.make("WorldScape-Tabletop-v0", hand_actions=kind)
+        assert make(hand_actions=kind).action_space == simulator.action_space
+        simulator.close()
+
+
+def test_a_grasp_is_a_move_and_all_fingers_closing():
+    short, long = make(hands="both", hand_actions="grasp"), make(hands="both")
+    for env in (short, long):
+        env.reset(seed=0)
+    still = [0.0] * 13
+    moved = [0.1, -0.2, 0.3, 0, 0, 0, *[0.5] * 6, 0]
+    one = short.step(np.array([0, 0, 0, 0, 0.1, -0.2, 0.3, 0.5], np.float32))
+    assert_same(one, long.step(np.array([*still, *moved], np.float32)))
+    assert set(short.unwrapped.get_keys_to_action()) == set(long.unwrapped.get_keys_to_action())
 
 
 def test_numbers_outside_are_clipped_and_nan_is_refused():

@@ -4,7 +4,8 @@ import gymnasium as gym
 import pytest
 import torch
 
-from worldscape.policy import load_policy, load_tensors, save_tensors
+from worldscape.evaluate.transfer import load_run
+from worldscape.policy import Gaussian, load_policy, load_tensors, save_tensors
 from ws_gym import ppo, ppo_run
 from ws_gym.ppo_run import Lesson, checkpoint_marks, teach
 
@@ -78,7 +79,8 @@ def test_a_checkpoint_from_before_there_were_temperatures_is_of_1(without_arenas
     options = ["--preset", "debug", "--out", str(tmp_path)]
     teach(WALK, "", options)
     tensors, header = load_tensors(tmp_path / "checkpoint.safetensors")
-    assert header["identity"].pop("temperature") == 1
+    assert header["identity"].pop("temperature") == 1 and header["identity"].pop("hand_actions") is None
+    assert header["identity"]["recipe"].pop("std") is None
     save_tensors(tmp_path / "checkpoint.safetensors", tensors, header)
     teach(WALK, "", options)
     with pytest.raises(ValueError, match="a run with another temperature"):
@@ -96,12 +98,25 @@ def test_temperature_is_the_dream_s_while_learning_and_no_simulator_has_any(with
         teach(WALK, "", [*options, "--env", "WorldScape-Rooms-v0"])
 
 
+def test_a_hand_learns_to_move_and_close(without_arenas, tmp_path):
+    options = ["--preset", "debug", "--out", str(tmp_path)]
+    teach(HAND, "", [*options, "--hand-actions", "grasp"])
+    policy, facts = load_policy(tmp_path)
+    assert policy.config.num_actions == 4 and facts["hand_actions"] == "grasp"
+    odds, *_ = policy(torch.zeros(1, 2, 64, 64, 3, dtype=torch.uint8))
+    assert isinstance(odds, Gaussian)
+    torch.testing.assert_close(odds.std, torch.full((4,), 0.5), atol=0.02, rtol=0)  # but for what it learned
+    assert load_run(tmp_path, "dream", "reach").hand_actions == "grasp"
+    with pytest.raises(ValueError, match="a run with another hand_actions, policy"):
+        teach(HAND, "", options)
+
+
 def test_another_runs_folder_is_refused(without_arenas, tmp_path):
     options = ["--preset", "debug", "--out", str(tmp_path)]
     teach(WALK, "", options)
     with pytest.raises(ValueError, match="a run with another limit, seed; give another --out"):
         teach(WALK, "", [*options, "--limit", "4", "--seed", "1"])
-    with pytest.raises(ValueError, match="a run with another env, policy, task; give another --out"):
+    with pytest.raises(ValueError, match="a run with another env, hand_actions, policy, task; give another --out"):
         teach(HAND, "", options)
     with pytest.raises(ValueError, match="a run with another temperature; give another --out"):
         teach(WALK, "", [*options, "--temperature", "1.3"])

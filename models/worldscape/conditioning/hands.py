@@ -29,6 +29,12 @@ HAND_ACTION = (
 """Name and unit of each of the thirteen numbers of a hand's action."""
 
 HAND_ACTION_WIDTH = len(HAND_ACTION)
+CURLS = slice(6, 12)
+"""Numbers of an action that close a hand: five fingers, and the thumb's opposition."""
+GRASP_ACTION_WIDTH = 4
+"""Of an action that only moves and closes a hand: wrist right, down, forward, and one number for all of CURLS."""
+ACTION_WIDTHS = {"delta": HAND_ACTION_WIDTH, "grasp": GRASP_ACTION_WIDTH}
+"""Numbers a hand of the actions that say how it changes."""
 HAND_STATE_WIDTH = 16
 HANDS = {"left": (0,), "right": (1,), "both": (0, 1)}
 """Which rows of an array with a dimension of hands an option `hands=` names."""
@@ -72,23 +78,34 @@ class HandScale:
             raise ValueError(f"HandScale's box from {self.low} to {self.high} is empty; low must be below high.")
 
 
-def check_hand_actions(actions: np.ndarray, num_hands: int) -> np.ndarray:
-    """Actions [..., 13 * num_hands] of any number type -> float32 [..., num_hands, 13], clipped to [-1, 1].
+def check_hand_actions(actions: np.ndarray, num_hands: int, kind: str = "delta") -> np.ndarray:
+    """Actions [..., A * num_hands] of any number type -> delta actions float32 [..., num_hands, 13], clipped to
+    [-1, 1]. kind: one of ACTION_WIDTHS, which gives A.
 
     Raises ValueError for another width, for values that are no numbers, and for NaN or infinity.
     """
     actions = np.asarray(actions)
-    width = HAND_ACTION_WIDTH * num_hands
-    if actions.ndim == 0 or actions.shape[-1] != width:
+    each = ACTION_WIDTHS[kind]
+    if actions.ndim == 0 or actions.shape[-1] != each * num_hands:
         raise ValueError(
-            f"a hand action has shape {actions.shape}; {num_hands} hand(s) take {width} numbers (13 a hand)."
+            f"a hand action has shape {actions.shape}; {num_hands} hand(s) take {each * num_hands} numbers "
+            f"({each} a hand)."
         )
     if actions.dtype.kind not in "iuf":
         raise ValueError(f"a hand action of type {actions.dtype} is not made of numbers; give float32 in [-1, 1].")
     if not np.isfinite(actions).all():
         raise ValueError(f"a hand action holds {actions[~np.isfinite(actions)][0]}; every number must be finite.")
     clipped = np.clip(actions.astype(np.float32), -1.0, 1.0)
-    return rearrange(clipped, "... (hands a) -> ... hands a", a=HAND_ACTION_WIDTH)
+    return to_delta(rearrange(clipped, "... (hands a) -> ... hands a", a=each))
+
+
+def to_delta(actions: np.ndarray) -> np.ndarray:
+    """Actions [..., A] with one of ACTION_WIDTHS numbers -> delta actions [..., 13] that do the same."""
+    if actions.shape[-1] == HAND_ACTION_WIDTH:
+        return actions
+    delta = np.zeros((*actions.shape[:-1], HAND_ACTION_WIDTH), actions.dtype)
+    delta[..., :3], delta[..., CURLS] = actions[..., :3], actions[..., 3:]
+    return delta
 
 
 def apply_hand_action(state: HandState, action: Tensor, scale: HandScale) -> HandState:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from einops import rearrange
 
-from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HAND_STATE_WIDTH, HANDS
+from worldscape.conditioning.hands import ACTION_WIDTHS, HAND_ACTION_WIDTH, HAND_STATE_WIDTH, HANDS, to_delta
 from worldscape.conditioning.layers import Limbs, Thing
 from worldscape.data.episode import Episode
 from worldscape.engine_frames import RecordedHands
@@ -108,8 +108,9 @@ def _actions(episode: Episode) -> tuple[np.ndarray, np.ndarray]:
     """
     rows = np.zeros((len(episode) + 1, 2, HAND_ACTION_WIDTH), np.float32)
     is_told = np.zeros((len(episode) + 1, 2), bool)
-    widths = ((HAND_ACTION_WIDTH,), (2 * HAND_ACTION_WIDTH,))
+    widths = {(width * hands,): width for width in ACTION_WIDTHS.values() for hands in (1, 2)}
     if episode.hand_command is not None and episode.actions.shape[1:] in widths:
-        told = rearrange(episode.actions, "t (hands a) -> t hands a", a=HAND_ACTION_WIDTH).clip(-1.0, 1.0)
+        width = widths[episode.actions.shape[1:]]
+        told = to_delta(rearrange(episode.actions, "t (hands a) -> t hands a", a=width).clip(-1.0, 1.0))
         rows[1:, -told.shape[1] :], is_told[1:, -told.shape[1] :] = told, True
     return rows, is_told

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from worldscape.conditioning.hands import HAND_ACTION_WIDTH, HandScale, check_hand_actions
+from worldscape.conditioning.hands import ACTION_WIDTHS, HandScale, check_hand_actions
 from worldscape.data.simulator import SimulatorEnv
 from worldscape.data.tabletop_layout import draw_plan
 from worldscape.data.tabletop_tasks import TASKS, Facts, Verdict
@@ -30,7 +30,8 @@ class TabletopEnv(SimulatorEnv):
     Seeds from 1,000,000 on are held out. World axes: x right, y down, z forward; the table's top is y = 0.
 
     ## Action Space
-    `Box(-1, 1, (13,), float32)`, changes in one step of 0.1 s; values outside are clipped:
+    `hand_actions="delta"` (default): `Box(-1, 1, (13,), float32)`, changes in one step of 0.1 s; values outside are
+    clipped:
 
     | num | what | +1 means |
     |---|---|---|
@@ -39,6 +40,9 @@ class TabletopEnv(SimulatorEnv):
     | 6 ... 10 | thumb, index, middle, ring, little finger curls | 0.2 of its range |
     | 11 | thumb opposes | 0.2 of its range |
     | 12 | fingers spread | 0.2 of their range |
+
+    `hand_actions="grasp"`: `Box(-1, 1, (4,), float32)`, numbers 0, 1, 2 as above, and one for 6 to 11 together, which
+    closes the hand; it keeps its turn. There is less to try out, so more is learned in few steps.
 
     The wrist stays in a box of 0.52 x 0.345 x 0.52 m above the table and within 1.9 rad of palm down, fingers forward:
     what goes farther is clipped. Only the right hand is simulated. In the box the hand can leave the picture; its
@@ -69,6 +73,7 @@ class TabletopEnv(SimulatorEnv):
     - `task`: `"reach"`, `"push"` or `"pick_place"` (default), or `"any"`: one of them, by the seed.
     - `size`: picture height and width in pixels, 16 to 256.
     - `goal_terminates`: end the episode on success; recordings set False and read `info["success"]`.
+    - `hand_actions`: `"delta"` or `"grasp"`, see Action Space.
     - `reward_mode`: `"dense"` (default), `"missing"` or `"sparse"` (1 on success, else 0).
     - `max_episode_steps`: steps before truncation by the environment itself; 0 (default) leaves it to `gym.make`, which
       truncates after 150.
@@ -105,9 +110,12 @@ class TabletopEnv(SimulatorEnv):
         masks: bool = False,
         render_mode: str | None = None,
         reward_mode: str = "dense",
+        hand_actions: str = "delta",
     ):
         if task not in (*TASKS, "any"):
             raise ValueError(f"task is {task!r}; choose one of {', '.join(TASKS)} or any.")
+        if hand_actions not in ACTION_WIDTHS:
+            raise ValueError(f"hand_actions is {hand_actions!r}; choose one of {', '.join(ACTION_WIDTHS)}.")
         if not isinstance(size, int) or not 16 <= size <= LARGEST_SIZE:
             raise ValueError(f"size is {size!r}; it must be an int from 16 to {LARGEST_SIZE} pixels.")
         super().__init__(size, goal_terminates, max_episode_steps, render_mode)
@@ -115,7 +123,8 @@ class TabletopEnv(SimulatorEnv):
         self.scale = scale or HandScale()
         self.masks = masks
         self.reward_mode = check_reward_mode(reward_mode)
-        self.action_space = spaces.Box(-1.0, 1.0, (HAND_ACTION_WIDTH,), np.float32)
+        self.hand_actions = hand_actions
+        self.action_space = spaces.Box(-1.0, 1.0, (ACTION_WIDTHS[hand_actions],), np.float32)
 
     def _make_world(self):
         from worldscape.data.tabletop_world import TabletopWorld
@@ -143,7 +152,7 @@ class TabletopEnv(SimulatorEnv):
         Raises ValueError for an action of another width or with numbers that are not finite.
         """
         self._check_running()
-        self.world.move(check_hand_actions(action, 1)[0])
+        self.world.move(check_hand_actions(action, 1, self.hand_actions)[0])
         self._steps += 1
         observation, info, verdict = self._observe()
         terminated, truncated = self._is_over(verdict.success)

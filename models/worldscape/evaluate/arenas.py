@@ -25,7 +25,7 @@ from torch import Tensor
 from worldscape.checkpoint import load_world
 from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.data.starts import WINDOWED, Starts, save_starts
-from worldscape.evaluate.counterparts import COUNTERPARTS, Counterparts
+from worldscape.evaluate.counterparts import COUNTERPARTS, Counterparts, choose_hand_actions
 from worldscape.policy import PixelPolicy, open_stack, push_frames
 from worldscape.progress import Progress
 
@@ -198,6 +198,7 @@ class Arenas:
         task: one of COUNTERPARTS.
         limit: steps after which an episode is truncated; None for the task's own.
         batch: dreams that run side by side.
+        hand_actions: of hands, None for the task's own default.
         make_simulator: builds the simulator for a picture size; replaces the task's own (tests).
     """
 
@@ -215,6 +216,7 @@ class Arenas:
         sampler: str = "blockwise",
         precision: str = "auto",
         temperature: float = 1.0,
+        hand_actions: str | None = None,
         make_simulator: Callable[[int], gym.Env] | None = None,
     ) -> None:
         if task not in COUNTERPARTS:
@@ -223,6 +225,8 @@ class Arenas:
         self.limit = self.counterparts.limit if limit is None else limit
         if num_episodes < 1 or self.limit < 1 or batch < 1:
             raise ValueError(f"{num_episodes} episodes of {self.limit} steps, {batch} at once: each must be at least 1")
+        acts = choose_hand_actions(self.counterparts, hand_actions)
+        self._simulator_options = {**self.counterparts.options, **acts}
         self.size = load_world(weights, device).config.codec.size
         make = make_simulator or self._make_simulator
         self._simulator = SyncVectorEnv(
@@ -246,10 +250,11 @@ class Arenas:
                 temperature=temperature,
                 starts=str(starts),
                 task=task,
+                **acts,
             )
 
     def _make_simulator(self, size: int) -> gym.Env:
-        return gym.make(f"ws_gym:{self.counterparts.simulator}", size=size, **self.counterparts.options).unwrapped
+        return gym.make(f"ws_gym:{self.counterparts.simulator}", size=size, **self._simulator_options).unwrapped
 
     def play_simulator(
         self, policy: PixelPolicy | None, num_episodes: int | None = None, *, num_filmed: int = 0

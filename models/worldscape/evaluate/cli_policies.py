@@ -24,9 +24,10 @@ def run_transfer(args: argparse.Namespace) -> None:
     runs = {name: transfer.load_run(folder, name, args.task) for name, folder in folders.items() if folder is not None}
     transfer.check_runs(runs)
     options = {name: vars(args)[name] for name in ARENA_OPTIONS}
-    with Arenas(args.weights, num_episodes=args.episodes, **options) as arenas:
+    hand_actions = runs["dream"].hand_actions
+    with Arenas(args.weights, num_episodes=args.episodes, hand_actions=hand_actions, **options) as arenas:
         judged = transfer.judge_transfer(
-            _kept_plays(args, arenas) if args.out else arenas,
+            _kept_plays(args, arenas, hand_actions) if args.out else arenas,
             runs,
             checkpoint_episodes=args.checkpoint_episodes,
             num_filmed=args.filmed if args.out else 0,
@@ -36,12 +37,13 @@ def run_transfer(args: argparse.Namespace) -> None:
     finish("transfer", args, begin, judged.metrics, judged.tables)
 
 
-def _kept_plays(args: argparse.Namespace, arenas: Arenas):
+def _kept_plays(args: argparse.Namespace, arenas: Arenas, hand_actions: str | None):
     """The arenas, whose plays are kept in the folder `plays` of --out."""
     from worldscape.checkpoint import load_world, weights_id
     from worldscape.evaluate.kept_plays import KeptArenas
 
     shared = {"task": args.task, "limit": arenas.limit, "first_seed": args.first_seed, "size": arenas.size}
+    shared |= {} if hand_actions is None else {"hand_actions": hand_actions}
     dream = {
         **shared,
         **engine_options(args),
@@ -63,10 +65,12 @@ def run_exploits(args: argparse.Namespace) -> None:
     size = checked_model(args).config.codec.size
     if args.task != "goal_object" and (args.reader or args.opinion):
         raise ValueError(f"--reader and --opinion judge walkers, not {args.task}; leave them out")
-    policies = {} if args.run is None else {"trained": load_policy(args.run)[0]}
+    policy, facts = (None, {}) if args.run is None else load_policy(args.run)
+    policies = {} if policy is None else {"trained": policy}
     reader = args.reader and load_reader(args.reader, inverse.InverseDynamicsConfig(), size, SOURCES[0])
     opinions = [load_world(weights, args.device).heads.events for weights in args.opinion]
     options = {name: vars(args)[name] for name in ARENA_OPTIONS}
+    options |= {"hand_actions": facts.get("hand_actions")}
     with Arenas(args.weights, num_episodes=args.episodes, **options) as arenas:
         judged = exploits.judge_exploits(arenas, {**policies, "random": None}, reader=reader, opinions=opinions)
     finish("exploits", args, begin, judged.metrics, judged.tables)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worldscape.conditioning.hand_model import FINGERTIPS
-from worldscape.conditioning.hands import HANDS
+from worldscape.conditioning.hands import ACTION_WIDTHS, HANDS
 from worldscape.hand_tasks import HAND_TASKS, fingertip_and_palm
 
 FACT_UNIT = 0.2
@@ -70,6 +70,7 @@ class Counterparts(NamedTuple):
     dream, simulator: ids of the environments; options: of the simulator beside its picture size; limit: steps of an
     episode; find: where the agent is, whose way SPL measures.
     has_dense: both can reward the way to the goal as well (an option `dense`, which scores leave out);
+    hand_actions: what both take for an option of that name, the first one by default; none where there are no hands.
     held_reward: what a success would go on to earn each step if it did not end the episode; 0 where the task rewards it
     once. A dense reward needs it: who hovers beside the goal would otherwise earn more than who reaches it.
     facts: what infos say that a policy had better learn to see; None where reward alone teaches it.
@@ -81,15 +82,39 @@ class Counterparts(NamedTuple):
     find: Callable[[Mapping[str, Any], int], np.ndarray]
     held_reward: float = 0.0
     has_dense: bool = False
+    hand_actions: tuple[str, ...] = ()
+
+    @property
+    def usual_hand_actions(self) -> str | None:
+        """The default."""
+        return self.hand_actions[0] if self.hand_actions else None
+
     options: Mapping[str, Any] = {}
     facts: Facts | None = None
 
 
 NAV = Counterparts("WorldScape-Nav-v0", "WorldScape-Rooms-v0", 300, find_walker, has_dense=True)
-HAND = Counterparts("WorldScape-Hand-v0", "WorldScape-Tabletop-v0", 150, find_fingertip, held_reward=1.0)
+HAND = Counterparts(
+    "WorldScape-Hand-v0",
+    "WorldScape-Tabletop-v0",
+    150,
+    find_fingertip,
+    held_reward=1.0,
+    hand_actions=tuple(ACTION_WIDTHS),
+)
 WAYS = {"reach": Facts(16, tell_reach), "push": Facts(19, tell_object), "pick_place": Facts(19, tell_object)}
 COUNTERPARTS = {
     "goal_object": NAV,
     **{task: HAND._replace(options={"task": task}, facts=WAYS[task]) for task in HAND_TASKS},
 }
 """Of each task that policies are trained for."""
+
+
+def choose_hand_actions(pair: Counterparts, hand_actions: str | None) -> dict[str, Any]:
+    """The option for both environments of a task; None: its default. Raises ValueError where it takes no such one."""
+    if hand_actions is None:
+        return {}
+    if hand_actions not in pair.hand_actions:
+        choices = ", ".join(pair.hand_actions) or "none: it has no hands"
+        raise ValueError(f"hand_actions is {hand_actions!r}; {pair.dream} and {pair.simulator} take {choices}")
+    return {"hand_actions": hand_actions}

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from worldscape.evaluate.arenas import Play
+from worldscape.evaluate.counterparts import COUNTERPARTS
 from worldscape.evaluate.kept_plays import Arena
 from worldscape.evaluate.pictures import save_film
 from worldscape.evaluate.ranks import spearman
@@ -41,11 +42,13 @@ class Transfer(NamedTuple):
 
 
 class Trained(NamedTuple):
-    """What a run of training left: its last policy, env steps it took, and the policies it kept on the way."""
+    """What a run of training left: its last policy, env steps it took, the policies it kept on the way, and what its
+    actions of hands were, if it had any."""
 
     policy: PixelPolicy
     steps: int
     checkpoints: list[PixelPolicy]
+    hand_actions: str | None = None
 
 
 def load_run(folder: Path, trained_in: str, task: str) -> Trained:
@@ -57,14 +60,19 @@ def load_run(folder: Path, trained_in: str, task: str) -> Trained:
     if facts.get("task") != task:
         raise ValueError(f"{folder} was trained for the task {facts.get('task')}, not for {task}; give --task")
     kept = sorted((folder / POLICY_FOLDER).glob("*.safetensors"))
-    return Trained(policy, int(facts["steps"]), [load_policy(path)[0] for path in kept])
+    hand_actions = facts.get("hand_actions", COUNTERPARTS[task].usual_hand_actions)
+    return Trained(policy, int(facts["steps"]), [load_policy(path)[0] for path in kept], hand_actions)
 
 
 def check_runs(runs: Mapping[str, Trained]) -> None:
-    """Raises ValueError unless all runs took the same number of steps: else the comparison says nothing."""
+    """Raises ValueError unless all runs took the same number of steps, of the same actions: else the comparison says
+    nothing."""
     steps = {name: run.steps for name, run in runs.items()}
     if len(set(steps.values())) > 1:
         raise ValueError(f"the policies took different numbers of steps, {steps}; train the shorter one for longer")
+    acts = {name: run.hand_actions for name, run in runs.items()}
+    if len(set(acts.values())) > 1:
+        raise ValueError(f"the policies have different actions of hands, {acts}; train both with the same ones")
 
 
 def judge_transfer(
