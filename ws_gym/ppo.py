@@ -37,7 +37,7 @@ class Recipe:
     `reward_scale` multiplies rewards where the critic learns from them: returns far from 1 make its errors drown all
     else that the shared layers could learn (Andrychowicz et al. 2021). `facts` weighs how far off a policy sees them.
     `looks` openings of episodes teach it to see, `look_epochs` times over before the first step and beside all others
-    (seeing.py); 0 for none. `std`: what continuous actions are drawn with at first; None: as a new policy does.
+    (seeing.py); 0 for none.
     """
 
     num_steps: int = 128
@@ -54,7 +54,6 @@ class Recipe:
     look_epochs: int = 12
     reward_scale: float = 1.0
     max_grad_norm: float = 0.5
-    std: float | None = None
 
 
 class Shown(NamedTuple):

@@ -58,8 +58,6 @@ TOLD = ("num_steps", "minibatches", "looks")
 """Settings of the recipe that the command line may change, since they go with the number of worlds and layouts."""
 FILMED = 4
 """Held-out episodes in the last film, which shows the policy in simulator and dream side by side."""
-GRASP_RECIPE = {"std": 0.5}
-"""Settings for hands that only move and close: they cannot turn away, so they may try more."""
 DEBUG_RECIPE = {"num_steps": 8, "epochs": 2, "minibatches": 2, "looks": 4}
 DEBUG_WIDTHS = {"frames": 2, "channels": (4, 4), "hidden": 16}
 DEBUG_OPTIONS = {"steps": 64, "num_envs": 2, "limit": 5, "score_limit": 8, "episodes": 2, "checkpoints": 2}
@@ -104,8 +102,7 @@ def teach(lesson: Lesson, about: str | None, arguments: list[str] | None = None)
 def choose_recipe(lesson: Lesson, args: argparse.Namespace) -> Recipe:
     """The lesson's recipe, with what the command line says of it."""
     told = {name: getattr(args, name) for name in TOLD if getattr(args, name) is not None}
-    kind = GRASP_RECIPE if args.hand_actions == "grasp" else {}
-    return Recipe(**{**lesson.recipe, **kind, **(DEBUG_RECIPE if args.preset == "debug" else {}), **told})
+    return Recipe(**{**lesson.recipe, **(DEBUG_RECIPE if args.preset == "debug" else {}), **told})
 
 
 def read_options(lesson: Lesson, about: str | None, arguments: list[str] | None) -> argparse.Namespace:
@@ -268,8 +265,6 @@ class Run:
         self.path = args.out / "checkpoint.safetensors"
         torch.manual_seed(args.seed)
         self.policy = PixelPolicy(config).to(args.device)
-        if recipe.std is not None:
-            self.policy.widen(recipe.std)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=recipe.lr, eps=1e-5)
         self.num_done = 0
         self.recent: list[list[float]] = []
@@ -289,8 +284,7 @@ class Run:
             return
         tensors, header = load_tensors(self.path)
         usual = COUNTERPARTS[self.identity["task"]].usual_hand_actions
-        before = {"temperature": 1.0, "hand_actions": usual} | header["identity"]  # older checkpoints know of neither,
-        before["recipe"] = {"std": None} | before["recipe"]  # nor of that
+        before = {"temperature": 1.0, "hand_actions": usual} | header["identity"]  # older checkpoints know of neither
         if before != self.identity:
             changed = sorted(name for name, value in self.identity.items() if before.get(name) != value)
             raise ValueError(f"{self.path} is of a run with another {', '.join(changed)}; give another --out")

@@ -161,16 +161,6 @@ class PixelPolicy(nn.Module):
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
         self.trunk.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def widen(self, std: float) -> None:
-        """Draw continuous actions with this standard deviation from now on, inside STD_RANGE.
-
-        Raises ValueError for another one, and for a policy that chooses among actions.
-        """
-        least, most = STD_RANGE
-        if self.spread is None or not least < std < most:
-            raise ValueError(f"std is {std}; of continuous actions it lies between {least} and {most}")
-        torch.nn.init.constant_(self.spread, math.log((std - least) / (most - std)))
-
     def see(self, stacks: Tensor) -> Tensor:
         """The facts [B, K] alone."""
         return self._tell(self._look(stacks))

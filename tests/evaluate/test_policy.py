@@ -94,17 +94,6 @@ def test_a_continuous_policy_keeps_its_bounds(push):
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in policy.parameters())
 
 
-def test_a_policy_can_begin_with_other_widths():
-    policy = PixelPolicy(replace(CONFIG, is_continuous=True))
-    policy.widen(0.4)
-    odds, *_ = policy(torch.zeros(1, 3, 8, 8, 3, dtype=torch.uint8))
-    assert isinstance(odds, Gaussian)
-    torch.testing.assert_close(odds.std, torch.full((3,), 0.4))
-    for wrong, std in ((policy, STD_RANGE[1]), (PixelPolicy(CONFIG), 0.4)):
-        with pytest.raises(ValueError, match=f"std is {std}; of continuous actions it lies between 0.05 and 1.0"):
-            wrong.widen(std)
-
-
 def test_widths_do_not_depend_on_the_picture_and_learn():
     policy = PixelPolicy(replace(CONFIG, is_continuous=True))
     odds, *_ = policy(torch.randint(0, 256, (4, 3, 8, 8, 3), dtype=torch.uint8))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from worldscape.evaluate.transfer import load_run
-from worldscape.policy import Gaussian, load_policy, load_tensors, save_tensors
+from worldscape.policy import load_policy, load_tensors, save_tensors
 from ws_gym import ppo, ppo_run
 from ws_gym.ppo_run import Lesson, checkpoint_marks, teach
 
@@ -80,7 +80,6 @@ def test_a_checkpoint_from_before_there_were_temperatures_is_of_1(without_arenas
     teach(WALK, "", options)
     tensors, header = load_tensors(tmp_path / "checkpoint.safetensors")
     assert header["identity"].pop("temperature") == 1 and header["identity"].pop("hand_actions") is None
-    assert header["identity"]["recipe"].pop("std") is None
     save_tensors(tmp_path / "checkpoint.safetensors", tensors, header)
     teach(WALK, "", options)
     with pytest.raises(ValueError, match="a run with another temperature"):
@@ -103,9 +102,6 @@ def test_a_hand_learns_to_move_and_close(without_arenas, tmp_path):
     teach(HAND, "", [*options, "--hand-actions", "grasp"])
     policy, facts = load_policy(tmp_path)
     assert policy.config.num_actions == 4 and facts["hand_actions"] == "grasp"
-    odds, *_ = policy(torch.zeros(1, 2, 64, 64, 3, dtype=torch.uint8))
-    assert isinstance(odds, Gaussian)
-    torch.testing.assert_close(odds.std, torch.full((4,), 0.5), atol=0.02, rtol=0)  # but for what it learned
     assert load_run(tmp_path, "dream", "reach").hand_actions == "grasp"
     with pytest.raises(ValueError, match="a run with another hand_actions, policy"):
         teach(HAND, "", options)
