@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from worldscape.conditioning.hand_model import NUM_KEYPOINTS
 from worldscape.conditioning.hands import HAND_STATE_WIDTH
 from worldscape.conditioning.layers import Thing
-from worldscape.steady import Linear, SiLU, sigmoid
+from worldscape.steady import Conv2d, Linear, SiLU, sigmoid
 
 LARGEST_LAG = 2.0  # steps' worth of moving or turning by which a wrist may miss its goal
 OBJECT_STEP = 0.03  # metres, the unit in which an object's motion is told
@@ -155,20 +155,20 @@ class ThingsHead(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.enter = nn.Sequential(
-            nn.Conv2d(16, width, 3, stride=2, padding=1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1)
+            Conv2d(16, width, 3, stride=2, padding=1), nn.SiLU(), Conv2d(width, width, 3, padding=1)
         )
         self.hand = nn.Sequential(Linear(2 * (3 * NUM_KEYPOINTS + 1), width), SiLU(), Linear(width, width))
         self.down = nn.Sequential(
             nn.SiLU(),
-            nn.Conv2d(width, width, 3, stride=2, padding=1),
+            Conv2d(width, width, 3, stride=2, padding=1),
             nn.SiLU(),
-            nn.Conv2d(width, width, 3, padding=1),
+            Conv2d(width, width, 3, padding=1),
             nn.SiLU(),
         )
         self.whole = nn.Sequential(Linear(4 * width, width), SiLU())
         self.touch = Linear(width, 3)
-        self.up = nn.Sequential(nn.Conv2d(2 * width, width, 1), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1))
-        self.maps = nn.Conv2d(width, 10, 1)  # of object and target: heat, two offsets, depth, spread
+        self.up = nn.Sequential(Conv2d(2 * width, width, 1), nn.SiLU(), Conv2d(width, width, 3, padding=1))
+        self.maps = Conv2d(width, 10, 1)  # of object and target: heat, two offsets, depth, spread
 
     def look(self, rgbd: Tensor, keypoints: Tensor, present: Tensor, intrinsics: Tensor) -> ThingMaps:
         """rgbd [B, 4, h, h] in [-1, 1], keypoints [B, 2, 21, 3] in camera axes (metres), present bool [B, 2],

@@ -16,7 +16,7 @@ from worldscape.config import HeadsConfig
 from worldscape.hand_heads import ObjectHead, ThingsHead, WristHead
 from worldscape.memory.surroundings import CELLS as PLAN_CELLS
 from worldscape.memory.surroundings import NEAR_CHANNELS
-from worldscape.steady import Linear, SiLU, sigmoid
+from worldscape.steady import Conv2d, Linear, SiLU, sigmoid
 
 THING_CELL = 4  # pixels a side of the cells in which things are looked for
 RARE = -3.0  # logit of an event before anything is learned
@@ -42,11 +42,11 @@ class MotionHead(nn.Module):
         super().__init__()
         fine, coarse = max(width // 4, 2), max(width // 2, 4)
         self.near = nn.Sequential(
-            nn.Conv2d(NEAR_CHANNELS, fine, 3, padding=1),
+            Conv2d(NEAR_CHANNELS, fine, 3, padding=1),
             nn.SiLU(),
-            nn.Conv2d(fine, coarse, 3, stride=2, padding=1),
+            Conv2d(fine, coarse, 3, stride=2, padding=1),
             nn.SiLU(),
-            nn.Conv2d(coarse, coarse, 3, stride=2, padding=1),
+            Conv2d(coarse, coarse, 3, stride=2, padding=1),
             nn.SiLU(),
             nn.Flatten(),
             nn.Dropout(DROPOUT),
@@ -72,11 +72,11 @@ class EventHead(nn.Module):
         super().__init__()
         self.layers = nn.Sequential(
             nn.PixelUnshuffle(4),
-            nn.Conv2d(64, width, 3, padding=1),
+            Conv2d(64, width, 3, padding=1),
             nn.SiLU(),
-            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            Conv2d(width, 2 * width, 3, stride=2, padding=1),
             nn.SiLU(),
-            nn.Conv2d(2 * width, 2 * width, 3, stride=2, padding=1),
+            Conv2d(2 * width, 2 * width, 3, stride=2, padding=1),
             nn.SiLU(),
             nn.AdaptiveAvgPool2d(4),
             nn.Flatten(),
@@ -104,16 +104,16 @@ class GoalHead(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         self.fine = nn.Sequential(
-            nn.PixelUnshuffle(THING_CELL), nn.Conv2d(4 * THING_CELL**2, width, 3, padding=1), nn.SiLU()
+            nn.PixelUnshuffle(THING_CELL), Conv2d(4 * THING_CELL**2, width, 3, padding=1), nn.SiLU()
         )
         self.coarse = nn.Sequential(
-            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1),
+            Conv2d(width, 2 * width, 3, stride=2, padding=1),
             nn.SiLU(),
-            nn.Conv2d(2 * width, 2 * width, 3, padding=1),
+            Conv2d(2 * width, 2 * width, 3, padding=1),
             nn.SiLU(),
         )
         self.seen = nn.Sequential(Linear(4 * width, width), SiLU(), Linear(width, 1))
-        self.heat = nn.Sequential(nn.Conv2d(3 * width, width, 3, padding=1), nn.SiLU(), nn.Conv2d(width, 1, 1))
+        self.heat = nn.Sequential(Conv2d(3 * width, width, 3, padding=1), nn.SiLU(), Conv2d(width, 1, 1))
 
     def look(self, rgbd: Tensor) -> tuple[Tensor, Tensor]:
         """rgbd [B, 4, h, h] in [-1, 1] -> logits that the goal is seen [B], and in which cell [B, G G]."""
@@ -141,14 +141,14 @@ class DepthHead(nn.Module):
     def __init__(self, width: int):
         super().__init__()
         widths = (width // 4, width // 2, width, width)
-        self.stem = nn.Conv2d(12, widths[0], 3, padding=1)
+        self.stem = Conv2d(12, widths[0], 3, padding=1)
         self.downs = nn.ModuleList(
-            nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
+            Conv2d(a, b, 4, stride=2, padding=1) for a, b in zip(widths, widths[1:], strict=False)
         )
-        self.bottom = nn.Conv2d(widths[-1], widths[-1], 3, padding=1)
+        self.bottom = Conv2d(widths[-1], widths[-1], 3, padding=1)
         self.whole = Linear(widths[-1], widths[-1])
-        self.ups = nn.ModuleList(nn.Conv2d(a + b, a, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
-        self.to_depth = nn.Conv2d(widths[0], 4, 3, padding=1)
+        self.ups = nn.ModuleList(Conv2d(a + b, a, 3, padding=1) for a, b in zip(widths, widths[1:], strict=False))
+        self.to_depth = Conv2d(widths[0], 4, 3, padding=1)
 
     def forward(self, rgb: Tensor) -> Tensor:
         x = F.silu(self.stem(F.pixel_unshuffle(rgb, 2)))

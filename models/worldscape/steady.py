@@ -1,8 +1,9 @@
 """Layers that give a row of a batch the same numbers, to the last bit, whatever stands beside it: on a CPU, without
 gradients. A world is to dream the same alone as beside others, and dreams make large differences of small ones.
 
-PyTorch's own differ: BLAS has other kernels for few rows than for many, and sigmoids are computed by other
-instructions at the end of a tensor, in what is left over after whole vectors, than before it.
+PyTorch's own differ: BLAS has other kernels for few rows than for many, sigmoids are computed by other instructions at
+the end of a tensor, in what is left over after whole vectors, than before it, and small pictures are convolved by
+oneDNN only where there are several.
 """
 
 import torch
@@ -22,6 +23,15 @@ class Linear(nn.Linear):
         rows = input.reshape(-1, self.in_features)
         padded = F.pad(rows, (0, 0, 0, -len(rows) % ROWS))
         return torch.addmm(self.bias, padded, self.weight.t())[: len(rows)].view(*input.shape[:-1], self.out_features)
+
+
+class Conv2d(nn.Conv2d):
+    """nn.Conv2d, one picture after the other."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        if _is_usual(input):
+            return super().forward(input)
+        return torch.cat([super(Conv2d, self).forward(picture) for picture in input.split(1)])
 
 
 class SiLU(nn.Module):

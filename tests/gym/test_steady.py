@@ -10,6 +10,7 @@ from torch import nn
 
 import ws_gym  # noqa: F401  (registers the ids)
 from worldscape import steady
+from worldscape.fast_linear import Packer
 
 STEPS = 10
 NAV, BOTH = "WorldScape-Nav-v0", "WorldScape-Universal-v0"
@@ -25,6 +26,29 @@ def test_a_row_has_the_same_numbers_whatever_stands_beside_it(rows):
         together = function(x)
         for row in range(rows):
             assert torch.equal(function(x[row : row + 1].clone())[0], together[row])
+
+
+@pytest.mark.parametrize("side", [3, 6, 24, 64])
+@torch.inference_mode()
+def test_a_picture_has_the_same_features_whatever_stands_beside_it(side):
+    torch.manual_seed(side)
+    pictures, layer = torch.randn(5, 4, side, side), steady.Conv2d(4, 8, 3, stride=2, padding=1)
+    together = layer(pictures)
+    for row in range(5):
+        assert torch.equal(layer(pictures[row : row + 1].clone())[0], together[row])
+    usual = nn.functional.conv2d(pictures, layer.weight, layer.bias, 2, 1)
+    torch.testing.assert_close(together, usual, atol=1e-5, rtol=1e-5)
+
+
+@torch.inference_mode()
+def test_long_sums_are_the_same_in_any_number_of_rows():
+    """As the generator's layers hand them out, 16 rows a world."""
+    torch.manual_seed(0)
+    linear = Packer(torch.float32).pack(torch.randn(256, 1024) / 32, torch.randn(256))
+    rows = torch.randn(512, 1024)
+    alone = linear(rows[:16])
+    for count in range(32, 513, 16):
+        assert torch.equal(linear(rows[:count])[:16], alone), count
 
 
 def test_they_are_the_usual_functions_and_learn():
