@@ -235,7 +235,10 @@ def test_of_a_rolling_rollout_the_call_that_finishes_a_frame_learns(store):
         for window in (1, 2)
     ]
     assert any(float(g.abs().max()) > 0 for g in gradients[0] if g is not None)
-    assert all(one is None if other is None else torch.equal(one, other) for one, other in zip(*gradients, strict=True))
+    for one, other in zip(*gradients, strict=True):  # to rounding: some processors multiply otherwise without gradients
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-5)
 
 
 def test_on_the_critics_turn_the_same_is_dreamed_without_gradient(store):
