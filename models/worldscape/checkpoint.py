@@ -26,6 +26,7 @@ from torch import Tensor
 from worldscape import eight_bit
 
 if TYPE_CHECKING:
+    from worldscape.config import WorldConfig
     from worldscape.splats.aggregator import Aggregator
     from worldscape.world import WorldModel
 
@@ -33,10 +34,11 @@ FORMAT = "worldscape-weights"
 FORMAT_VERSION = 2
 PARTS = ("codec", "transformer", "heads")
 AGGREGATOR = "aggregator"  # saved beside the parts where there is one; no dream needs it
+HAND_DECODER = "hand_decoder"  # there where hands are known
 FILES = {
     "encoder": "codec.encoder",
     "decoder": "codec.decoder",
-    "hand_decoder": "codec.hand_decoder",
+    HAND_DECODER: "codec.hand_decoder",
     "transformer": "transformer",
     "heads": "heads",
     AGGREGATOR: AGGREGATOR,
@@ -216,13 +218,15 @@ def _read(path: Path) -> WorldModel:
         config = WorldConfig.from_dict(header["model"])
     except (ValueError, TypeError, KeyError) as error:
         _fail(path / CONFIG_FILE, f"has a model config that this version does not read ({error})", error)
+    layout, listed = LAYOUTS[header["format_version"]], header["files"]
+    needed = [file for file in layout if file != AGGREGATOR and (file in listed or file != HAND_DECODER)]
+    parts = {file: _read_part(path / f"{file}.safetensors", listed.get(file)) for file in needed}
+    tensors = {f"{layout[file]}.{name}": tensor for file, part in parts.items() for name, tensor in part.items()}
+    _check_size(path, config, sum(tensor.numel() for tensor in tensors.values()))
     with torch.random.fork_rng(devices=[]):
         model = WorldModel(config)
-    wanted, tensors = model.state_dict(), {}
-    for file, module in LAYOUTS[header["format_version"]].items():
-        if _take(wanted, module):
-            for name, tensor in _read_part(path / f"{file}.safetensors", header["files"].get(file)).items():
-                tensors[f"{module}.{name}"] = tensor.float() if tensor.is_floating_point() else tensor
+    tensors = {name: tensor.float() if tensor.is_floating_point() else tensor for name, tensor in tensors.items()}
+    wanted = model.state_dict()
     _check_fit(path, wanted, tensors)
     model.load_state_dict(tensors)
     return model
@@ -261,6 +265,16 @@ def _read_part(file: Path, expected: Any) -> dict[str, Tensor]:
         return eight_bit.unpack(load_tensors(data))
     except (SafetensorError, ValueError) as error:
         _fail(file, f"is not readable ({error})", error)
+
+
+def _check_size(path: Path, config: WorldConfig, held: int) -> None:
+    """Before a model is built: one much larger than what the files hold would take all memory, or for ever. Counts
+    some of its matrices."""
+    generator = config.transformer
+    least = generator.num_layers * generator.width * (generator.width + generator.mlp_width)
+    least += config.heads.width**2 + sum(width**2 for width in config.codec.widths)
+    if least > held:
+        _fail(path / CONFIG_FILE, f"describes a model of {least:,} numbers or more, and the files hold {held:,}")
 
 
 def _check_fit(path: Path, wanted: dict[str, Tensor], found: dict[str, Tensor]) -> None:

@@ -187,6 +187,17 @@ def test_tensors_that_do_not_fit_the_config_are_named(saved):
         load_world(saved)
 
 
+@pytest.mark.parametrize(
+    "sizes", [{"num_layers": 10**9}, {"width": 2 * 10**6, "num_heads": 10**6}, {"mlp_width": 10**9}]
+)
+def test_a_config_of_a_model_that_no_memory_holds_is_refused_before_it_is_built(saved, sizes):
+    described = json.loads((saved / CONFIG_FILE).read_text())["model"]
+    described["transformer"] |= sizes
+    edit_header(saved, model=described)
+    with pytest.raises(ValueError, match=r"config.json: this describes a model of [\d,]+ numbers or more"):
+        load_world(saved)
+
+
 def test_saving_refuses_foreign_directories_and_wild_weights(model, tmp_path):
     (tmp_path / "thesis.txt").write_text("all I have")
     with pytest.raises(ValueError, match=r"holds other files \(thesis.txt\): weights replace their whole directory"):
