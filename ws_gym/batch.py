@@ -14,10 +14,10 @@ from torch import Tensor
 
 @dataclass(kw_only=True, slots=True)
 class Batch:
-    """What one step shows: observation [B, ...], reward float32 [B], terminated and truncated bool [B],
-    info {name: [B, ...] or a dict of such}; all on one device, the core's or the CPU."""
+    """What one step shows: observation [B, ...] or a dict of such, reward float32 [B], terminated and truncated bool
+    [B], info {name: [B, ...] or a dict of such}; all on one device, the core's or the CPU."""
 
-    observation: Tensor
+    observation: Tensor | dict[str, Tensor]
     reward: Tensor
     terminated: Tensor
     truncated: Tensor
@@ -60,6 +60,11 @@ def fetch(tensors: Sequence[Tensor]) -> list[Tensor]:
         for place, part in zip(group, parts, strict=True):
             fetched[place] = part.view(tensors[place].shape)
     return fetched
+
+
+def map_observation(function: Callable[[Any], Any], observation: Any) -> Any:
+    """`function` of an observation, or of each part of one that has parts."""
+    return map_info(function, observation) if isinstance(observation, dict) else function(observation)
 
 
 def map_info(function: Callable[..., Any], info: dict[str, Any], *others: dict[str, Any]) -> dict[str, Any]:

@@ -63,7 +63,7 @@ class WorldCore:
         side = self.engine.config.codec.size
         self.frame_size = (side, side)
         self.size = options.picture_size or self.frame_size
-        self.observation = OBSERVATIONS[options.obs](self.engine.config.codec, self.size)
+        self.observation = OBSERVATIONS[options.obs](self.engine.config, self.size, options.hands)
         self.starts = open_starts(options.starts, self.frame_size, options.weights)
         self.task.bind(num_slots, self.device)
         self.needs_reset = np.ones(num_slots, dtype=bool)

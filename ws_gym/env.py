@@ -8,7 +8,7 @@ import gymnasium as gym
 import numpy as np
 
 from worldscape.splats.gaussians import Gaussians
-from ws_gym.batch import Batch, map_info
+from ws_gym.batch import Batch, map_info, map_observation
 from ws_gym.core import WorldCore
 from ws_gym.maps import draw_map
 from ws_gym.options import WorldOptions, check_seed
@@ -106,7 +106,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
     |---|---|---|
     | `weights` | `"nano"` | name of shipped weights, a directory of your own, or `"debug"` (random, for tests) |
     | `device` | `"cpu"` | torch device |
-    | `obs` | `"pixels"` | `"pixels"` or `"latent"`, see Observation Space |
+    | `obs` | `"pixels"` | `"pixels"`, `"latent"`, or with hands `"pixels+hands"`, see Observation Space |
     | `size` | model's | observation size in pixels, or (height, width) |
     | `steps_per_frame` | model's | model calls that refine a frame |
     | `sampler` | `"blockwise"` | `"blockwise"` or `"rolling"`, see Samplers |
@@ -319,7 +319,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         return gym.spec(self.spec.id).max_episode_steps
 
     def _show(self, batch: Batch) -> tuple[np.ndarray, dict[str, Any]]:
-        observation = batch.observation[0].numpy().copy()
+        observation = map_observation(first_row, batch.observation)
         if self._viewer is not None:
             self._viewer.show(self._core.pictures()[0])
         return observation, map_info(first_row, batch.info)

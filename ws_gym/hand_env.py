@@ -50,7 +50,9 @@ class WorldScapeHandEnv(WorldScapeEnv):
     (`worldscape.conditioning.hand_poses`). A step goes towards them as far as one delta action can.
 
     ## Observation Space
-    As in `WorldScapeEnv`.
+    As in `WorldScapeEnv`; and `obs="pixels+hands"`, a `Dict` of the picture, `pixels`, and `hands`,
+    `Box(-1, 1, (16 * hands,), float32)`: what a robot knows of itself, the rows of `info["hand_state"]` that act, the
+    left one first: where the wrist is 3 (metres), the first two columns of its rotation 6, the fingers as told 7.
 
     ## Rewards
     Dense, in [0, 1] each step, by the simulator's rules of that task. One head finds object and target in the picture,

@@ -1,4 +1,4 @@
-"""What an agent observes of its world: pictures, or the latents that the world is dreamed in."""
+"""What an agent observes of its world: pictures, alone or with where its hands are, or the latents of the dream."""
 
 from __future__ import annotations
 
@@ -7,25 +7,30 @@ from abc import ABC, abstractmethod
 from typing import Any, ClassVar
 
 import numpy as np
+from einops import rearrange
 from gymnasium import spaces
 from torch import Tensor
 
-from worldscape.config import CodecConfig
+from worldscape.conditioning.hands import HAND_STATE_WIDTH, HANDS, state_bound
+from worldscape.config import WorldConfig
 from worldscape.engine_frames import EngineFrame
 from ws_gym.infos import resize_depth, resize_frames
 
 
 class Observation(ABC):
-    """One kind of observation: its space for one slot, and how it is made of what the engine shows."""
+    """One kind of observation: its space for one slot, and how it is made of what the engine shows.
+
+    size: height and width of pictures; hands: which act, a name of HANDS, or None.
+    """
 
     name: ClassVar[str]
-    space: spaces.Box
+    space: spaces.Space
 
-    def __init__(self, codec: CodecConfig, size: tuple[int, int]) -> None:
-        self.codec, self.size = codec, size
+    def __init__(self, config: WorldConfig, size: tuple[int, int], hands: str | None = None) -> None:
+        self.codec, self.size = config.codec, size
 
     @abstractmethod
-    def observe(self, frame: EngineFrame) -> Tensor:
+    def observe(self, frame: EngineFrame) -> Tensor | dict[str, Tensor]:
         """What all slots observe: [B, ...] of the space's shape and type."""
 
     @abstractmethod
@@ -38,8 +43,8 @@ class Pixels(Observation):
 
     name = "pixels"
 
-    def __init__(self, codec: CodecConfig, size: tuple[int, int]) -> None:
-        super().__init__(codec, size)
+    def __init__(self, config: WorldConfig, size: tuple[int, int], hands: str | None = None) -> None:
+        super().__init__(config, size)
         self.space = spaces.Box(0, 255, (*size, 3), np.uint8)
 
     def observe(self, frame: EngineFrame) -> Tensor:
@@ -47,6 +52,27 @@ class Pixels(Observation):
 
     def describe(self, frame: EngineFrame) -> dict[str, Any]:
         return {"depth": resize_depth(frame.depth, self.size)}
+
+
+class PixelsAndHands(Pixels):
+    """A dict of `pixels`, as above, and `hands` float32 [16 * N]: where the N hands that act are, the left one first
+    (`hands.state_to_vector`, in the axes that actions move them along), as a robot knows of itself."""
+
+    name = "pixels+hands"
+
+    def __init__(self, config: WorldConfig, size: tuple[int, int], hands: str | None = None) -> None:
+        super().__init__(config, size)
+        if hands is None:
+            raise ValueError(f"obs={self.name!r} tells of hands, and there are none; make WorldScape-Hand-v0.")
+        self.rows, self.bound = list(HANDS[hands]), state_bound(config.hands)
+        width = HAND_STATE_WIDTH * len(self.rows)
+        told = spaces.Box(-self.bound, self.bound, (width,), np.float32)
+        self.space = spaces.Dict({"pixels": self.space, "hands": told})
+
+    def observe(self, frame: EngineFrame) -> dict[str, Tensor]:
+        assert frame.hands is not None
+        hands = rearrange(frame.hands.state[:, self.rows], "b hands n -> b (hands n)").float()
+        return {"pixels": super().observe(frame), "hands": hands.clamp(-self.bound, self.bound)}
 
 
 class Latent(Observation):
@@ -57,8 +83,9 @@ class Latent(Observation):
 
     name = "latent"
 
-    def __init__(self, codec: CodecConfig, size: tuple[int, int]) -> None:
-        super().__init__(codec, size)
+    def __init__(self, config: WorldConfig, size: tuple[int, int], hands: str | None = None) -> None:
+        super().__init__(config, size)
+        codec = self.codec
         self.bound = math.sqrt(codec.latent_channels)
         self.space = spaces.Box(-self.bound, self.bound, (codec.num_tokens * codec.latent_channels,), np.float32)
 
@@ -69,4 +96,4 @@ class Latent(Observation):
         return {}
 
 
-OBSERVATIONS: dict[str, type[Observation]] = {kind.name: kind for kind in (Pixels, Latent)}
+OBSERVATIONS: dict[str, type[Observation]] = {kind.name: kind for kind in (Pixels, PixelsAndHands, Latent)}

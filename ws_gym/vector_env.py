@@ -14,7 +14,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from worldscape.snapshot import Snapshot
-from ws_gym.batch import Batch
+from ws_gym.batch import Batch, map_observation
 from ws_gym.core import WorldCore
 from ws_gym.maps import draw_map
 from ws_gym.options import WorldOptions, check_seed, is_whole
@@ -148,8 +148,8 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
                 final_info = self._export_final(batch, ended)
                 batch = self._begin_anew(batch, ended)
         self._batch = batch
-        outcome = (batch.observation, batch.reward, batch.terminated, batch.truncated)
-        observation, reward, terminated, truncated = (self._export(value) for value in outcome)
+        observation = map_observation(self._export, batch.observation)
+        reward, terminated, truncated = map(self._export, (batch.reward, batch.terminated, batch.truncated))
         return observation, reward, terminated, truncated, {**self._export_info(batch.info, everything), **final_info}
 
     def snapshot(self, rows: Sequence[int] | None = None) -> Snapshot:
@@ -181,7 +181,8 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
         mask = np.zeros(self.num_envs, dtype=bool)
         mask[slice(None) if rows is None else list(rows)] = True
         self._batch = shown if self._batch is None else self._batch.with_rows(mask, shown)
-        return self._export(self._batch.observation), self._export_info(self._batch.info, mask)
+        observation = map_observation(self._export, self._batch.observation)
+        return observation, self._export_info(self._batch.info, mask)
 
     def draw_map(self, row: int = 0, pixels: int = 512) -> np.ndarray:
         """The place that slot `row` remembers, from above, uint8 [pixels, pixels, 3]: see `WorldScapeEnv.draw_map`.
@@ -256,11 +257,11 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
         return exported
 
     def _export_final(self, batch: Batch, ended: np.ndarray) -> dict[str, Any]:
-        observation = self._export(batch.observation)
+        observation = map_observation(self._export, batch.observation)
         if self.output == "numpy":
             final = np.full(self.num_envs, None, dtype=object)
-            for row in np.flatnonzero(ended):
-                final[row] = observation[row].copy()
+            for row in np.flatnonzero(ended).tolist():
+                final[row] = map_observation(lambda part, row=row: part[row].copy(), observation)
             observation = final
         return {
             "final_obs": observation,

@@ -12,6 +12,7 @@ from stable_baselines3.common.env_checker import check_env as check_env_sb3
 
 from tests.gym.helpers import DREAM, assert_same, core_of, engine_of, make_env, make_vec
 from worldscape import engine_frames
+from worldscape.data.rollout import load_policy, roll_episode
 from ws_gym.env import WorldScapeEnv
 from ws_gym.infos import resize_frames
 from ws_gym.observations import Latent
@@ -90,8 +91,7 @@ def test_numbers_stay_within_the_bounds():
 
 def test_a_token_with_one_channel_alone_does_not_pass_the_bound():
     """Rounding could: the bound is what the space promises."""
-    codec = engine_of(make_env(obs="latent")).config.codec
-    kind = Latent(codec, (64, 64))
+    kind = Latent(engine_of(make_env(obs="latent")).config, (64, 64))
     env = make_env(obs="latent")
     env.reset(seed=0)
     frame = engine_of(env).step(torch.zeros(1, 6))
@@ -220,6 +220,101 @@ def test_hands_have_latents_too():
     assert_same(info, without_depth(info_of_pixels))
 
 
+HAND: dict[str, Any] = {"weights": "debug", "starts": "drawn", "obs": "pixels+hands"}
+HAND_IDS = ["WorldScape-Hand-v0", "WorldScape-Universal-v0", "WorldScape-Tabletop-v0"]
+
+
+def hand_env(name: str, **options: Any) -> gym.Env:
+    simulated = name == "WorldScape-Tabletop-v0"
+    return gym.make(f"ws_gym:{name}", **({"obs": HAND["obs"]} if simulated else HAND), **options)
+
+
+@pytest.mark.parametrize("name", HAND_IDS)
+def test_checkers_pass_with_a_picture_and_what_a_robot_knows_of_itself(name):
+    env = hand_env(name, render_mode="rgb_array")
+    check_env(env.unwrapped)
+    check_env_sb3(env, skip_render_check=False)
+    env.close()
+
+
+@pytest.mark.parametrize("name", HAND_IDS)
+def test_hands_are_told_as_info_tells_them_and_the_picture_is_the_same(name):
+    env = hand_env(name)
+    options = {} if name == "WorldScape-Tabletop-v0" else {key: HAND[key] for key in ("weights", "starts")}
+    pixels = gym.make(f"ws_gym:{name}", **options)
+    (observation, info), (picture, _) = env.reset(seed=3), pixels.reset(seed=3)
+    for _ in range(3):
+        assert observation in env.observation_space and observation["hands"].shape == (16,)
+        np.testing.assert_array_equal(observation["pixels"], picture)
+        np.testing.assert_array_equal(observation["hands"], info["hand_state"][1])
+        action = np.full(env.action_space.shape or (), 0.4, np.float32)
+        observation, *_, info = env.step(action)
+        picture = pixels.step(action)[0]
+
+
+def test_both_hands_are_told_the_left_one_first():
+    env = hand_env("WorldScape-Hand-v0", hands="both")
+    env.reset(seed=0)
+    observation, *_, info = env.step(np.linspace(-1, 1, 26, dtype=np.float32))
+    np.testing.assert_array_equal(observation["hands"], info["hand_state"].reshape(-1))
+    assert not np.array_equal(*info["hand_state"])
+
+
+@pytest.mark.parametrize("output", ["numpy", "torch"])
+@pytest.mark.parametrize("mode", ["NEXT_STEP", "SAME_STEP", "DISABLED"])
+def test_pictures_and_hands_vectorised(mode, output):
+    options: dict[str, Any] = {"num_envs": 2, "autoreset_mode": mode, "output": output, **HAND}
+    options["max_episode_steps"] = None if mode == "DISABLED" else 2
+    options["task_options"] = {"goal_terminates": False}
+    envs = gym.make_vec("WorldScape-Hand-v0", **options)
+    assert envs.observation_space == gym.vector.utils.batch_space(envs.single_observation_space, 2)
+    observation, _ = envs.reset(seed=3)
+    for step in range(4):
+        assert {name: tuple(part.shape) for name, part in observation.items()} == {
+            "pixels": (2, 64, 64, 3),
+            "hands": (2, 16),
+        }
+        assert all(isinstance(part, torch.Tensor) == (output == "torch") for part in observation.values())
+        kept = observation["hands"].copy() if output == "numpy" else observation["hands"].clone()
+        after, *_, info = envs.step(np.full((2, 13), 0.3, np.float32))
+        assert np.array_equal(observation["hands"], kept), "what was handed out is the user's own"
+        if mode == "SAME_STEP" and step == 1:
+            if output == "torch":
+                assert info["final_obs"]["hands"].shape == (2, 16)
+                assert not torch.equal(info["final_obs"]["hands"], after["hands"])
+            else:
+                assert info["final_obs"][1]["hands"].shape == (16,)
+                assert not np.array_equal(info["final_obs"][1]["hands"], after["hands"][1])
+        observation = after
+
+
+def test_worlds_with_hands_told_are_values():
+    env: Any = hand_env("WorldScape-Hand-v0").unwrapped
+    env.reset(seed=0)
+    saved, action = env.snapshot(), np.full(13, 0.5, np.float32)
+    after = env.step(action)[0]
+    assert_same(env.restore(saved)[1], env.restore(saved)[1])
+    assert_same(env.step(action)[0], after)
+
+
+def test_stable_baselines3_learns_from_pictures_and_hands():
+    from stable_baselines3 import PPO
+
+    vec_env = make_vec_env("WorldScape-Hand-v0", n_envs=2, max_episode_steps=3, **HAND)
+    model = PPO("MultiInputPolicy", vec_env, n_steps=4, batch_size=8, n_epochs=1, device="cpu").learn(8)
+    observation: Any = vec_env.reset()
+    assert model.predict(observation)[0].shape == (2, 13)
+
+
+def test_a_recording_keeps_what_hands_were_told():
+    env = hand_env("WorldScape-Tabletop-v0", task="reach", goal_terminates=False)
+    episode = roll_episode(env, load_policy("mixed", env), seed=4, num_steps=3, index=0)
+    told: Any = episode.observations
+    assert episode.infos is not None
+    np.testing.assert_array_equal(told["hands"], episode.infos["hand_state"][:, 1])
+    assert told["pixels"].shape == (4, 64, 64, 3)
+
+
 def test_a_frame_shown_earlier_does_not_change_with_a_reset():
     """Its picture is made when somebody asks, which may be after other rows were opened on something else."""
     envs, twin = make_vec(2), make_vec(2)
@@ -235,8 +330,17 @@ def test_a_frame_shown_earlier_does_not_change_with_a_reset():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"obs": "features"}, "choose one of pixels, latent"), ({"obs": "latent", "size": 32}, "leave size out")],
+    [
+        ({"obs": "pixels+hands"}, "tells of hands, and there are none; make WorldScape-Hand-v0"),
+        ({"obs": "features"}, "choose one of pixels, pixels.hands, latent"),
+        ({"obs": "latent", "size": 32}, "leave size out"),
+    ],
 )
 def test_wrong_choices_are_explained(options, message):
     with pytest.raises(ValueError, match=message):
         make_env(**options)
+
+
+def test_a_simulator_explains_a_wrong_choice():
+    with pytest.raises(ValueError, match="choose one of pixels, pixels.hands"):
+        gym.make("WorldScape-Tabletop-v0", obs="latent")

@@ -220,6 +220,11 @@ def state_to_vector(state: HandState) -> Tensor:
     return torch.cat([state.position, rotation_to_six(state.rotation), state.fingers], -1)
 
 
+def state_bound(scale: HandScale) -> float:
+    """No number of `state_to_vector` is larger in size, of hands within their limits: metres, or 1."""
+    return max(1.0, *(abs(side) for side in (*scale.low, *scale.high)))
+
+
 def state_from_vector(vector: Tensor, *, is_exact: bool = False) -> HandState:
     """The inverse of `state_to_vector`: [..., 16] -> hand states [...]. is_exact: it was made by `state_to_vector`."""
     rotation = (rotation_from_columns if is_exact else rotation_from_six)(vector[..., 3:9])

@@ -7,7 +7,7 @@ import numpy as np
 from gymnasium import spaces
 
 
-class SimulatorEnv(gym.Env[np.ndarray, Any]):
+class SimulatorEnv(gym.Env[Any, Any]):
     """A Gymnasium environment around a `world` that is built at first use and rebuilt by each reset.
 
     Subclasses say how to make the world and a large picture of it, and keep `reset` and `step`.
@@ -24,7 +24,7 @@ class SimulatorEnv(gym.Env[np.ndarray, Any]):
         self.goal_terminates = goal_terminates
         self.max_episode_steps = max_episode_steps
         self.render_mode = render_mode
-        self.observation_space = spaces.Box(0, 255, (size, size, 3), np.uint8)
+        self.observation_space: spaces.Space = spaces.Box(0, 255, (size, size, 3), np.uint8)
         self._world: Any = None
         self._steps = 0
         self._needs_reset = True

@@ -9,7 +9,13 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from worldscape.conditioning.hands import ACTION_WIDTHS, HandScale, check_hand_actions
+from worldscape.conditioning.hands import (
+    ACTION_WIDTHS,
+    HAND_STATE_WIDTH,
+    HandScale,
+    check_hand_actions,
+    state_bound,
+)
 from worldscape.data.simulator import SimulatorEnv
 from worldscape.data.tabletop_layout import draw_plan
 from worldscape.data.tabletop_tasks import TASKS, Facts, Verdict
@@ -18,6 +24,7 @@ from worldscape.hand_tasks import FINGERTIP, PALM, check_reward_mode, pay
 FIELD_OF_VIEW = 52.0  # degrees, vertical and horizontal (the picture is square)
 RENDER_SIZE = 256
 LARGEST_SIZE = 256
+OBSERVED = ("pixels", "pixels+hands")
 RIGHT = 1  # row of the right hand in arrays of both
 
 
@@ -50,7 +57,12 @@ class TabletopEnv(SimulatorEnv):
     such actions through `worldscape.conditioning.hand_poses`.
 
     ## Observation Space
-    `Box(0, 255, (size, size, 3), uint8)`: the picture from the eyes, 52 degrees wide and high.
+    `obs="pixels"` (default), `Box(0, 255, (size, size, 3), uint8)`: the picture from the eyes, 52 degrees wide and
+    high.
+
+    `obs="pixels+hands"`, a `Dict` of that, `pixels`, and `hands`, `Box(-1, 1, (16,), float32)`: what a robot knows of
+    itself, the row of `info["hand_state"]` that acts: where the wrist is 3 (metres, world axes), the first two columns
+    of its rotation 6, the fingers as told 7.
 
     ## Rewards
     Dense, in [0, 1] each step, the largest on success; the functions in `tabletop_tasks.py` name each term. Success
@@ -75,6 +87,7 @@ class TabletopEnv(SimulatorEnv):
     - `goal_terminates`: end the episode on success; recordings set False and read `info["success"]`.
     - `hand_actions`: `"delta"` or `"grasp"`, see Action Space.
     - `reward_mode`: `"dense"` (default), `"missing"` or `"sparse"` (1 on success, else 0).
+    - `obs`: `"pixels"` (default) or `"pixels+hands"`, see Observation Space.
     - `max_episode_steps`: steps before truncation by the environment itself; 0 (default) leaves it to `gym.make`, which
       truncates after 150.
     - `scale`: a `HandScale` with other step sizes and limits; None for the table above.
@@ -111,6 +124,7 @@ class TabletopEnv(SimulatorEnv):
         render_mode: str | None = None,
         reward_mode: str = "dense",
         hand_actions: str = "delta",
+        obs: str = "pixels",
     ):
         if task not in (*TASKS, "any"):
             raise ValueError(f"task is {task!r}; choose one of {', '.join(TASKS)} or any.")
@@ -119,8 +133,14 @@ class TabletopEnv(SimulatorEnv):
         if not isinstance(size, int) or not 16 <= size <= LARGEST_SIZE:
             raise ValueError(f"size is {size!r}; it must be an int from 16 to {LARGEST_SIZE} pixels.")
         super().__init__(size, goal_terminates, max_episode_steps, render_mode)
+        if obs not in OBSERVED:
+            raise ValueError(f"obs is {obs!r}; choose one of {', '.join(OBSERVED)}.")
         self.task = task
         self.scale = scale or HandScale()
+        self.obs, self._bound = obs, state_bound(self.scale)
+        if obs == "pixels+hands":
+            told = spaces.Box(-self._bound, self._bound, (HAND_STATE_WIDTH,), np.float32)
+            self.observation_space = spaces.Dict({"pixels": self.observation_space, "hands": told})
         self.masks = masks
         self.reward_mode = check_reward_mode(reward_mode)
         self.hand_actions = hand_actions
@@ -159,7 +179,7 @@ class TabletopEnv(SimulatorEnv):
         reward = pay(self.reward_mode, verdict.reward, verdict.success)
         return observation, reward, terminated, truncated, info
 
-    def _observe(self) -> tuple[np.ndarray, dict[str, Any], Verdict]:
+    def _observe(self) -> tuple[Any, dict[str, Any], Verdict]:
         world = self.world
         frame, depth = world.observe()
         keypoints, touch, lifted = world.keypoints(), world.touch(), world.is_lifted()
@@ -199,7 +219,13 @@ class TabletopEnv(SimulatorEnv):
         }
         if self.masks:
             info["hand_mask"], info["object_mask"] = world.masks()
-        return frame, info, verdict
+        return self._told(frame), info, verdict
+
+    def _told(self, frame: np.ndarray) -> Any:
+        """What the agent observes, of the picture that it sees."""
+        if self.obs == "pixels":
+            return frame
+        return {"pixels": frame, "hands": np.clip(self.world.hand_state(), -self._bound, self._bound)}
 
     def _hand_info(self, keypoints: np.ndarray, depth: np.ndarray) -> dict[str, np.ndarray]:
         pixels, visible = self.world.project(keypoints, depth)
