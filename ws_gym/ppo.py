@@ -22,9 +22,9 @@ from worldscape.checkpoint import load_world
 from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.evaluate.arenas import describe_actions
 from worldscape.evaluate.counterparts import COUNTERPARTS, Facts, choose_hand_actions
-from worldscape.policy import PixelPolicy, PolicyConfig, open_stack, push_frames
+from worldscape.policy import STD, PixelPolicy, PolicyConfig, open_stack, push_frames
 from worldscape.train.optim import set_lr
-from ws_gym.seeing import Looks, facts_loss, learn_to_see, look_around, shifted
+from ws_gym.seeing import Looks, learn_to_see, look_again, look_around
 
 TRAINING_SEEDS = HELD_OUT_SEED - 100_000
 """Worlds that are opened count on from the seed: far enough below those that are held out."""
@@ -34,24 +34,31 @@ TRAINING_SEEDS = HELD_OUT_SEED - 100_000
 class Recipe:
     """The usual settings of PPO for small pictures; `num_steps` of each world make one update.
 
+    `lr_end` is the share of `lr` that is left at the last update; between them it falls in a straight line.
     `reward_scale` multiplies rewards where the critic learns from them: returns far from 1 make its errors drown all
-    else that the shared layers could learn (Andrychowicz et al. 2021). `facts` weighs how far off a policy sees them.
-    `looks` openings of episodes teach it to see, `look_epochs` times over before the first step and beside all others
-    (seeing.py); 0 for none.
+    else that the shared layers could learn (Andrychowicz et al. 2021). `std`: of numbers of an action at first.
+
+    A policy with facts to see learns to act from them as it saw them, and to see them for itself (seeing.py): from
+    `looks` openings of episodes, 0 for none, `look_epochs` times over before the first step, and after each rollout
+    from its pictures and as many looks, `see_epochs` times in `see_minibatches`. Seeing wants many small steps, acting
+    few that see much.
     """
 
     num_steps: int = 128
     epochs: int = 3
     minibatches: int = 8
-    lr: float = 3e-4  # falls to zero in a straight line
+    lr: float = 3e-4
+    lr_end: float = 0.0
     gamma: float = 0.99
     gae_lambda: float = 0.95
     clip: float = 0.2
     entropy: float = 0.01
     value: float = 0.5
-    facts: float = 1.0
+    std: float = STD
     looks: int = 0
     look_epochs: int = 12
+    see_epochs: int = 4
+    see_minibatches: int = 32
     reward_scale: float = 1.0
     max_grad_norm: float = 0.5
 
@@ -161,10 +168,12 @@ def fit_policy(worlds: Worlds, **widths: Any) -> PolicyConfig:
 
 
 class Rollout(NamedTuple):
-    """T steps of B worlds, [T, B, ...] each; `counts` is False for steps that only opened an episode."""
+    """T steps of B worlds, [T, B, ...] each; `counts` is False for steps that only opened an episode. facts: as they
+    are, NaN where nobody knows; seen: as the policy saw them."""
 
     stacks: Tensor
     facts: Tensor
+    seen: Tensor
     actions: Tensor
     log_probs: Tensor
     values: Tensor
@@ -183,13 +192,13 @@ def collect(
     steps = []
     for _ in range(num_steps):
         stacks, facts, counts = present.stacks, present.facts, ~present.ended
-        odds, values, _ = policy(stacks)
+        odds, values, seen = policy(stacks)
         shape = (len(stacks), policy.config.num_actions)
         actions = odds.draw(torch.rand(shape, generator=generator, device=stacks.device))
         shown = worlds.step(actions)
         present.stacks = push_frames(stacks, shown.frames, present.ended)
         present.ended, present.facts = shown.ended, shown.facts
-        steps.append((stacks, facts, actions, odds.log_prob(actions), values, *shown[2:], counts))
+        steps.append((stacks, facts, seen, actions, odds.log_prob(actions), values, *shown[2:], counts))
     return Rollout(*(torch.stack(column) for column in zip(*steps, strict=True))), policy(present.stacks).value
 
 
@@ -217,13 +226,12 @@ class Losses(NamedTuple):
     value: Tensor
     entropy: Tensor
     kl: Tensor
-    facts: Tensor
 
 
-def ppo_loss(policy: PixelPolicy, batch: dict[str, Tensor], recipe: Recipe) -> Losses:
-    """The clipped objective on M steps: stacks, actions, log_probs, advantages and returns, each [M, ...]; and how far
-    the facts [N, K] are off that the policy sees in views [N, F, h, w, 3], where they are known."""
-    odds, values, _ = policy(batch["stacks"])
+def ppo_loss(policy: PixelPolicy, batch: Mapping[str, Tensor], recipe: Recipe) -> Losses:
+    """The clipped objective on M steps: stacks (or facts as they were seen, of a policy that goes by them), actions,
+    log_probs, advantages and returns, each [M, ...]."""
+    odds, values = policy.decide(batch["seen"]) if policy.config.num_facts else policy(batch["stacks"])[:2]
     log_ratio = odds.log_prob(batch["actions"]) - batch["log_probs"]
     ratio, advantages = log_ratio.exp(), batch["advantages"]
     advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
@@ -231,9 +239,8 @@ def ppo_loss(policy: PixelPolicy, batch: dict[str, Tensor], recipe: Recipe) -> L
     policy_loss = -torch.minimum(ratio * advantages, clipped * advantages).mean()
     value_loss = 0.5 * (values - batch["returns"]).square().mean()
     entropy = odds.entropy().mean()
-    off = facts_loss(policy.see(batch["views"]), batch["facts"]) if policy.config.num_facts else entropy.new_zeros(())
-    total = policy_loss + recipe.value * value_loss - recipe.entropy * entropy + recipe.facts * off
-    return Losses(total, policy_loss, value_loss, entropy, ((ratio - 1) - log_ratio).mean(), off)
+    total = policy_loss + recipe.value * value_loss - recipe.entropy * entropy
+    return Losses(total, policy_loss, value_loss, entropy, ((ratio - 1) - log_ratio).mean())
 
 
 def improve(
@@ -245,43 +252,48 @@ def improve(
     generator: torch.Generator,
     looks: Looks | None = None,
 ) -> dict[str, float]:
-    """Some epochs of minibatches over the steps that count, each with as many looks, if there are any -> the mean of
-    each loss."""
+    """Some epochs of minibatches over the steps that count; then a policy with facts to see goes on learning that ->
+    the mean of each loss."""
     scaled = rollout._replace(rewards=recipe.reward_scale * rollout.rewards)
     advantages = estimate_advantages(scaled, last_values, recipe.gamma, recipe.gae_lambda)
     parts = {
         "stacks": rollout.stacks,
-        "facts": rollout.facts,
+        "seen": rollout.seen,
         "actions": rollout.actions,
         "log_probs": rollout.log_probs,
         "advantages": advantages,
         "returns": advantages + rollout.values,
     }
-    flat = {name: rearrange(part, "t b ... -> (t b) ...") for name, part in parts.items()}
     counted = rearrange(rollout.counts, "t b -> (t b)").nonzero()[:, 0]
-    seen = []
-    for _ in range(recipe.epochs):
-        order = counted[torch.randperm(len(counted), generator=generator, device=counted.device)]
-        for rows in order.chunk(recipe.minibatches):
-            batch = {name: part[rows] for name, part in flat.items()}
-            if policy.config.num_facts:
-                batch |= draw_views(batch, looks, generator)
-            losses = ppo_loss(policy, batch, recipe)
-            optimizer.zero_grad(set_to_none=True)
-            losses.total.backward()
-            torch.nn.utils.clip_grad_norm_(policy.parameters(), recipe.max_grad_norm)
-            optimizer.step()
-            seen.append(torch.stack(losses).detach())
-    return dict(zip(Losses._fields, torch.stack(seen).mean(0).tolist(), strict=True))
+    flat = {name: rearrange(part, "t b ... -> (t b) ...") for name, part in parts.items()}
+    losses = []
+    for rows in minibatches(counted, recipe.epochs, recipe.minibatches, generator):
+        loss = ppo_loss(policy, {name: part[rows] for name, part in flat.items()}, recipe)
+        descend(policy, optimizer, loss.total, recipe.max_grad_norm)
+        losses.append(torch.stack(loss).detach())
+    means = dict(zip(Losses._fields, torch.stack(losses).mean(0).tolist(), strict=True))
+    if not policy.config.num_facts:
+        return means
+    facts, off = rearrange(rollout.facts, "t b k -> (t b) k"), []
+    for rows in minibatches(counted, recipe.see_epochs, recipe.see_minibatches, generator):
+        loss = look_again(policy, flat["stacks"][rows], facts[rows], looks, generator)
+        descend(policy, optimizer, loss, recipe.max_grad_norm)
+        off.append(loss.detach())
+    return {**means, "facts": float(torch.stack(off).mean())}
 
 
-def draw_views(batch: dict[str, Tensor], looks: Looks | None, generator: torch.Generator) -> dict[str, Tensor]:
-    """`views` to learn to see from, and their `facts`: the batch's stacks and as many looks, shifted at random."""
-    stacks, facts = batch["stacks"], batch["facts"]
-    if looks is not None:
-        more, known = looks.draw(len(stacks), stacks.shape[1], generator)
-        stacks, facts = torch.cat([stacks, more]), torch.cat([facts, known])
-    return {"views": shifted(stacks, generator), "facts": facts}
+def minibatches(rows: Tensor, epochs: int, count: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Rows [M], `epochs` times over in random orders, each in `count` parts."""
+    for _ in range(epochs):
+        yield from rows[torch.randperm(len(rows), generator=generator, device=rows.device)].chunk(count)
+
+
+def descend(policy: PixelPolicy, optimizer: torch.optim.Optimizer, loss: Tensor, max_grad_norm: float) -> None:
+    """One step of the optimiser; what the loss does not depend on stays as it is."""
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(policy.parameters(), max_grad_norm)
+    optimizer.step()
 
 
 class Update(NamedTuple):
@@ -317,7 +329,7 @@ def learn(
         is_opening = present is None or number in reopen_at
         if present is None or is_opening:
             present = worlds.open(drawn % TRAINING_SEEDS, policy.config.frames)
-        lr = recipe.lr * (1 - number / updates.stop)
+        lr = recipe.lr * (1 - (1 - recipe.lr_end) * number / updates.stop)
         set_lr([optimizer], lr)
         rollout, last_values = collect(worlds, policy, present, recipe.num_steps, generator)
         losses = improve(policy, optimizer, rollout, last_values, recipe, generator, looks)

@@ -58,7 +58,7 @@ TOLD = ("num_steps", "minibatches", "looks")
 """Settings of the recipe that the command line may change, since they go with the number of worlds and layouts."""
 FILMED = 4
 """Held-out episodes in the last film, which shows the policy in simulator and dream side by side."""
-DEBUG_RECIPE = {"num_steps": 8, "epochs": 2, "minibatches": 2, "looks": 4}
+DEBUG_RECIPE = {"num_steps": 8, "epochs": 2, "minibatches": 2, "looks": 4, "see_epochs": 1, "see_minibatches": 2}
 DEBUG_WIDTHS = {"frames": 2, "channels": (4, 4), "hidden": 16}
 DEBUG_OPTIONS = {"steps": 64, "num_envs": 2, "limit": 5, "score_limit": 8, "episodes": 2, "checkpoints": 2}
 
@@ -67,11 +67,13 @@ DEBUG_OPTIONS = {"steps": 64, "num_envs": 2, "limit": 5, "score_limit": 8, "epis
 class Lesson:
     """What an example teaches: tasks that share a dream and a simulator, the first one by default, and how.
 
-    recipe, widths: settings of `Recipe` and of `PolicyConfig`; options: other defaults of the command line.
+    recipe, widths: settings of `Recipe` and of `PolicyConfig`; kinds: what a kind of hand actions changes of the
+    recipe, by name; options: other defaults of the command line.
     """
 
     tasks: tuple[str, ...]
     recipe: Mapping[str, Any] = field(default_factory=dict)
+    kinds: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     widths: Mapping[str, Any] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)
 
@@ -102,7 +104,8 @@ def teach(lesson: Lesson, about: str | None, arguments: list[str] | None = None)
 def choose_recipe(lesson: Lesson, args: argparse.Namespace) -> Recipe:
     """The lesson's recipe, with what the command line says of it."""
     told = {name: getattr(args, name) for name in TOLD if getattr(args, name) is not None}
-    return Recipe(**{**lesson.recipe, **(DEBUG_RECIPE if args.preset == "debug" else {}), **told})
+    usual = {**lesson.recipe, **lesson.kinds.get(args.hand_actions, {})}
+    return Recipe(**{**usual, **(DEBUG_RECIPE if args.preset == "debug" else {}), **told})
 
 
 def read_options(lesson: Lesson, about: str | None, arguments: list[str] | None) -> argparse.Namespace:
@@ -265,6 +268,7 @@ class Run:
         self.path = args.out / "checkpoint.safetensors"
         torch.manual_seed(args.seed)
         self.policy = PixelPolicy(config).to(args.device)
+        self.policy.widen(recipe.std)
         self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=recipe.lr, eps=1e-5)
         self.num_done = 0
         self.recent: list[list[float]] = []

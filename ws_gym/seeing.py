@@ -72,6 +72,23 @@ def learn_to_see(policy: PixelPolicy, looks: Looks, epochs: int, generator: torc
                 progress.update()
 
 
+def look_again(
+    policy: PixelPolicy, stacks: Tensor, facts: Tensor, looks: Looks | None, generator: torch.Generator
+) -> Tensor:
+    """How far off the policy sees the facts [M, K] of stacks [M, F, h, w, 3], and of as many looks, if there are any;
+    all shifted at random."""
+    views, known = draw_views(stacks, facts, looks, generator)
+    return facts_loss(policy.see(views), known)
+
+
+def draw_views(stacks: Tensor, facts: Tensor, looks: Looks | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Views [N, F, h, w, 3] to learn to see from, and their facts [N, K]: these stacks and as many looks, shifted."""
+    if looks is not None:
+        more, known = looks.draw(len(stacks), stacks.shape[1], generator)
+        stacks, facts = torch.cat([stacks, more]), torch.cat([facts, known])
+    return shifted(stacks, generator), facts
+
+
 def shifted(stacks: Tensor, generator: torch.Generator, most: int = SHIFT) -> Tensor:
     """Stacks uint8 [M, F, h, w, 3], each moved by up to `most` pixels across and down; what comes into view repeats the
     edge."""

@@ -26,8 +26,8 @@ FORMAT = "worldscape-policy"
 POLICY_FILE = "policy.safetensors"
 STD_RANGE = (0.05, 1.0)
 """Standard deviations between which continuous actions are drawn, in units of an action's full size."""
-SPREAD = -1.5
-"""Where in STD_RANGE a policy begins: 0.22. At 0.5 a hand soon turned away and left the picture."""
+STD = 0.22
+"""With which a policy begins that nobody widens. At 0.5 a hand of thirteen numbers soon left the picture."""
 THOUGHTS = 128
 """Width of the layers between facts and actor or critic."""
 NOISE_EDGE = 2.0**-24
@@ -150,7 +150,8 @@ class PixelPolicy(nn.Module):
         self.worth = _thoughts(config.num_facts) if config.num_facts else nn.Identity()
         known = THOUGHTS if config.num_facts else config.hidden
         self.actor = nn.Linear(known, config.num_actions)
-        self.spread = nn.Parameter(torch.full((config.num_actions,), SPREAD)) if config.is_continuous else None
+        self.spread = nn.Parameter(torch.zeros(config.num_actions)) if config.is_continuous else None
+        self.widen(STD)
         self.critic = nn.Linear(known, 1)
         for layer in (*layers, self.hidden[0]):
             nn.init.orthogonal_(layer.weight, 2**0.5)  # pyright: ignore[reportArgumentType]
@@ -175,9 +176,23 @@ class PixelPolicy(nn.Module):
     def forward(self, stacks: Tensor) -> PolicyOutput:
         hidden = self._look(stacks)
         facts = self._tell(hidden)
-        known = hidden if self.facts is None else facts.detach()
+        return PolicyOutput(*self.decide(hidden if self.facts is None else facts.detach()), facts)
+
+    def decide(self, known: Tensor) -> tuple[Choice | Gaussian, Tensor]:
+        """What actor and critic go by, [B, K] facts where the policy sees any -> what actions are drawn from, and the
+        values [B]."""
         value = rearrange(self.critic(self.worth(known)), "b 1 -> b")
-        return PolicyOutput(self._to_actions(self.actor(self.will(known))), value, facts)
+        return self._to_actions(self.actor(self.will(known))), value
+
+    @torch.no_grad()
+    def widen(self, std: float) -> None:
+        """Let the numbers of an action be drawn with standard deviation `std`. Raises ValueError where that is not
+        inside STD_RANGE."""
+        least, most = STD_RANGE
+        if not least < std < most:
+            raise ValueError(f"a standard deviation of {std}; it must lie between {least} and {most}")
+        if self.spread is not None:
+            self.spread.fill_(math.log((std - least) / (most - std)))
 
     def _to_actions(self, outputs: Tensor) -> Choice | Gaussian:
         if self.spread is None:

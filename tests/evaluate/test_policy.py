@@ -94,6 +94,18 @@ def test_a_continuous_policy_keeps_its_bounds(push):
     assert all(weight.grad is None or weight.grad.isfinite().all() for weight in policy.parameters())
 
 
+def test_a_policy_draws_as_widely_as_it_is_told():
+    policy = PixelPolicy(replace(CONFIG, is_continuous=True))
+    policy.widen(0.6)
+    odds, *_ = policy(torch.zeros(1, 3, 8, 8, 3, dtype=torch.uint8))
+    assert isinstance(odds, Gaussian)
+    torch.testing.assert_close(odds.std.detach(), torch.full((3,), 0.6))
+    PixelPolicy(CONFIG).widen(0.6)  # choices have no width
+    for std in (0.05, 1.0, float("nan")):
+        with pytest.raises(ValueError, match="between 0.05 and 1.0"):
+            policy.widen(std)
+
+
 def test_widths_do_not_depend_on_the_picture_and_learn():
     policy = PixelPolicy(replace(CONFIG, is_continuous=True))
     odds, *_ = policy(torch.randint(0, 256, (4, 3, 8, 8, 3), dtype=torch.uint8))

@@ -100,6 +100,7 @@ def test_steps_that_do_not_count_teach_nothing():
         "ended": torch.tensor([[1, 0], [0, 0], [0, 0]], dtype=torch.bool),
         "counts": counts,
         "facts": torch.zeros(3, 2, 0),
+        "seen": torch.zeros(3, 2, 0),
     }
     other = {name: part.clone() for name, part in columns.items()}
     other["actions"][1, 0], other["rewards"][1, 0] = (columns["actions"][1, 0] + 1) % 3, 50.0
@@ -121,7 +122,6 @@ def test_the_objective_is_clipped_where_the_policy_has_moved_enough():
     actions = torch.tensor([0, 1])
     now = policy(stacks).actions.log_prob(actions).detach()
     batch = {"stacks": stacks, "actions": actions, "advantages": torch.tensor([1.0, -1.0]), "returns": torch.zeros(2)}
-    batch["facts"] = torch.zeros(2, 0)
     recipe = ppo.Recipe(clip=0.2)
 
     def pull(log_probs: torch.Tensor) -> float:
@@ -134,6 +134,41 @@ def test_the_objective_is_clipped_where_the_policy_has_moved_enough():
     assert pull(now) > 0.1
     assert pull(now - moved) == 0
     assert pull(now + moved) > 0.1
+
+
+def test_acting_is_learned_from_the_facts_as_they_were_seen():
+    """Whatever the eye makes of the pictures by now: the objective does not look at them."""
+    policy = PixelPolicy(PolicyConfig(num_actions=2, num_facts=3, size=8, frames=1, channels=(4,), hidden=8))
+    seen = torch.randn(5, 3)
+    batch = {"seen": seen, "actions": torch.tensor([0, 1, 0, 1, 1]), "returns": torch.zeros(5)}
+    batch |= {"log_probs": torch.full((5,), -0.7), "advantages": torch.randn(5)}
+    ppo.ppo_loss(policy, batch, ppo.Recipe()).total.backward()
+    learned = {name.split(".")[0] for name, weight in policy.named_parameters() if weight.grad is not None}
+    assert learned == {"will", "worth", "actor", "critic"}
+
+
+def test_a_rollout_keeps_what_was_seen_and_an_update_teaches_acting_and_seeing():
+    torch.manual_seed(0)
+    policy = PixelPolicy(PolicyConfig(num_actions=3, num_facts=1, size=8, frames=1, channels=(8,), hidden=16))
+    worlds: Any = Shades(is_told=True)
+    rollout, last = ppo.collect(worlds, policy, worlds.open(0, 1), 4, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(rollout.seen.flatten(0, 1), policy.see(rollout.stacks.flatten(0, 1)))
+    before = {name: weight.clone() for name, weight in policy.state_dict().items()}
+    optimizer = torch.optim.Adam(policy.parameters(), lr=1e-2)
+    recipe = ppo.Recipe(minibatches=2, see_minibatches=2)
+    losses = ppo.improve(policy, optimizer, rollout, last, recipe, torch.Generator().manual_seed(1))
+    assert losses["facts"] > 0 and losses["value"] > 0
+    assert not any(torch.equal(weight, before[name]) for name, weight in policy.state_dict().items())
+
+
+def test_the_learning_rate_falls_to_its_share():
+    policy = PixelPolicy(PolicyConfig(num_actions=3, size=8, frames=1, channels=(4,), hidden=8))
+    worlds: Any = Shades()
+    recipe = ppo.Recipe(num_steps=2, minibatches=1, lr=0.1, lr_end=0.5)
+    updates = ppo.learn(
+        worlds, policy, torch.optim.Adam(policy.parameters()), recipe, updates=range(5), reopen_at=(), seed=0
+    )
+    assert [update.lr for update in updates] == pytest.approx([0.1, 0.09, 0.08, 0.07, 0.06])
 
 
 class Shades:

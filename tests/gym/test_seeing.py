@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from worldscape.policy import PixelPolicy, PolicyConfig, open_stack
-from ws_gym.ppo import Present, draw_views
-from ws_gym.seeing import Looks, facts_loss, learn_to_see, look_around, shifted
+from ws_gym.ppo import Present
+from ws_gym.seeing import Looks, draw_views, facts_loss, learn_to_see, look_around, shifted
 
 
 def test_all_frames_of_a_stack_are_moved_by_the_same_pixels_and_edges_repeat():
@@ -98,8 +98,8 @@ def test_a_policy_learns_to_see_before_its_first_step_and_nothing_else_of_it_cha
 @pytest.mark.parametrize("num_looks", [0, 5])
 def test_views_are_a_batchs_own_and_as_many_looks(num_looks):
     looks = look_around(NUMBERED, num_looks, seed=100) if num_looks else None
-    batch: dict[str, Any] = {"stacks": torch.zeros(3, 2, 4, 4, 3, dtype=torch.uint8), "facts": torch.zeros(3, 1)}
-    views = draw_views(batch, looks, torch.Generator().manual_seed(0))
-    shades = views["views"][:, 0, 0, 0, 0].float()
-    assert len(shades) == len(views["facts"]) == (6 if num_looks else 3)
-    assert torch.equal(shades, views["facts"][:, 0]) and (shades[3:] >= 100).all()
+    stacks, facts = torch.zeros(3, 2, 4, 4, 3, dtype=torch.uint8), torch.zeros(3, 1)
+    views, known = draw_views(stacks, facts, looks, torch.Generator().manual_seed(0))
+    shades = views[:, 0, 0, 0, 0].float()
+    assert len(shades) == len(known) == (6 if num_looks else 3)
+    assert torch.equal(shades, known[:, 0]) and (shades[3:] >= 100).all()
