@@ -24,7 +24,7 @@ from worldscape.evaluate.arenas import describe_actions
 from worldscape.evaluate.counterparts import COUNTERPARTS, Facts, choose_hand_actions
 from worldscape.policy import STD, PixelPolicy, PolicyConfig, open_stack, push_frames
 from worldscape.train.optim import set_lr
-from ws_gym.seeing import Looks, learn_to_see, look_again, look_around
+from ws_gym.seeing import Looks, Views, learn_to_see, look_again, look_around
 
 TRAINING_SEEDS = HELD_OUT_SEED - 100_000
 """Worlds that are opened count on from the seed: far enough below those that are held out."""
@@ -64,10 +64,11 @@ class Recipe:
 
 
 class Shown(NamedTuple):
-    """One step of B worlds: frames uint8 [B, h, w, 3] and the facts [B, K] of what they show, rewards float [B];
-    terminated, ended, success bool [B]."""
+    """One step of B worlds: frames uint8 [B, h, w, 3], what a policy is told, [B, N], and the facts [B, K] of what they
+    show, rewards float [B]; terminated, ended, success bool [B]."""
 
     frames: Tensor
+    told: Tensor
     facts: Tensor
     rewards: Tensor
     terminated: Tensor
@@ -78,21 +79,24 @@ class Shown(NamedTuple):
 @dataclass
 class Present:
     """What the agent sees now: stacks uint8 [B, F, h, w, 3]; `ended` bool [B]: the next step only opens an episode.
-    facts [B, K] of the last frames: what it learns to see, NaN where nobody knows."""
+    Of the last frames: what it is told, [B, N], and the facts [B, K] that it learns to see, NaN where nobody knows."""
 
     stacks: Tensor
     ended: Tensor
+    told: Tensor
     facts: Tensor
 
 
 class Worlds:
     """The worlds to learn in, as tensors on one device: dreams in one model, or simulators one after another.
 
-    `facts` are what a policy shall learn to see, if anything.
+    `facts` are what a policy shall learn to see, `told` what it is told beside the pictures, if anything.
     """
 
-    def __init__(self, envs: Any, device: str | torch.device, facts: Facts | None = None) -> None:
-        self.envs, self.device, self.facts = envs, torch.device(device), facts
+    def __init__(
+        self, envs: Any, device: str | torch.device, facts: Facts | None = None, told: Facts | None = None
+    ) -> None:
+        self.envs, self.device, self.facts, self.told = envs, torch.device(device), facts, told
         self._takes_tensors = getattr(envs.unwrapped, "output", "numpy") == "torch"
 
     def open(self, seed: int, num_frames: int) -> Present:
@@ -100,7 +104,7 @@ class Worlds:
         frames, infos = self.envs.reset(seed=seed)
         frames = torch.as_tensor(frames, device=self.device)
         has_ended = torch.zeros(len(frames), dtype=torch.bool, device=self.device)
-        return Present(open_stack(frames, num_frames), has_ended, self._facts(infos, len(frames)))
+        return Present(open_stack(frames, num_frames), has_ended, *self._known(infos, len(frames)))
 
     def step(self, actions: Tensor) -> Shown:
         """Actions long [B] or float [B, A] -> what follows. A Box clips what lies outside."""
@@ -109,12 +113,12 @@ class Worlds:
         )
         shown = (frames, rewards, terminated, terminated | truncated, infos["success"])
         frames, rewards, terminated, ended, success = (torch.as_tensor(value, device=self.device) for value in shown)
-        facts = self._facts(infos, len(frames))
-        return Shown(frames, facts, rewards.float(), terminated, ended, success)
+        told, facts = self._known(infos, len(frames))
+        return Shown(frames, told, facts, rewards.float(), terminated, ended, success)
 
-    def _facts(self, infos: Mapping[str, Any], rows: int) -> Tensor:
-        facts = torch.zeros(rows, 0) if self.facts is None else self.facts.tell(infos)
-        return facts.to(self.device)
+    def _known(self, infos: Mapping[str, Any], rows: int) -> tuple[Tensor, Tensor]:
+        told, facts = (torch.zeros(rows, 0) if of is None else of.tell(infos) for of in (self.told, self.facts))
+        return told.to(self.device), facts.to(self.device)
 
     def close(self) -> None:
         """Free the worlds."""
@@ -155,16 +159,18 @@ def make_worlds(
     else:
         size = load_world(weights).config.codec.size
         options |= {"vectorization_mode": "sync", "size": size, **pair.options, **paid}
-    return Worlds(gym.make_vec(env, **options), device, pair.facts)
+    return Worlds(gym.make_vec(env, **options), device, pair.facts, pair.told)
 
 
 def fit_policy(worlds: Worlds, **widths: Any) -> PolicyConfig:
     """The policy that sees the pictures of these worlds and acts in them; `widths` are settings of PolicyConfig."""
     envs = worlds.envs
     is_continuous, num_actions = describe_actions(envs.single_action_space)
-    num_facts = 0 if worlds.facts is None else worlds.facts.num
+    num_facts, num_told = (0 if of is None else of.num for of in (worlds.facts, worlds.told))
     acts = {"num_actions": num_actions, "is_continuous": is_continuous}
-    return PolicyConfig(**acts, num_facts=num_facts, size=envs.single_observation_space.shape[0], **widths)
+    return PolicyConfig(
+        **acts, num_facts=num_facts, num_told=num_told, size=envs.single_observation_space.shape[0], **widths
+    )
 
 
 class Rollout(NamedTuple):
@@ -172,6 +178,7 @@ class Rollout(NamedTuple):
     are, NaN where nobody knows; seen: as the policy saw them."""
 
     stacks: Tensor
+    told: Tensor
     facts: Tensor
     seen: Tensor
     actions: Tensor
@@ -191,15 +198,16 @@ def collect(
     """Act for `num_steps`, moving `present` along -> the rollout, and the values [B] of what is seen after it."""
     steps = []
     for _ in range(num_steps):
-        stacks, facts, counts = present.stacks, present.facts, ~present.ended
-        odds, values, seen = policy(stacks)
+        stacks, told, facts, counts = present.stacks, present.told, present.facts, ~present.ended
+        odds, values, seen = policy(stacks, told)
         shape = (len(stacks), policy.config.num_actions)
         actions = odds.draw(torch.rand(shape, generator=generator, device=stacks.device))
         shown = worlds.step(actions)
         present.stacks = push_frames(stacks, shown.frames, present.ended)
-        present.ended, present.facts = shown.ended, shown.facts
-        steps.append((stacks, facts, seen, actions, odds.log_prob(actions), values, *shown[2:], counts))
-    return Rollout(*(torch.stack(column) for column in zip(*steps, strict=True))), policy(present.stacks).value
+        present.ended, present.told, present.facts = shown.ended, shown.told, shown.facts
+        steps.append((stacks, told, facts, seen, actions, odds.log_prob(actions), values, *shown[3:], counts))
+    last_values = policy(present.stacks, present.told).value
+    return Rollout(*(torch.stack(column) for column in zip(*steps, strict=True))), last_values
 
 
 def estimate_advantages(rollout: Rollout, last_values: Tensor, gamma: float, gae_lambda: float) -> Tensor:
@@ -229,9 +237,12 @@ class Losses(NamedTuple):
 
 
 def ppo_loss(policy: PixelPolicy, batch: Mapping[str, Tensor], recipe: Recipe) -> Losses:
-    """The clipped objective on M steps: stacks (or facts as they were seen, of a policy that goes by them), actions,
-    log_probs, advantages and returns, each [M, ...]."""
-    odds, values = policy.decide(batch["seen"]) if policy.config.num_facts else policy(batch["stacks"])[:2]
+    """The clipped objective on M steps: stacks (or facts as they were seen, of a policy that goes by them), what was
+    told, actions, log_probs, advantages and returns, each [M, ...]."""
+    if policy.config.num_facts:
+        odds, values = policy.decide(batch["seen"], batch["told"])
+    else:
+        odds, values, _ = policy(batch["stacks"], batch["told"])
     log_ratio = odds.log_prob(batch["actions"]) - batch["log_probs"]
     ratio, advantages = log_ratio.exp(), batch["advantages"]
     advantages = (advantages - advantages.mean()) / (advantages.std(correction=0) + 1e-8)
@@ -258,6 +269,7 @@ def improve(
     advantages = estimate_advantages(scaled, last_values, recipe.gamma, recipe.gae_lambda)
     parts = {
         "stacks": rollout.stacks,
+        "told": rollout.told,
         "seen": rollout.seen,
         "actions": rollout.actions,
         "log_probs": rollout.log_probs,
@@ -276,7 +288,8 @@ def improve(
         return means
     facts, off = rearrange(rollout.facts, "t b k -> (t b) k"), []
     for rows in minibatches(counted, recipe.see_epochs, recipe.see_minibatches, generator):
-        loss = look_again(policy, flat["stacks"][rows], facts[rows], looks, generator)
+        views = Views(flat["stacks"][rows], flat["told"][rows], facts[rows])
+        loss = look_again(views, looks, generator).off(policy)
         descend(policy, optimizer, loss, recipe.max_grad_norm)
         off.append(loss.detach())
     return {**means, "facts": float(torch.stack(off).mean())}

@@ -27,31 +27,53 @@ BATCH = 64
 LR = 1e-3
 
 
-class Looks(NamedTuple):
-    """Openings of N episodes: frames uint8 [N, h, w, 3] and the facts [N, K] of what they show, NaN where nobody
-    knows."""
+class Views(NamedTuple):
+    """What a policy can learn to see from: stacks uint8 [N, F, h, w, 3], what it is told, [N, M], the facts [N, K]."""
 
-    frames: Tensor
+    stacks: Tensor
+    told: Tensor
     facts: Tensor
 
-    def draw(self, count: int, num_frames: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Some of them, as stacks [count, num_frames, h, w, 3], and their facts [count, K]."""
+    def shifted(self, generator: torch.Generator) -> Views:
+        """The same with each stack moved at random."""
+        return self._replace(stacks=shifted(self.stacks, generator))
+
+    def off(self, policy: PixelPolicy) -> Tensor:
+        """How far off the policy sees the facts."""
+        return facts_loss(policy.see(self.stacks, self.told), self.facts)
+
+
+class Looks(NamedTuple):
+    """Openings of N episodes: frames uint8 [N, h, w, 3], what a policy is told of them, [N, M], and the facts [N, K]
+    of what they show, NaN where nobody knows."""
+
+    frames: Tensor
+    told: Tensor
+    facts: Tensor
+
+    def at(self, rows: Tensor, num_frames: int) -> Views:
+        """Those of `rows`, as stacks of `num_frames`."""
+        return Views(open_stack(self.frames[rows], num_frames), self.told[rows], self.facts[rows])
+
+    def draw(self, count: int, num_frames: int, generator: torch.Generator) -> Views:
+        """Some of them."""
         rows = torch.randint(len(self.frames), (count,), generator=generator, device=generator.device)
-        return open_stack(self.frames[rows], num_frames), self.facts[rows]
+        return self.at(rows, num_frames)
 
 
 def look_around(worlds: Worlds, count: int, seed: int) -> Looks:
     """The openings of `count` episodes of these worlds, which end up opened."""
-    frames, facts, done = [], [], 0
+    frames, told, facts, done = [], [], [], 0
     with Progress("openings seen", total=count) as progress:
         while done < count:
             shown = worlds.open(seed + done, 1)
             new = min(len(shown.stacks), count - done)
             frames.append(shown.stacks[:new, 0])
+            told.append(shown.told[:new])
             facts.append(shown.facts[:new])
             done += new
             progress.update(new)
-    return Looks(torch.cat(frames), torch.cat(facts))
+    return Looks(torch.cat(frames), torch.cat(told), torch.cat(facts))
 
 
 def learn_to_see(policy: PixelPolicy, looks: Looks, epochs: int, generator: torch.Generator) -> None:
@@ -64,29 +86,19 @@ def learn_to_see(policy: PixelPolicy, looks: Looks, epochs: int, generator: torc
             order = torch.randperm(len(looks.frames), generator=generator, device=generator.device)
             for rows in order.split(BATCH):
                 set_lr([optimizer], LR * 0.5 * (1.0 + math.cos(math.pi * step / num_steps)))
-                stacks = shifted(open_stack(looks.frames[rows], policy.config.frames), generator)
                 optimizer.zero_grad(set_to_none=True)
-                facts_loss(policy.see(stacks), looks.facts[rows]).backward()
+                looks.at(rows, policy.config.frames).shifted(generator).off(policy).backward()
                 optimizer.step()
                 step += 1
                 progress.update()
 
 
-def look_again(
-    policy: PixelPolicy, stacks: Tensor, facts: Tensor, looks: Looks | None, generator: torch.Generator
-) -> Tensor:
-    """How far off the policy sees the facts [M, K] of stacks [M, F, h, w, 3], and of as many looks, if there are any;
-    all shifted at random."""
-    views, known = draw_views(stacks, facts, looks, generator)
-    return facts_loss(policy.see(views), known)
-
-
-def draw_views(stacks: Tensor, facts: Tensor, looks: Looks | None, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Views [N, F, h, w, 3] to learn to see from, and their facts [N, K]: these stacks and as many looks, shifted."""
+def look_again(views: Views, looks: Looks | None, generator: torch.Generator) -> Views:
+    """These views and as many looks, if there are any, all shifted at random."""
     if looks is not None:
-        more, known = looks.draw(len(stacks), stacks.shape[1], generator)
-        stacks, facts = torch.cat([stacks, more]), torch.cat([facts, known])
-    return shifted(stacks, generator), facts
+        more = looks.draw(len(views.stacks), views.stacks.shape[1], generator)
+        views = Views(*(torch.cat(pair) for pair in zip(views, more, strict=True)))
+    return views.shifted(generator)
 
 
 def shifted(stacks: Tensor, generator: torch.Generator, most: int = SHIFT) -> Tensor:

@@ -38,12 +38,13 @@ NOISE_EDGE = 2.0**-24
 class PolicyConfig:
     """Actions to choose from, or with `is_continuous` the numbers in [-1, 1] that make one action; frames seen (height
     and width `size`, multiples of `shrinks_by`); widths; stride of the first convolution. num_facts: numbers about the
-    scene that it is taught to see.
+    scene that it is taught to see. num_told: numbers that it is told beside the pictures, as a robot knows of itself.
     """
 
     num_actions: int
     is_continuous: bool = False
     num_facts: int = 0
+    num_told: int = 0
     size: int = 64
     frames: int = 4
     channels: tuple[int, ...] = (32, 64)
@@ -54,8 +55,10 @@ class PolicyConfig:
         for name in ("num_actions", "size", "frames", "hidden", "stride"):
             if getattr(self, name) < 1:
                 raise ValueError(f"a policy with {name} {getattr(self, name)}: it must be at least 1")
-        if self.num_facts < 0:
-            raise ValueError(f"a policy that sees {self.num_facts} facts: it must be at least 0")
+        if self.num_facts < 0 or self.num_told < 0:
+            raise ValueError(
+                f"a policy that sees {self.num_facts} facts and is told {self.num_told}: each must be at least 0"
+            )
         if not self.channels or self.size % self.shrinks_by:
             raise ValueError(f"channels {self.channels} divide pictures of {self.size} pixels into parts of a pixel")
 
@@ -123,15 +126,15 @@ class PolicyOutput(NamedTuple):
 
 
 class PixelPolicy(nn.Module):
-    """Stacks of frames, uint8 [B, F, h, w, 3], oldest first -> PolicyOutput.
+    """Stacks of frames, uint8 [B, F, h, w, 3], oldest first, and what it is told, [B, N], if anything -> PolicyOutput.
 
     Convolutions whose kernels are twice their strides, and one of 3 x 3 after them (Mnih et al. 2015).
     Residual stages (IMPALA, Espeholt et al. 2018) took four times as long on a CPU, most of it while learning.
 
     With facts to see (where a target is, say), they are all that actor and critic go by, and what those want does not
     change how facts are read off the pictures. Whoever knows the facts while it learns is so told where to look, which
-    reward takes far longer to tell; when it acts it has the pictures alone (compare Jaderberg et al. 2017, Pinto et al.
-    2018).
+    reward takes far longer to tell; when it acts it has the pictures alone, and what it is told of itself (compare
+    Jaderberg et al. 2017, Pinto et al. 2018).
     """
 
     def __init__(self, config: PolicyConfig) -> None:
@@ -144,10 +147,12 @@ class PixelPolicy(nn.Module):
         layers.append(nn.Conv2d(widths[-1], widths[-1], 3, padding=1))
         side = config.size // config.shrinks_by
         self.trunk = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())), nn.Flatten())
-        self.hidden = nn.Sequential(nn.Linear(widths[-1] * side * side, config.hidden), nn.ReLU())
+        self.hidden = nn.Sequential(nn.Linear(widths[-1] * side * side, config.hidden))
         self.facts = nn.Linear(config.hidden, config.num_facts) if config.num_facts else None
-        self.will = _thoughts(config.num_facts) if config.num_facts else nn.Identity()
-        self.worth = _thoughts(config.num_facts) if config.num_facts else nn.Identity()
+        self.told = nn.Linear(config.num_told, config.hidden, bias=False) if config.num_told else None
+        known = config.num_facts + config.num_told
+        self.will = _thoughts(known) if config.num_facts else nn.Identity()
+        self.worth = _thoughts(known) if config.num_facts else nn.Identity()
         known = THOUGHTS if config.num_facts else config.hidden
         self.actor = nn.Linear(known, config.num_actions)
         self.spread = nn.Parameter(torch.zeros(config.num_actions)) if config.is_continuous else None
@@ -162,25 +167,35 @@ class PixelPolicy(nn.Module):
             nn.init.zeros_(layer.bias)  # pyright: ignore[reportArgumentType]
         self.trunk.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
-    def see(self, stacks: Tensor) -> Tensor:
+    def see(self, stacks: Tensor, told: Tensor | None = None) -> Tensor:
         """The facts [B, K] alone."""
-        return self._tell(self._look(stacks))
+        return self._tell(self._look(stacks, told))
 
-    def _look(self, stacks: Tensor) -> Tensor:
+    def _look(self, stacks: Tensor, told: Tensor | None) -> Tensor:
+        """Hidden [B, H]. Raises ValueError for a policy that is told another number of numbers than these."""
+        given = 0 if told is None else told.shape[1]
+        if given != self.config.num_told:
+            raise ValueError(f"this policy is told {self.config.num_told} numbers beside the pictures, not {given}")
         pixels = rearrange(stacks, "b f h w c -> b (f c) h w").contiguous(memory_format=torch.channels_last)
-        return self.hidden(self.trunk(pixels.float() / 255.0 - 0.5))
+        hidden = self.hidden(self.trunk(pixels.float() / 255.0 - 0.5))
+        return torch.relu(hidden if self.told is None else hidden + self.told(told))
 
     def _tell(self, hidden: Tensor) -> Tensor:
         return hidden[:, :0] if self.facts is None else self.facts(hidden)
 
-    def forward(self, stacks: Tensor) -> PolicyOutput:
-        hidden = self._look(stacks)
+    def forward(self, stacks: Tensor, told: Tensor | None = None) -> PolicyOutput:
+        hidden = self._look(stacks, told)
         facts = self._tell(hidden)
-        return PolicyOutput(*self.decide(hidden if self.facts is None else facts.detach()), facts)
+        if self.facts is None:
+            return PolicyOutput(*self._decide(hidden), facts)
+        return PolicyOutput(*self.decide(facts.detach(), told), facts)
 
-    def decide(self, known: Tensor) -> tuple[Choice | Gaussian, Tensor]:
-        """What actor and critic go by, [B, K] facts where the policy sees any -> what actions are drawn from, and the
+    def decide(self, facts: Tensor, told: Tensor | None = None) -> tuple[Choice | Gaussian, Tensor]:
+        """Of a policy that goes by facts [B, K], and by what it is told [B, N]: what actions are drawn from, and the
         values [B]."""
+        return self._decide(facts if told is None else torch.cat([facts, told], 1))
+
+    def _decide(self, known: Tensor) -> tuple[Choice | Gaussian, Tensor]:
         value = rearrange(self.critic(self.worth(known)), "b 1 -> b")
         return self._to_actions(self.actor(self.will(known))), value
 

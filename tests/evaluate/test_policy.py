@@ -133,6 +133,21 @@ def test_a_policy_with_facts_goes_by_them_and_does_not_bend_them():
     assert {name.partition(".")[0] for name in taught_by(policy(stacks).value)} == {"worth", "critic"}
 
 
+@pytest.mark.parametrize("num_facts", [0, 3])
+def test_a_policy_hears_what_it_is_told(num_facts):
+    policy = PixelPolicy(replace(CONFIG, num_facts=num_facts, num_told=2))
+    stacks = torch.randint(0, 256, (4, 3, 8, 8, 3), dtype=torch.uint8)
+    one, other = (policy(stacks, torch.full((4, 2), value)) for value in (0.0, 1.0))
+    assert not torch.allclose(one.value, other.value) and not torch.allclose(one.actions[0], other.actions[0])
+    if num_facts:
+        assert not torch.allclose(one.facts, other.facts)
+        torch.testing.assert_close(policy.decide(one.facts, torch.zeros(4, 2))[1], one.value)
+    with pytest.raises(ValueError, match="is told 2 numbers beside the pictures, not 0"):
+        policy(stacks)
+    with pytest.raises(ValueError, match="is told 0 numbers beside the pictures, not 2"):
+        PixelPolicy(CONFIG)(stacks, torch.zeros(4, 2))
+
+
 @pytest.mark.parametrize("is_continuous", [False, True])
 def test_a_file_gives_the_same_policy_back(is_continuous, tmp_path):
     config = replace(CONFIG, is_continuous=is_continuous, num_facts=4 * is_continuous)
@@ -175,6 +190,7 @@ def test_a_policy_that_does_not_say_what_it_is_is_refused(header, tmp_path):
         ({"size": 10}, "divide pictures of 10 pixels"),
         ({"channels": ()}, "divide"),
         ({"num_facts": -1}, "sees -1 facts"),
+        ({"num_told": -1}, "is told -1"),
     ],
 )
 def test_impossible_policies_are_refused(changes, message):

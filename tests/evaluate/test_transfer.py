@@ -1,12 +1,15 @@
 """Policies scored from the same starts in simulator and dream."""
 
+import itertools
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from gymnasium import spaces
 
 from tests.evaluate.corridor import BACK, FORWARD, Corridor, Finger, pointing, stubborn
@@ -76,6 +79,40 @@ def test_the_return_of_a_hand_counts_what_success_would_have_gone_on_to_earn(tab
     np.testing.assert_allclose(play.returns, 0, atol=1e-6)
 
 
+@pytest.mark.parametrize("where", ["simulator", "dream"])
+def test_a_policy_that_is_told_of_its_hand_hears_where_it_is_now(tables, where):
+    """Three episodes in two slots: what each step is told is the row of `hand_state` that its picture shows."""
+    told, known = [], []
+    config = replace(pointing(1.0).config, num_told=16)
+
+    class Listening(PixelPolicy):
+        def forward(self, stacks, told_now=None):
+            assert told_now is not None
+            told.append(told_now.clone())
+            return super().forward(stacks, told_now)
+
+    policy = Listening(config).requires_grad_(False).eval()
+    envs = tables._simulator if where == "simulator" else tables._dream
+    step, reset = envs.step, envs.reset
+
+    def note(result):
+        known.append(result[-1]["hand_state"][:, 1].copy())
+        return result
+
+    envs.step, envs.reset = lambda actions: note(step(actions)), lambda **options: note(reset(**options))
+    try:
+        play = tables.play_simulator(policy) if where == "simulator" else tables.play_dream(policy)
+    finally:
+        envs.step, envs.reset = step, reset
+    assert len(told) >= play.lengths.max()
+    opened = np.concatenate([known[envs.num_envs - 1][:, :3] / 0.2, known[envs.num_envs - 1][:, 3:]], 1)
+    np.testing.assert_allclose(told[0].numpy(), opened, atol=1e-6)
+    assert any((now - before).abs().max() > 0.05 for before, now in itertools.pairwise(told))
+    moved = [[*row[:3] / 0.2, *row[3:]] for rows in known for row in rows]
+    for row in torch.cat(told).numpy():
+        assert np.abs(np.array(moved) - row).max(1).min() < 1e-5
+
+
 def test_random_hands_stay_in_the_box_of_actions(tables):
     simulator: Any = tables._simulator.envs[0].unwrapped
     simulator.actions.clear()
@@ -113,6 +150,9 @@ def test_a_policy_for_something_else_is_refused(arenas, tables):
         arenas.play_simulator(pointing(1.0))
     with pytest.raises(ValueError, match="does not act in Box.* it is none for reach"):
         tables.play_dream(stubborn(FORWARD))
+    stranger = PixelPolicy(replace(stubborn(FORWARD).config, num_told=16))
+    with pytest.raises(ValueError, match="told 16 numbers beside the pictures, goal_object tells 0"):
+        arenas.play_simulator(stranger)
     with pytest.raises(ValueError, match="no policy here acts in MultiDiscrete"):
         describe_actions(spaces.MultiDiscrete([3, 3]))
     with pytest.raises(ValueError, match="task 'juggle' has no simulator"):

@@ -100,6 +100,7 @@ def test_steps_that_do_not_count_teach_nothing():
         "ended": torch.tensor([[1, 0], [0, 0], [0, 0]], dtype=torch.bool),
         "counts": counts,
         "facts": torch.zeros(3, 2, 0),
+        "told": torch.zeros(3, 2, 0),
         "seen": torch.zeros(3, 2, 0),
     }
     other = {name: part.clone() for name, part in columns.items()}
@@ -122,6 +123,7 @@ def test_the_objective_is_clipped_where_the_policy_has_moved_enough():
     actions = torch.tensor([0, 1])
     now = policy(stacks).actions.log_prob(actions).detach()
     batch = {"stacks": stacks, "actions": actions, "advantages": torch.tensor([1.0, -1.0]), "returns": torch.zeros(2)}
+    batch["told"] = torch.zeros(2, 0)
     recipe = ppo.Recipe(clip=0.2)
 
     def pull(log_probs: torch.Tensor) -> float:
@@ -140,7 +142,12 @@ def test_acting_is_learned_from_the_facts_as_they_were_seen():
     """Whatever the eye makes of the pictures by now: the objective does not look at them."""
     policy = PixelPolicy(PolicyConfig(num_actions=2, num_facts=3, size=8, frames=1, channels=(4,), hidden=8))
     seen = torch.randn(5, 3)
-    batch = {"seen": seen, "actions": torch.tensor([0, 1, 0, 1, 1]), "returns": torch.zeros(5)}
+    batch = {
+        "seen": seen,
+        "told": torch.zeros(5, 0),
+        "actions": torch.tensor([0, 1, 0, 1, 1]),
+        "returns": torch.zeros(5),
+    }
     batch |= {"log_probs": torch.full((5,), -0.7), "advantages": torch.randn(5)}
     ppo.ppo_loss(policy, batch, ppo.Recipe()).total.backward()
     learned = {name.split(".")[0] for name, weight in policy.named_parameters() if weight.grad is not None}
@@ -192,7 +199,7 @@ class Shades:
 
     def open(self, seed: int, num_frames: int) -> ppo.Present:
         nothing = torch.zeros(16, dtype=torch.bool)
-        return ppo.Present(open_stack(self._draw(), num_frames), nothing, self._facts())
+        return ppo.Present(open_stack(self._draw(), num_frames), nothing, torch.zeros(16, 0), self._facts())
 
     def step(self, actions: torch.Tensor) -> ppo.Shown:
         if actions.ndim == 1:
@@ -203,7 +210,7 @@ class Shades:
             right, rewards = away < 0.5, -away
         right, rewards, self.opens = right & (not self.opens), rewards * (not self.opens), not self.opens
         ended = torch.full((16,), self.opens)
-        return ppo.Shown(self._draw(), self._facts(), rewards, ended, ended, right)
+        return ppo.Shown(self._draw(), torch.zeros(16, 0), self._facts(), rewards, ended, ended, right)
 
 
 @pytest.mark.parametrize(
@@ -298,11 +305,17 @@ def test_dream_and_simulator_tell_the_same_facts(task, tmp_path):
     save_starts(show_starts(gym.make(pair.simulator, **pair.options), [5]), path)
     dream = gym.make_vec(pair.dream, num_envs=1, task=task, weights="debug", starts=str(path))
     told = simulator.reset(seed=5)[1]
-    both = [ppo.Worlds(envs, "cpu", pair.facts) for envs in (simulator, dream)]
+    both = [ppo.Worlds(envs, "cpu", pair.facts, pair.told) for envs in (simulator, dream)]
     assert pair.facts is not None
     known, dreamed = pair.facts.tell(told), pair.facts.tell(dream.reset(seed=5)[1])
     assert known.shape == (2, pair.facts.num) and [ppo.fit_policy(w).num_facts for w in both] == [pair.facts.num] * 2
     torch.testing.assert_close(known[:1], dreamed, atol=1e-3, rtol=1e-3)
+    assert pair.told is not None
+    of_hand = [pair.told.tell(envs.reset(seed=5)[1]) for envs in (simulator, dream)]
+    torch.testing.assert_close(of_hand[0][:1], of_hand[1], atol=1e-3, rtol=1e-3)
+    np.testing.assert_allclose(of_hand[0][0, :3], told["hand_state"][0, 1, :3] / 0.2, rtol=1e-5)
+    np.testing.assert_allclose(of_hand[0][0, 3:], told["hand_state"][0, 1, 3:], rtol=1e-5)
+    assert [ppo.fit_policy(w).num_told for w in both] == [16, 16]
     target, points = told["target"][0], told["hand_keypoints"][0, 1]
     thing = told["object_pose"][0, :3, 3]
     start, end = (points[8], target) if task == "reach" else (thing, target)

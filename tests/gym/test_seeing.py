@@ -7,7 +7,7 @@ import torch
 
 from worldscape.policy import PixelPolicy, PolicyConfig, open_stack
 from ws_gym.ppo import Present
-from ws_gym.seeing import Looks, draw_views, facts_loss, learn_to_see, look_around, shifted
+from ws_gym.seeing import Looks, Views, facts_loss, learn_to_see, look_again, look_around, shifted
 
 
 def test_all_frames_of_a_stack_are_moved_by_the_same_pixels_and_edges_repeat():
@@ -38,7 +38,8 @@ class Numbered:
     def open(self, seed: int, num_frames: int) -> Present:
         shade = seed + torch.arange(5)
         frames = shade.to(torch.uint8)[:, None, None, None].expand(-1, 4, 4, 3)
-        return Present(open_stack(frames, num_frames), torch.zeros(5, dtype=torch.bool), shade[:, None].float())
+        told = shade[:, None].float()
+        return Present(open_stack(frames, num_frames), torch.zeros(5, dtype=torch.bool), -told, told)
 
 
 NUMBERED: Any = Numbered()
@@ -49,7 +50,8 @@ def test_looking_around_opens_as_many_episodes_as_are_asked_for_each_with_its_ow
     assert looks.frames[:, 0, 0, 0].tolist() == list(range(30, 42)) and looks.facts[:, 0].tolist() == list(
         range(30, 42)
     )
-    stacks, facts = looks.draw(100, 2, torch.Generator().manual_seed(0))
+    stacks, told, facts = looks.draw(100, 2, torch.Generator().manual_seed(0))
+    assert torch.equal(told, -facts)
     assert stacks.shape == (100, 2, 4, 4, 3)
     assert torch.equal(stacks[:, 1, 2, 2, 1].float(), facts[:, 0])
     assert len(facts.unique()) == 12
@@ -72,7 +74,7 @@ def spots(count: int, seed: int) -> Looks:
     for row, (x, y) in enumerate(place.tolist()):
         frames[row, y : y + 3, x : x + 3] = 255
         frames[row, 15:17, 15:17] = torch.tensor([255, 0, 0], dtype=torch.uint8)  # from where ways are told
-    return Looks(frames, (place - 14.5) / 6.5)
+    return Looks(frames, torch.zeros(count, 0), (place - 14.5) / 6.5)
 
 
 def test_a_policy_learns_to_see_before_its_first_step_and_nothing_else_of_it_changes():
@@ -98,8 +100,9 @@ def test_a_policy_learns_to_see_before_its_first_step_and_nothing_else_of_it_cha
 @pytest.mark.parametrize("num_looks", [0, 5])
 def test_views_are_a_batchs_own_and_as_many_looks(num_looks):
     looks = look_around(NUMBERED, num_looks, seed=100) if num_looks else None
-    stacks, facts = torch.zeros(3, 2, 4, 4, 3, dtype=torch.uint8), torch.zeros(3, 1)
-    views, known = draw_views(stacks, facts, looks, torch.Generator().manual_seed(0))
-    shades = views[:, 0, 0, 0, 0].float()
-    assert len(shades) == len(known) == (6 if num_looks else 3)
-    assert torch.equal(shades, known[:, 0]) and (shades[3:] >= 100).all()
+    own = Views(torch.zeros(3, 2, 4, 4, 3, dtype=torch.uint8), torch.zeros(3, 1), torch.zeros(3, 1))
+    views = look_again(own, looks, torch.Generator().manual_seed(0))
+    shades = views.stacks[:, 0, 0, 0, 0].float()
+    assert len(shades) == len(views.facts) == (6 if num_looks else 3)
+    assert torch.equal(shades, views.facts[:, 0]) and (shades[3:] >= 100).all()
+    assert torch.equal(views.told, -views.facts)

@@ -121,13 +121,14 @@ class Player:
         num_frames = 1 if self.policy is None else self.policy.config.frames
         shape = self.envs.single_observation_space.shape or ()
         stacks = torch.zeros(num_slots, num_frames, *shape, dtype=torch.uint8)
+        self._told = torch.zeros(num_slots, 0 if self.policy is None else self.policy.config.num_told)
         walks = [self._open(row, stacks) for row in range(num_slots)]
         nothing_new = torch.zeros(num_slots, dtype=torch.bool)
         with Progress(unit, total=self.num_episodes) as progress:
             while len(self._finished) < self.num_episodes:
                 actions = self._act(stacks, walks)
                 frames, rewards, terminated, truncated, infos = self.envs.step(actions)
-                stacks = push_frames(stacks, torch.from_numpy(frames), nothing_new)
+                stacks, self._told = push_frames(stacks, torch.from_numpy(frames), nothing_new), self._tell(infos)
                 for row, walk in enumerate(walks):
                     walk.actions.append(actions[row])
                     place, success = self.counterparts.find(infos, row), bool(infos["success"][row])
@@ -147,6 +148,7 @@ class Player:
         seeds = np.where(mask, opening.seed, 0).tolist()
         frames, infos = self.envs.reset(seed=seeds, options={**opening.options, "reset_mask": mask})
         stacks[row] = open_stack(torch.from_numpy(frames[row : row + 1]), stacks.shape[1])[0]
+        self._told[row] = self._tell(infos)[row]
         place, rng = self.counterparts.find(infos, row), np.random.default_rng((max(number, 0), 1))
         walk = Walk(number, rng, place, place, total=self.counterparts.held_reward * self.limit)
         if 0 <= number < self.num_filmed:
@@ -157,8 +159,16 @@ class Player:
         noise = np.stack([walk.rng.random(self.num_actions, np.float32) for walk in walks])
         if self.policy is not None:
             device = next(self.policy.parameters()).device
-            return self.policy(stacks.to(device)).actions.draw(torch.from_numpy(noise).to(device)).cpu().numpy()
+            odds = self.policy(stacks.to(device), self._told.to(device)).actions
+            return odds.draw(torch.from_numpy(noise).to(device)).cpu().numpy()
         return 2.0 * noise - 1.0 if self.is_continuous else noise.argmax(axis=1)
+
+    def _tell(self, infos: Mapping[str, Any]) -> Tensor:
+        """What the policy is told beside the pictures, [B, N]."""
+        told = self.counterparts.told
+        if self.policy is None or told is None or not self.policy.config.num_told:
+            return torch.zeros(self.envs.num_envs, 0)
+        return told.tell(infos)
 
     def _follow(self, walk: Walk, frame: np.ndarray, reward: float, place: np.ndarray, success: bool) -> None:
         walk.length += 1
@@ -307,6 +317,11 @@ class Arenas:
         acts = describe_actions(envs.single_action_space)
         if policy is not None and (policy.config.is_continuous, policy.config.num_actions) != acts:
             raise ValueError(f"the policy does not act in {envs.single_action_space}; it is none for {self.task}")
+        tells = self.counterparts.told.num if self.counterparts.told else 0
+        if policy is not None and policy.config.num_told not in (0, tells):
+            raise ValueError(
+                f"the policy is told {policy.config.num_told} numbers beside the pictures, {self.task} tells {tells}"
+            )
         return Player(envs, self.counterparts, self.limit, policy, openings, num_filmed, watch)
 
     def __enter__(self) -> Arenas:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from worldscape.conditioning.hand_model import FINGERTIPS
-from worldscape.conditioning.hands import ACTION_WIDTHS, HANDS
+from worldscape.conditioning.hands import ACTION_WIDTHS, HAND_STATE_WIDTH, HANDS
 from worldscape.hand_tasks import HAND_TASKS, fingertip_and_palm
 
 FACT_UNIT = 0.2
@@ -28,19 +28,24 @@ def find_fingertip(infos: Mapping[str, Any], row: int) -> np.ndarray:
 
 
 def tell_reach(infos: Mapping[str, Any]) -> Tensor:
-    """From the infos of B worlds: the way from the index fingertip to the target, and how the hand is turned and bent,
-    [B, 16]. Ways are in camera axes, in FACT_UNIT."""
+    """From the infos of B worlds: the way from the index fingertip to the target, [B, 3], in camera axes, in
+    FACT_UNIT."""
     fingertip, _ = fingertip_and_palm(_told(infos, "hand_keypoints"), _told(infos, "hand_present") > 0)
-    return torch.cat([_in_view(infos, _told(infos, "target") - fingertip), _posture(infos)], 1)
+    return _in_view(infos, _told(infos, "target") - fingertip)
 
 
 def tell_object(infos: Mapping[str, Any]) -> Tensor:
-    """As tell_reach, with the ways from palm to object and from object to target, [B, 19]."""
+    """As tell_reach, the ways from palm to object and from object to target, [B, 6]."""
     _, palm = fingertip_and_palm(_told(infos, "hand_keypoints"), _told(infos, "hand_present") > 0)
     is_dream = "object_position" in infos
     thing = _told(infos, "object_position") if is_dream else _told(infos, "object_pose")[:, :3, 3]
-    ways = [_in_view(infos, way) for way in (thing - palm, _told(infos, "target") - thing)]
-    return torch.cat([*ways, _posture(infos)], 1)
+    return torch.cat([_in_view(infos, way) for way in (thing - palm, _told(infos, "target") - thing)], 1)
+
+
+def tell_hand(infos: Mapping[str, Any]) -> Tensor:
+    """The right hand's row of `hand_state`, [B, 16], its place in FACT_UNIT: what `obs="pixels+hands"` tells."""
+    state = _told(infos, "hand_state")[:, HANDS["right"][0]]
+    return torch.cat([state[:, :3] / FACT_UNIT, state[:, 3:]], 1)
 
 
 def _told(infos: Mapping[str, Any], name: str) -> Tensor:
@@ -52,13 +57,8 @@ def _in_view(infos: Mapping[str, Any], ways: Tensor) -> Tensor:
     return (ways[:, None] @ _told(infos, "pose")[:, :3, :3])[:, 0] / FACT_UNIT
 
 
-def _posture(infos: Mapping[str, Any]) -> Tensor:
-    """Rotation and fingers of the right hand, [B, 13]."""
-    return 0.5 * _told(infos, "hand_state")[:, HANDS["right"][0], 3:]
-
-
 class Facts(NamedTuple):
-    """What a policy of a task is taught to see while it learns: num numbers; tell: infos of B worlds -> [B, num]."""
+    """Numbers about a world, `num` of them; tell: infos of B worlds -> [B, num]."""
 
     num: int
     tell: Callable[[Mapping[str, Any]], Tensor]
@@ -73,7 +73,8 @@ class Counterparts(NamedTuple):
     hand_actions: what both take for an option of that name, the first one by default; none where there are no hands.
     held_reward: what a success would go on to earn each step if it did not end the episode; 0 where the task rewards it
     once. A dense reward needs it: who hovers beside the goal would otherwise earn more than who reaches it.
-    facts: what infos say that a policy had better learn to see; None where reward alone teaches it.
+    facts: what infos say that a policy had better learn to see; None where reward alone teaches it. told: what it is
+    told beside the pictures when it acts, too, as a robot knows where its hand is; None where it has pictures alone.
     """
 
     dream: str
@@ -91,6 +92,7 @@ class Counterparts(NamedTuple):
 
     options: Mapping[str, Any] = {}
     facts: Facts | None = None
+    told: Facts | None = None
 
 
 NAV = Counterparts("WorldScape-Nav-v0", "WorldScape-Rooms-v0", 300, find_walker, has_dense=True)
@@ -101,8 +103,9 @@ HAND = Counterparts(
     find_fingertip,
     held_reward=1.0,
     hand_actions=tuple(ACTION_WIDTHS),
+    told=Facts(HAND_STATE_WIDTH, tell_hand),
 )
-WAYS = {"reach": Facts(16, tell_reach), "push": Facts(19, tell_object), "pick_place": Facts(19, tell_object)}
+WAYS = {"reach": Facts(3, tell_reach), "push": Facts(6, tell_object), "pick_place": Facts(6, tell_object)}
 COUNTERPARTS = {
     "goal_object": NAV,
     **{task: HAND._replace(options={"task": task}, facts=WAYS[task]) for task in HAND_TASKS},
