@@ -6,10 +6,11 @@ worldscape eval transfer --task reach --dream-run runs/reach_dream \\
     --simulator-run runs/reach_tabletop
 
 Needs pip install "worldscape[sim,train]"; weights of your own (--preset) must know hands, and have --starts of theirs.
-As examples/ppo_nav.py in all but three things: an action is thirteen numbers in [-1, 1], drawn from Gaussians whose
-means depend on the picture and whose widths do not (worldscape.policy.Gaussian); the reward is dense, so the agent
-learns from what is missing to the best reward (reward_mode="missing"); and while it learns it is told where target and
-object are, so that it learns to see them. When it acts it has the picture alone (worldscape.policy.PixelPolicy).
+As examples/ppo_nav.py in all but four things: an action is thirteen numbers in [-1, 1], drawn from Gaussians whose
+means depend on what is seen and whose widths do not (worldscape.policy.Gaussian); the reward is dense, so the agent
+learns from what is missing to the best reward (reward_mode="missing"); beside the picture it is told where its hand is,
+as a robot is (what obs="pixels+hands" shows), since the hand can leave the picture; and while it learns it is told
+where target and object are, so that it learns to see them (worldscape.policy.PixelPolicy).
 """
 
 from pathlib import Path
@@ -22,17 +23,16 @@ LESSON = Lesson(
     # exploring without a reward for it. What is missing adds up to some thirty. Small minibatches, since seeing takes
     # many steps to learn.
     recipe={
-        "epochs": 10,
-        "minibatches": 4,
+        "epochs": 4,
+        "minibatches": 32,
         "gamma": 0.97,
         "entropy": 0.0,
-        "lr_end": 0.3,
         "reward_scale": 0.1,
         "looks": 9000,
         "look_epochs": 96,
     },
-    # Four numbers explore widely without losing the hand from sight, and find success only so.
-    kinds={"grasp": {"std": 0.6}},
+    # Tasks of objects take many more steps, and were learned by widely exploring hands of four numbers alone.
+    kinds={"grasp": {"std": 0.6, "epochs": 10, "minibatches": 4, "lr_end": 0.3}},
     # One picture shows where things are, and costs the eye half of what four do. Fine strides: a target is three pixels
     # wide.
     widths={"frames": 1, "channels": (16, 32, 64, 64), "hidden": 256, "stride": 2},
