@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 ROW = np.ones(1, dtype=bool)
 
 
-class WorldScapeEnv(gym.Env[np.ndarray, Any]):
+class WorldScapeEnv(gym.Env[Any, Any]):
     """Walk through a world that a neural network dreams.
 
     ## Description
@@ -184,9 +184,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
         self.observation_space = self._core.observation.space
         self.action_space = self._core.actions.space
 
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Any, dict[str, Any]]:
         """Open a new world -> (observation, info); also after close.
 
         Raises ValueError for malformed seeds and options; random numbers then go on as if it had not been called.
@@ -201,7 +199,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
             raise
         return self._show(batch)
 
-    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take one action -> (observation, reward, terminated, truncated, info).
 
         Raises ValueError for an action outside the space, ResetNeeded before reset and after the episode's end,
@@ -318,7 +316,7 @@ class WorldScapeEnv(gym.Env[np.ndarray, Any]):
             return self._core.max_episode_steps
         return gym.spec(self.spec.id).max_episode_steps
 
-    def _show(self, batch: Batch) -> tuple[np.ndarray, dict[str, Any]]:
+    def _show(self, batch: Batch) -> tuple[Any, dict[str, Any]]:
         observation = map_observation(first_row, batch.observation)
         if self._viewer is not None:
             self._viewer.show(self._core.pictures()[0])

@@ -11,8 +11,9 @@ from einops import rearrange
 from gymnasium import spaces
 from torch import Tensor
 
-from worldscape.conditioning.hands import HAND_STATE_WIDTH, HANDS, state_bound
+from worldscape.conditioning.hands import HANDS, state_bound
 from worldscape.config import WorldConfig
+from worldscape.data.simulator import PIXELS_AND_HANDS, space_with_hands
 from worldscape.engine_frames import EngineFrame
 from ws_gym.infos import resize_depth, resize_frames
 
@@ -58,16 +59,14 @@ class PixelsAndHands(Pixels):
     """A dict of `pixels`, as above, and `hands` float32 [16 * N]: where the N hands that act are, the left one first
     (`hands.state_to_vector`, in the axes that actions move them along), as a robot knows of itself."""
 
-    name = "pixels+hands"
+    name = PIXELS_AND_HANDS
 
     def __init__(self, config: WorldConfig, size: tuple[int, int], hands: str | None = None) -> None:
         super().__init__(config, size)
         if hands is None:
             raise ValueError(f"obs={self.name!r} tells of hands, and there are none; make WorldScape-Hand-v0.")
         self.rows, self.bound = list(HANDS[hands]), state_bound(config.hands)
-        width = HAND_STATE_WIDTH * len(self.rows)
-        told = spaces.Box(-self.bound, self.bound, (width,), np.float32)
-        self.space = spaces.Dict({"pixels": self.space, "hands": told})
+        self.space = space_with_hands(self.space, config.hands, len(self.rows))
 
     def observe(self, frame: EngineFrame) -> dict[str, Tensor]:
         assert frame.hands is not None

@@ -21,7 +21,7 @@ import ws_gym  # noqa: F401  (registers the ids)
 from worldscape.checkpoint import load_world
 from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.evaluate.arenas import describe_actions
-from worldscape.evaluate.counterparts import COUNTERPARTS, Facts, choose_hand_actions
+from worldscape.evaluate.counterparts import COUNTERPARTS, NOTHING, Facts, choose_hand_actions
 from worldscape.policy import STD, PixelPolicy, PolicyConfig, open_stack, push_frames
 from worldscape.train.optim import set_lr
 from ws_gym.seeing import Looks, Views, learn_to_see, look_again, look_around
@@ -93,9 +93,7 @@ class Worlds:
     `facts` are what a policy shall learn to see, `told` what it is told beside the pictures, if anything.
     """
 
-    def __init__(
-        self, envs: Any, device: str | torch.device, facts: Facts | None = None, told: Facts | None = None
-    ) -> None:
+    def __init__(self, envs: Any, device: str | torch.device, facts: Facts = NOTHING, told: Facts = NOTHING) -> None:
         self.envs, self.device, self.facts, self.told = envs, torch.device(device), facts, told
         self._takes_tensors = getattr(envs.unwrapped, "output", "numpy") == "torch"
 
@@ -104,7 +102,7 @@ class Worlds:
         frames, infos = self.envs.reset(seed=seed)
         frames = torch.as_tensor(frames, device=self.device)
         has_ended = torch.zeros(len(frames), dtype=torch.bool, device=self.device)
-        return Present(open_stack(frames, num_frames), has_ended, *self._known(infos, len(frames)))
+        return Present(open_stack(frames, num_frames), has_ended, *self._known(infos))
 
     def step(self, actions: Tensor) -> Shown:
         """Actions long [B] or float [B, A] -> what follows. A Box clips what lies outside."""
@@ -113,12 +111,10 @@ class Worlds:
         )
         shown = (frames, rewards, terminated, terminated | truncated, infos["success"])
         frames, rewards, terminated, ended, success = (torch.as_tensor(value, device=self.device) for value in shown)
-        told, facts = self._known(infos, len(frames))
-        return Shown(frames, told, facts, rewards.float(), terminated, ended, success)
+        return Shown(frames, *self._known(infos), rewards.float(), terminated, ended, success)
 
-    def _known(self, infos: Mapping[str, Any], rows: int) -> tuple[Tensor, Tensor]:
-        told, facts = (torch.zeros(rows, 0) if of is None else of.tell(infos) for of in (self.told, self.facts))
-        return told.to(self.device), facts.to(self.device)
+    def _known(self, infos: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+        return self.told.tell(infos).to(self.device), self.facts.tell(infos).to(self.device)
 
     def close(self) -> None:
         """Free the worlds."""
@@ -166,7 +162,7 @@ def fit_policy(worlds: Worlds, **widths: Any) -> PolicyConfig:
     """The policy that sees the pictures of these worlds and acts in them; `widths` are settings of PolicyConfig."""
     envs = worlds.envs
     is_continuous, num_actions = describe_actions(envs.single_action_space)
-    num_facts, num_told = (0 if of is None else of.num for of in (worlds.facts, worlds.told))
+    num_facts, num_told = worlds.facts.num, worlds.told.num
     acts = {"num_actions": num_actions, "is_continuous": is_continuous}
     return PolicyConfig(
         **acts, num_facts=num_facts, num_told=num_told, size=envs.single_observation_space.shape[0], **widths
@@ -267,10 +263,10 @@ def improve(
     the mean of each loss."""
     scaled = rollout._replace(rewards=recipe.reward_scale * rollout.rewards)
     advantages = estimate_advantages(scaled, last_values, recipe.gamma, recipe.gae_lambda)
+    looked_at = {"seen": rollout.seen} if policy.config.num_facts else {"stacks": rollout.stacks}
     parts = {
-        "stacks": rollout.stacks,
+        **looked_at,
         "told": rollout.told,
-        "seen": rollout.seen,
         "actions": rollout.actions,
         "log_probs": rollout.log_probs,
         "advantages": advantages,
@@ -286,10 +282,9 @@ def improve(
     means = dict(zip(Losses._fields, torch.stack(losses).mean(0).tolist(), strict=True))
     if not policy.config.num_facts:
         return means
-    facts, off = rearrange(rollout.facts, "t b k -> (t b) k"), []
+    views, off = Views(*(part.flatten(0, 1) for part in (rollout.stacks, rollout.told, rollout.facts))), []
     for rows in minibatches(counted, recipe.see_epochs, recipe.see_minibatches, generator):
-        views = Views(flat["stacks"][rows], flat["told"][rows], facts[rows])
-        loss = look_again(views, looks, generator).off(policy)
+        loss = look_again(views.at(rows), looks, generator).off(policy)
         descend(policy, optimizer, loss, recipe.max_grad_norm)
         off.append(loss.detach())
     return {**means, "facts": float(torch.stack(off).mean())}

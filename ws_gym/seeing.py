@@ -34,6 +34,10 @@ class Views(NamedTuple):
     told: Tensor
     facts: Tensor
 
+    def at(self, rows: Tensor) -> Views:
+        """Those of `rows`."""
+        return Views(*(part[rows] for part in self))
+
     def shifted(self, generator: torch.Generator) -> Views:
         """The same with each stack moved at random."""
         return self._replace(stacks=shifted(self.stacks, generator))

@@ -33,7 +33,7 @@ class WorldScapeVectorEnv(VectorEnv[Any, Any, Any]):
     `WorldScapeEnv`'s, batched.
 
     ## Observation Space
-    `Box(0, 255, (num_envs, height, width, 3), uint8)`, or `WorldScapeEnv`'s latents, batched.
+    `Box(0, 255, (num_envs, height, width, 3), uint8)`, or what else `obs=` names, batched.
 
     ## Rewards
     As in `WorldScapeEnv`, float32 [num_envs].

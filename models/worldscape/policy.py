@@ -147,12 +147,13 @@ class PixelPolicy(nn.Module):
         layers.append(nn.Conv2d(widths[-1], widths[-1], 3, padding=1))
         side = config.size // config.shrinks_by
         self.trunk = nn.Sequential(*(part for layer in layers for part in (layer, nn.ReLU())), nn.Flatten())
+        # In a Sequential, as policies were saved with.
         self.hidden = nn.Sequential(nn.Linear(widths[-1] * side * side, config.hidden))
         self.facts = nn.Linear(config.hidden, config.num_facts) if config.num_facts else None
         self.told = nn.Linear(config.num_told, config.hidden, bias=False) if config.num_told else None
-        known = config.num_facts + config.num_told
-        self.will = _thoughts(known) if config.num_facts else nn.Identity()
-        self.worth = _thoughts(known) if config.num_facts else nn.Identity()
+        heard = config.num_facts + config.num_told
+        self.will = _thoughts(heard) if config.num_facts else nn.Identity()
+        self.worth = _thoughts(heard) if config.num_facts else nn.Identity()
         known = THOUGHTS if config.num_facts else config.hidden
         self.actor = nn.Linear(known, config.num_actions)
         self.spread = nn.Parameter(torch.zeros(config.num_actions)) if config.is_continuous else None

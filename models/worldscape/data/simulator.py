@@ -6,6 +6,18 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from worldscape.conditioning.hands import HAND_STATE_WIDTH, HandScale, state_bound
+
+PIXELS_AND_HANDS = "pixels+hands"
+"""The `obs` of worlds with hands, dreamed or simulated, that `space_with_hands` describes."""
+
+
+def space_with_hands(pixels: spaces.Space, scale: HandScale, num_hands: int) -> spaces.Dict:
+    """Pictures, and beside them where hands are: a dict of `pixels` and `hands` float32 [16 * num_hands]."""
+    bound = state_bound(scale)
+    told = spaces.Box(-bound, bound, (HAND_STATE_WIDTH * num_hands,), np.float32)
+    return spaces.Dict({"pixels": pixels, "hands": told})
+
 
 class SimulatorEnv(gym.Env[Any, Any]):
     """A Gymnasium environment around a `world` that is built at first use and rebuilt by each reset.

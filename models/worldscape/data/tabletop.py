@@ -9,14 +9,8 @@ from typing import Any, ClassVar
 import numpy as np
 from gymnasium import spaces
 
-from worldscape.conditioning.hands import (
-    ACTION_WIDTHS,
-    HAND_STATE_WIDTH,
-    HandScale,
-    check_hand_actions,
-    state_bound,
-)
-from worldscape.data.simulator import SimulatorEnv
+from worldscape.conditioning.hands import ACTION_WIDTHS, HandScale, check_hand_actions, state_bound
+from worldscape.data.simulator import PIXELS_AND_HANDS, SimulatorEnv, space_with_hands
 from worldscape.data.tabletop_layout import draw_plan
 from worldscape.data.tabletop_tasks import TASKS, Facts, Verdict
 from worldscape.hand_tasks import FINGERTIP, PALM, check_reward_mode, pay
@@ -24,7 +18,7 @@ from worldscape.hand_tasks import FINGERTIP, PALM, check_reward_mode, pay
 FIELD_OF_VIEW = 52.0  # degrees, vertical and horizontal (the picture is square)
 RENDER_SIZE = 256
 LARGEST_SIZE = 256
-OBSERVED = ("pixels", "pixels+hands")
+OBSERVED = ("pixels", PIXELS_AND_HANDS)
 RIGHT = 1  # row of the right hand in arrays of both
 
 
@@ -132,15 +126,14 @@ class TabletopEnv(SimulatorEnv):
             raise ValueError(f"hand_actions is {hand_actions!r}; choose one of {', '.join(ACTION_WIDTHS)}.")
         if not isinstance(size, int) or not 16 <= size <= LARGEST_SIZE:
             raise ValueError(f"size is {size!r}; it must be an int from 16 to {LARGEST_SIZE} pixels.")
-        super().__init__(size, goal_terminates, max_episode_steps, render_mode)
         if obs not in OBSERVED:
             raise ValueError(f"obs is {obs!r}; choose one of {', '.join(OBSERVED)}.")
+        super().__init__(size, goal_terminates, max_episode_steps, render_mode)
         self.task = task
         self.scale = scale or HandScale()
         self.obs, self._bound = obs, state_bound(self.scale)
-        if obs == "pixels+hands":
-            told = spaces.Box(-self._bound, self._bound, (HAND_STATE_WIDTH,), np.float32)
-            self.observation_space = spaces.Dict({"pixels": self.observation_space, "hands": told})
+        if obs == PIXELS_AND_HANDS:
+            self.observation_space = space_with_hands(self.observation_space, self.scale, num_hands=1)
         self.masks = masks
         self.reward_mode = check_reward_mode(reward_mode)
         self.hand_actions = hand_actions
@@ -219,13 +212,10 @@ class TabletopEnv(SimulatorEnv):
         }
         if self.masks:
             info["hand_mask"], info["object_mask"] = world.masks()
-        return self._told(frame), info, verdict
-
-    def _told(self, frame: np.ndarray) -> Any:
-        """What the agent observes, of the picture that it sees."""
-        if self.obs == "pixels":
-            return frame
-        return {"pixels": frame, "hands": np.clip(self.world.hand_state(), -self._bound, self._bound)}
+        if self.obs != PIXELS_AND_HANDS:
+            return frame, info, verdict
+        hand = np.clip(info["hand_state"][RIGHT], -self._bound, self._bound)
+        return {"pixels": frame, "hands": hand}, info, verdict
 
     def _hand_info(self, keypoints: np.ndarray, depth: np.ndarray) -> dict[str, np.ndarray]:
         pixels, visible = self.world.project(keypoints, depth)

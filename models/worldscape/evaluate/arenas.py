@@ -25,7 +25,7 @@ from torch import Tensor
 from worldscape.checkpoint import load_world
 from worldscape.data.episode import HELD_OUT_SEED
 from worldscape.data.starts import WINDOWED, Starts, save_starts
-from worldscape.evaluate.counterparts import COUNTERPARTS, Counterparts, choose_hand_actions
+from worldscape.evaluate.counterparts import COUNTERPARTS, NOTHING, Counterparts, choose_hand_actions
 from worldscape.policy import PixelPolicy, open_stack, push_frames
 from worldscape.progress import Progress
 
@@ -109,6 +109,7 @@ class Player:
             raise ValueError("a player opens each episode itself; make the environment with autoreset_mode='DISABLED'")
         self.envs, self.counterparts, self.limit = envs, counterparts, limit
         self.policy, self.num_filmed, self.watch = policy, num_filmed, watch
+        self.told = counterparts.told if policy is not None and policy.config.num_told else NOTHING
         self.is_continuous, self.num_actions = describe_actions(envs.single_action_space)
         self.num_episodes = len(openings)
         self._openings = itertools.chain(enumerate(openings), itertools.repeat((-1, openings[0])))
@@ -121,14 +122,14 @@ class Player:
         num_frames = 1 if self.policy is None else self.policy.config.frames
         shape = self.envs.single_observation_space.shape or ()
         stacks = torch.zeros(num_slots, num_frames, *shape, dtype=torch.uint8)
-        self._told = torch.zeros(num_slots, 0 if self.policy is None else self.policy.config.num_told)
-        walks = [self._open(row, stacks) for row in range(num_slots)]
+        told = torch.zeros(num_slots, self.told.num)
+        walks = [self._open(row, stacks, told) for row in range(num_slots)]
         nothing_new = torch.zeros(num_slots, dtype=torch.bool)
         with Progress(unit, total=self.num_episodes) as progress:
             while len(self._finished) < self.num_episodes:
-                actions = self._act(stacks, walks)
+                actions = self._act(stacks, told, walks)
                 frames, rewards, terminated, truncated, infos = self.envs.step(actions)
-                stacks, self._told = push_frames(stacks, torch.from_numpy(frames), nothing_new), self._tell(infos)
+                stacks, told = push_frames(stacks, torch.from_numpy(frames), nothing_new), self.told.tell(infos)
                 for row, walk in enumerate(walks):
                     walk.actions.append(actions[row])
                     place, success = self.counterparts.find(infos, row), bool(infos["success"][row])
@@ -138,37 +139,30 @@ class Player:
                         walks[row].noted = self.watch(infos, row) if self.watch else {}
                         self._finished[walks[row].number] = walks[row]
                         progress.update()
-                    walks[row] = self._open(row, stacks)
+                    walks[row] = self._open(row, stacks, told)
         return self._summarise()
 
-    def _open(self, row: int, stacks: Tensor) -> Walk:
-        """Open the next episode in slot `row` and show it in `stacks`, in place."""
+    def _open(self, row: int, stacks: Tensor, told: Tensor) -> Walk:
+        """Open the next episode in slot `row` and show it in `stacks` and `told`, in place."""
         number, opening = next(self._openings)
         mask = np.arange(self.envs.num_envs) == row
         seeds = np.where(mask, opening.seed, 0).tolist()
         frames, infos = self.envs.reset(seed=seeds, options={**opening.options, "reset_mask": mask})
         stacks[row] = open_stack(torch.from_numpy(frames[row : row + 1]), stacks.shape[1])[0]
-        self._told[row] = self._tell(infos)[row]
+        told[row] = self.told.tell(infos)[row]
         place, rng = self.counterparts.find(infos, row), np.random.default_rng((max(number, 0), 1))
         walk = Walk(number, rng, place, place, total=self.counterparts.held_reward * self.limit)
         if 0 <= number < self.num_filmed:
             walk.frames.append(frames[row].copy())
         return walk
 
-    def _act(self, stacks: Tensor, walks: list[Walk]) -> np.ndarray:
+    def _act(self, stacks: Tensor, told: Tensor, walks: list[Walk]) -> np.ndarray:
         noise = np.stack([walk.rng.random(self.num_actions, np.float32) for walk in walks])
         if self.policy is not None:
             device = next(self.policy.parameters()).device
-            odds = self.policy(stacks.to(device), self._told.to(device)).actions
+            odds = self.policy(stacks.to(device), told.to(device)).actions
             return odds.draw(torch.from_numpy(noise).to(device)).cpu().numpy()
         return 2.0 * noise - 1.0 if self.is_continuous else noise.argmax(axis=1)
-
-    def _tell(self, infos: Mapping[str, Any]) -> Tensor:
-        """What the policy is told beside the pictures, [B, N]."""
-        told = self.counterparts.told
-        if self.policy is None or told is None or not self.policy.config.num_told:
-            return torch.zeros(self.envs.num_envs, 0)
-        return told.tell(infos)
 
     def _follow(self, walk: Walk, frame: np.ndarray, reward: float, place: np.ndarray, success: bool) -> None:
         walk.length += 1
@@ -317,7 +311,7 @@ class Arenas:
         acts = describe_actions(envs.single_action_space)
         if policy is not None and (policy.config.is_continuous, policy.config.num_actions) != acts:
             raise ValueError(f"the policy does not act in {envs.single_action_space}; it is none for {self.task}")
-        tells = self.counterparts.told.num if self.counterparts.told else 0
+        tells = self.counterparts.told.num
         if policy is not None and policy.config.num_told not in (0, tells):
             raise ValueError(
                 f"the policy is told {policy.config.num_told} numbers beside the pictures, {self.task} tells {tells}"

@@ -64,6 +64,14 @@ class Facts(NamedTuple):
     tell: Callable[[Mapping[str, Any]], Tensor]
 
 
+def tell_nothing(infos: Mapping[str, Any]) -> Tensor:
+    """[B, 0]."""
+    return torch.zeros(len(infos["camera"]), 0)
+
+
+NOTHING = Facts(0, tell_nothing)
+
+
 class Counterparts(NamedTuple):
     """The dream and the simulator of one task.
 
@@ -73,8 +81,8 @@ class Counterparts(NamedTuple):
     hand_actions: what both take for an option of that name, the first one by default; none where there are no hands.
     held_reward: what a success would go on to earn each step if it did not end the episode; 0 where the task rewards it
     once. A dense reward needs it: who hovers beside the goal would otherwise earn more than who reaches it.
-    facts: what infos say that a policy had better learn to see; None where reward alone teaches it. told: what it is
-    told beside the pictures when it acts, too, as a robot knows where its hand is; None where it has pictures alone.
+    facts: what infos say that a policy had better learn to see; NOTHING where reward alone teaches it. told: what it is
+    told beside the pictures when it acts, too, as a robot knows where its hand is; NOTHING where it has pictures alone.
     """
 
     dream: str
@@ -91,8 +99,8 @@ class Counterparts(NamedTuple):
         return self.hand_actions[0] if self.hand_actions else None
 
     options: Mapping[str, Any] = {}
-    facts: Facts | None = None
-    told: Facts | None = None
+    facts: Facts = NOTHING
+    told: Facts = NOTHING
 
 
 NAV = Counterparts("WorldScape-Nav-v0", "WorldScape-Rooms-v0", 300, find_walker, has_dense=True)
